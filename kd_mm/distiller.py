@@ -1,0 +1,535 @@
+"""One student pass and one teacher pass -> a dict of losses.
+
+The :class:`Distiller` attaches to a model it does not own: two hooks on the student's forward, nothing else.  When the
+student computes its training losses, the distiller's taps collect its features on the way, the teacher runs on the
+same images, and the distillation terms are added to the returned loss dict, which the host sums as it sums its own.
+"""
+
+import copy
+import functools
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kd_mm import distributed
+from kd_mm.adapters import Adapter, auto_adapter
+from kd_mm.losses.base import KDLoss
+from kd_mm.regions.base import RegionMask
+from kd_mm.registry import build
+from kd_mm.synthetic import synthetic_batch
+from kd_mm.taps import Tap, expand_paths
+from kd_mm.teacher import Teacher, eval_mode, forward_tensor, inherit_weights, preserved_random_state, task_of
+from kd_mm.types import Features, KDBatch
+
+#: Input sizes for the dry pass: small first, larger for models whose layers need it.
+DRY_SHAPES = ((128, 128), (256, 256), (320, 320), (512, 512))
+_TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region')
+
+
+def _levels(value: Any) -> Tuple[Optional[List[int]], Optional[List[int]]]:
+    """Level indices of student and teacher from ``levels=``: a list for both, or a dict with both sides."""
+    if value is None:
+        return None, None
+    if hasattr(value, 'get'):
+        if set(value) - {'student', 'teacher'}:
+            raise ValueError(f'levels={dict(value)!r} may have the keys `student` and `teacher` only')
+        return value.get('student'), value.get('teacher')
+    return list(value), list(value)
+
+
+class Term(nn.Module):
+    """One entry of ``losses``: where to tap, how to adapt, what to compute.
+
+    Args:
+        name: key of the loss dict; must start with ``loss_``.
+        cfg: the loss's config with the keys ``at`` (or ``student_at`` and ``teacher_at``), ``levels``, ``adapter`` and
+            ``region`` besides the loss's own.
+    """
+
+    def __init__(self, name: str, cfg: Any):
+        super().__init__()
+        if not name.startswith('loss_') or not name.isidentifier():
+            raise ValueError(f'{name!r}: a loss name must start with `loss_` and be an identifier; the host '
+                             'back-propagates only keys that contain `loss`')
+        if not hasattr(cfg, 'items'):
+            raise ValueError(f'{name}: {cfg!r} is not a config; write {name}=dict(type=..., at=...)')
+        self.name = name
+        cfg = dict(cfg)
+        both, student, teacher = (cfg.get(key) for key in _TAP_KEYS[:3])
+        if both is not None and (student is not None or teacher is not None):
+            raise ValueError(f'{name}: give either `at` or `student_at` with `teacher_at`')
+        if (both or student) is None or (both or teacher) is None:
+            raise ValueError(f"{name}: where to tap? Give `at` (a module path such as 'neck'), or `student_at` and "
+                             '`teacher_at`')
+        self.student_at, self.teacher_at = both or student, both or teacher
+        self.student_levels, self.teacher_levels = _levels(cfg.get('levels'))
+        try:
+            self.loss = build({key: value for key, value in cfg.items() if key not in _TAP_KEYS}, KDLoss, 'loss')
+            region = cfg.get('region')
+            self.region = None if region is None else build(region, RegionMask, 'region')
+            self.adapter_cfg = cfg.get('adapter', 'auto')
+            self.adapter: Optional[Adapter] = None
+            if self.adapter_cfg not in (None, 'auto'):
+                if isinstance(self.adapter_cfg, str):
+                    raise ValueError(f"adapter={self.adapter_cfg!r}: give 'auto', None or a dict with `type`")
+                self.adapter = build(self.adapter_cfg, Adapter, 'adapter')
+        except (KeyError, ValueError) as error:
+            raise ValueError(f'{name}: {error.args[0]}') from error
+        self.student_paths: List[str] = []
+        self.teacher_paths: List[str] = []
+
+    @property
+    def needs_boxes(self) -> bool:
+        return self.loss.needs_boxes or (self.region is not None and self.region.needs_boxes)
+
+    @property
+    def label(self) -> str:
+        """Name for log entries, without the word that would make the host back-propagate them."""
+        return self.name[len('loss_'):].replace('loss', '').strip('_') or 'kd'
+
+    def collect(self, student: Dict[str, Features], teacher: Dict[str, Features]) -> Tuple[Features, Features]:
+        """The tapped levels of both sides.
+
+        Raises:
+            ValueError: a level does not exist, or the counts differ.
+        """
+        sides = []
+        for records, paths, keep, side in ((student, self.student_paths, self.student_levels, 'student'),
+                                           (teacher, self.teacher_paths, self.teacher_levels, 'teacher')):
+            found = tuple(tensor for path in paths for tensor in records[path])
+            if keep is not None:
+                if any(not -len(found) <= index < len(found) for index in keep):
+                    raise ValueError(f'{self.name}: levels={list(keep)} but {side} {paths} gives {len(found)} levels: '
+                                     f'{_shapes(found)}')
+                found = tuple(found[index] for index in keep)
+            sides.append(found)
+        if len(sides[0]) != len(sides[1]):
+            raise ValueError(
+                f'{self.name}: {len(sides[0])} student levels {_shapes(sides[0])} and {len(sides[1])} teacher levels '
+                f'{_shapes(sides[1])}. Pick levels that belong together with levels=[...] or '
+                'levels=dict(student=[...], teacher=[...])')
+        return sides[0], sides[1]
+
+    def prepare(self, student: Features, teacher: Features) -> None:
+        """Choose the adapter and create every trainable part, for features like these."""
+        if self.adapter_cfg == 'auto':
+            self.adapter = auto_adapter(self.loss, student, teacher)
+        if self.adapter is not None:
+            self.adapter.prepare(student, teacher)
+            student, teacher = self.adapter(student, teacher)
+        try:
+            self.loss.check_shapes(student, teacher)
+        except ValueError as error:
+            mend = 'Remove adapter=None' if self.adapter_cfg is None else 'Choose another adapter or other taps'
+            raise ValueError(f'{self.name}: {error} (adapter={self.adapter_cfg!r}). {mend}') from error
+        self.loss.prepare(student, teacher)
+
+    def per_level(self, student: Features, teacher: Features, batch: KDBatch) -> List[Tensor]:
+        """Unweighted losses, one a level."""
+        if self.adapter is not None:
+            student, teacher = self.adapter(student, teacher)
+        return self.loss.per_level(student, teacher, batch, self.region)
+
+
+def _shapes(features: Features) -> str:
+    return '[' + ', '.join('x'.join(map(str, tensor.shape)) for tensor in features) + ']'
+
+
+class Problems:
+    """Everything that is wrong with a configuration, for one error."""
+
+    def __init__(self) -> None:
+        self.found: List[str] = []
+
+    def add(self, problem: Any) -> None:
+        text = problem.args[0] if isinstance(problem, (KeyError, ValueError)) and problem.args else str(problem)
+        if text not in self.found:
+            self.found.append(str(text))
+
+    def raise_any(self) -> None:
+        if self.found:
+            lines = '\n'.join(f'  {number}. {text}' for number, text in enumerate(self.found, 1))
+            raise ValueError(f'kd_mm: {len(self.found)} problem(s) in the distillation config:\n{lines}')
+
+
+class Distiller(nn.Module):
+    """Distils a teacher into a student that it does not own.
+
+    ``parameters()`` are the trainable extras (adapters, generators): neither the student nor the teacher is a
+    sub-module.  Building checks everything that can be checked before the first step, by one forward of each model
+    on random images in eval mode that changes no random state and no statistics, and reports all problems at once.
+
+    Args:
+        student: the model in training.
+        teacher: config path, installed config name (``mmdet::...``), config dict or ``nn.Module``.
+        losses: name -> config, see :class:`Term`. Names start with ``loss_``.
+        teacher_ckpt: path or URL of the teacher's weights; None for the published weights of an installed config;
+            ``'random'`` for none (tests).
+        teacher_strict: whether the weights must fit exactly. Default True.
+        inherit: module paths whose weights :meth:`inherit_weights` copies from the teacher. Default none.
+        task_loss_weight: factor on the student's own losses, from 0 (teacher alone). Default 1.
+        seed: of the initial adapters and of random masks. Default 0.
+        classes: the student's class names, if known.
+        scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
+
+    Raises:
+        ValueError: the configuration is wrong; all problems in one message.
+    """
+
+    def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
+                 teacher_strict: bool = True, inherit: Sequence[str] = (), task_loss_weight: float = 1.0,
+                 seed: int = 0, classes: Optional[Sequence[str]] = None, scope: Optional[str] = None):
+        super().__init__()
+        self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
+        self.task_loss_weight = task_loss_weight
+        self.inherit = (inherit, ) if isinstance(inherit, str) else tuple(inherit)
+        self.seed, self.step, self.max_steps = seed, 0, 0
+        self.classes = list(classes) if classes else None
+        self.wrapper: Optional[nn.Module] = None
+        self._handles: List[Any] = []
+        self._active: List[Term] = []
+        self._inputs: Any = None
+        self._pending_check: Optional[Tuple[Tensor, List[Tuple[str, int]], int]] = None
+        self.terms = nn.ModuleDict()
+        self.problems = Problems()
+        self.teacher = None
+
+        if not hasattr(losses, 'items') or not losses:
+            self.problems.add(f'losses={losses!r}: give a dict of losses, losses=dict(loss_x=dict(type=..., at=...))')
+            losses = {}
+        if isinstance(task_loss_weight, bool) or not isinstance(task_loss_weight, (int, float)) \
+                or not 0 <= task_loss_weight < float('inf'):
+            self.problems.add(f'task_loss_weight={task_loss_weight!r} must be a number from 0')
+        for name, cfg in losses.items():
+            try:
+                self.terms[name] = Term(name, cfg)
+            except (KeyError, ValueError) as error:
+                self.problems.add(error)
+        try:
+            self.teacher = Teacher.build(teacher, student, teacher_ckpt, teacher_strict, scope, seed)
+        except (KeyError, ValueError, FileNotFoundError) as error:
+            self.problems.add(error)
+        self._student_taps = self._make_taps('student', student)
+        self._teacher_taps = self._make_taps('teacher', self.teacher.model) if self.teacher is not None else {}
+        self._check_data()
+        if self.teacher is not None:
+            for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
+                self.problems.add(problem)
+            self._prepare()
+        self.problems.raise_any()
+
+    # ------------------------------------------------------------------ building
+
+    def _make_taps(self, side: str, model: nn.Module) -> Dict[str, Tap]:
+        taps: Dict[str, Tap] = {}
+        for term in self._all_terms():
+            paths = expand_paths(model, getattr(term, f'{side}_at'))
+            setattr(term, f'{side}_paths', paths)
+            for path in paths:
+                if path not in taps:
+                    try:
+                        taps[path] = Tap(model, path, side)
+                    except KeyError as error:
+                        self.problems.add(f'{term.name}: {error.args[0]}')
+        return taps
+
+    def _all_terms(self) -> Iterable[Term]:
+        return self.terms.values()  # type: ignore[return-value]
+
+    def _check_data(self) -> None:
+        """Problems of terms with the kind of data and with the classes of both models."""
+        task = task_of(self.student)
+        theirs = self.teacher.classes if self.teacher is not None else None
+        for term in self._all_terms():
+            if term.needs_boxes and task == 'segmentation':
+                self.problems.add(f'{term.name}: {type(term.region or term.loss).__name__} needs ground-truth boxes, '
+                                  'which segmentation data do not have. Use a loss or region without boxes '
+                                  '(SegClassRegion makes regions from the labels)')
+            if term.loss.logits and self.classes and theirs and list(self.classes) != list(theirs):
+                self.problems.add(f'{term.name}: a logit loss needs the same classes in the same order. '
+                                  f'Student ({len(self.classes)}): {_names(self.classes)}. '
+                                  f'Teacher ({len(theirs)}): {_names(theirs)}. Use a feature loss, or a teacher '
+                                  'trained on these classes')
+
+    def _usable(self) -> List[Term]:
+        return [term for term in self._all_terms()
+                if all(path in self._student_taps for path in term.student_paths)
+                and all(path in self._teacher_taps for path in term.teacher_paths)]
+
+    def _prepare(self) -> None:
+        """The dry pass: both models on random images, to find widths, sizes and what is not connected."""
+        terms = self._usable()
+        if not terms:
+            return
+        with preserved_random_state(self.seed), torch.enable_grad(), eval_mode(self.student):
+            passed = self._dry_forward()
+            if passed is None:
+                return
+            student, teacher, batch = passed
+            for term in terms:
+                silent = [f'{side} {path!r}' for side, records, paths in (
+                    ('student', student, term.student_paths), ('teacher', teacher, term.teacher_paths))
+                          for path in paths if not records.get(path)]
+                if silent:
+                    self.problems.add(f'{term.name}: the tap at {", ".join(silent)} never fires: the module is not '
+                                      'used by the forward pass, or returns no floating-point tensor. '
+                                      'List all that do: python tools/list_taps.py CONFIG')
+                    continue
+                try:
+                    features = term.collect(student, teacher)
+                    self._check_classes(term, *features)
+                    term.prepare(*features)
+                    self._check_reach(term, *features, batch)
+                except (KeyError, ValueError) as error:
+                    text = str(error.args[0])
+                    self.problems.add(text if text.startswith(term.name) else f'{term.name}: {text}')
+
+    def _check_classes(self, term: Term, student: Features, teacher: Features) -> None:
+        if not term.loss.logits:
+            return
+        for level, (s, t) in enumerate(zip(student, teacher)):
+            if s.shape[1] != t.shape[1]:
+                theirs = self.teacher.classes if self.teacher is not None else None
+                raise ValueError(
+                    f'{term.name}, level {level}: a logit loss needs the same classes, but the student has '
+                    f'{s.shape[1]} logits ({_names(self.classes)}) and the teacher {t.shape[1]} ({_names(theirs)}). '
+                    'Use a feature loss, or a teacher trained on these classes')
+
+    def _check_reach(self, term: Term, student: Features, teacher: Features, batch: KDBatch) -> None:
+        """Whether the loss has a gradient on the student."""
+        total = sum(term.per_level(student, teacher, batch))
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        if isinstance(total, Tensor) and total.requires_grad and parameters:
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+            if any(gradient is not None for gradient in gradients):
+                return
+        raise ValueError(f'{term.name} reaches no trainable parameter of the student through {term.student_paths}: '
+                         'the tapped module lies before or inside the frozen part (frozen_stages), returns a detached '
+                         'tensor, or lies inside a re-entrant activation checkpoint. Tap a later module')
+
+    def _dry_forward(self) -> Optional[Tuple[Dict[str, Features], Dict[str, Features], KDBatch]]:
+        """Features of all taps on random images, at the smallest size that both models take."""
+        error: Optional[Exception] = None
+        assert self.teacher is not None
+        for shape in DRY_SHAPES:
+            try:
+                data = self._random_data(shape)
+                batch = self._batch(data['inputs'], data['data_samples'])
+                student = self._dry_student(data)
+                taps = list(self._teacher_taps.values())
+                self.teacher.run(data['inputs'], data['data_samples'], taps, batch, full=True)
+                return student, _read(taps), batch
+            except Exception as caught:  # models raise anything at sizes they cannot take
+                error = caught
+                self._clear()
+        self.problems.add(f'a forward pass of student or teacher on random images of {DRY_SHAPES[0]} to '
+                          f'{DRY_SHAPES[-1]} pixels fails: {type(error).__name__}: {error}')
+        return None
+
+    def _random_data(self, shape: Tuple[int, int]) -> Dict[str, Any]:
+        device = next(self.student.parameters()).device
+        if task_of(self.student) is None:
+            return dict(inputs=torch.rand(2, 3, *shape, device=device), data_samples=())
+        data = synthetic_batch(self.student, 2, shape, device=device)
+        # training=False: batch augmentations draw random sizes and remember them.
+        return self.student.data_preprocessor(data, False)
+
+    def _dry_student(self, data: Dict[str, Any]) -> Dict[str, Features]:
+        taps = list(self._student_taps.values())
+        for tap in taps:
+            tap.arm(tuple(data['inputs'].shape[-2:]))
+        forward_tensor(self.student, data['inputs'], copy.deepcopy(data['data_samples']), list(self._student_taps))
+        fired, silent = [tap for tap in taps if tap.calls], [tap for tap in taps if not tap.calls]
+        records = _read(fired)
+        for tap in silent:
+            tap.clear()
+        if silent and task_of(self.student) is not None:
+            # Some modules run only when losses are computed (target assignment, denoising).
+            for tap in silent:
+                tap.arm(tuple(data['inputs'].shape[-2:]))
+            try:
+                self.student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
+            finally:
+                records.update(_read([tap for tap in silent if tap.calls]))
+                self._clear()
+        return records
+
+    # ------------------------------------------------------------------ life
+
+    def trainable_modules(self) -> nn.ModuleDict:
+        """The extras, whose state dict a checkpoint keeps under its side key."""
+        return self.terms
+
+    def inherit_weights(self) -> None:
+        """Copy the inherited modules from the teacher into the student."""
+        assert self.teacher is not None
+        problems = Problems()
+        for problem in inherit_weights(self.student, self.teacher.model, self.inherit):
+            problems.add(problem)
+        problems.raise_any()
+
+    def attach(self) -> None:
+        """Put the two hooks on the student.
+
+        Raises:
+            RuntimeError: a distiller is attached already.
+        """
+        if self._handles or any(getattr(hook, '_kd_mm', False) for hook in self.student._forward_hooks.values()):
+            raise RuntimeError('a distiller is already attached to this student')
+        before = functools.partial(_before_forward, self)
+        after = functools.partial(_after_forward, self)
+        before._kd_mm = after._kd_mm = True  # type: ignore[attr-defined]
+        self._handles = [self.student.register_forward_pre_hook(before, with_kwargs=True),
+                         self.student.register_forward_hook(after, with_kwargs=True, always_call=True)]
+
+    def detach(self) -> None:
+        """Take the hooks off and free what was captured; doing it twice is harmless."""
+        self._clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _clear(self) -> None:
+        for tap in (*self._student_taps.values(), *self._teacher_taps.values()):
+            tap.clear()
+        self._inputs, self._active = None, []
+
+    # ------------------------------------------------------------------ a step
+
+    def active_terms(self) -> List[Term]:
+        """Terms whose weight is not 0 at the current step."""
+        return [term for term in self._all_terms() if not term.loss.weight.is_zero(self.step, self.max_steps)]
+
+    def _batch(self, inputs: Tensor, data_samples: Any) -> KDBatch:
+        return KDBatch(input_shape=tuple(inputs.shape[-2:]), data_samples=data_samples or (), step=self.step,
+                       max_steps=self.max_steps, seed=self.seed)
+
+    def begin(self, inputs: Any, data_samples: Any) -> None:
+        """Start collecting: called before the student's training forward."""
+        self._clear()
+        self.raise_if_not_finite()
+        self._active = self.active_terms()
+        if not self._active:
+            return
+        if not isinstance(inputs, Tensor):
+            raise ValueError(f'the student is given {type(inputs).__name__} inputs, not one batch of images; '
+                             'multi-branch (semi-supervised) data are not supported')
+        self._inputs = (inputs, data_samples)
+        for path in {path: None for term in self._active for path in term.student_paths}:
+            self._student_taps[path].arm(tuple(inputs.shape[-2:]))
+
+    def end(self, losses: Dict[str, Any]) -> Dict[str, Any]:
+        """The student's loss dict with the distillation terms; called after its training forward."""
+        for tap in self._student_taps.values():
+            tap.disarm()
+        task = {name: value for name, value in losses.items() if 'loss' in name}
+        result = dict(losses)
+        if self.task_loss_weight != 1.0:
+            for name, value in task.items():
+                result[name] = ([item * self.task_loss_weight for item in value] if isinstance(value, (list, tuple))
+                                else value * self.task_loss_weight)
+        if self._active:
+            inputs, data_samples = self._inputs
+            for name, value in self.compute(self._batch(inputs, data_samples), inputs, data_samples).items():
+                if name in result:
+                    raise ValueError(f'the student already has a loss named {name!r}; rename the distillation loss')
+                result[name] = value
+            with torch.no_grad():
+                kd = sum(result[term.name].detach() for term in self._active)
+                own = sum(_total(result[name]) for name in task)
+                if isinstance(own, Tensor):
+                    result['kd_task_ratio'] = kd / own.abs().clamp(min=1e-12)
+        self._clear()
+        return result
+
+    def compute(self, batch: KDBatch, inputs: Tensor, data_samples: Any) -> Dict[str, Tensor]:
+        """Distillation terms of the active losses, and their weights for the log."""
+        assert self.teacher is not None
+        terms = self._active
+        teacher_taps = [self._teacher_taps[path]
+                        for path in {path: None for term in terms for path in term.teacher_paths}]
+        student = {path: self._student_taps[path].read()
+                   for path in {path: None for term in terms for path in term.student_paths}}
+        self.teacher.run(inputs, data_samples, teacher_taps, batch)
+        teacher = _read(teacher_taps)
+        result: Dict[str, Tensor] = {}
+        flags, where = [], []
+        for term in terms:
+            levels = term.per_level(*term.collect(student, teacher), batch)
+            weights = term.loss.weight.at(self.step, self.max_steps, len(levels))
+            total = sum(level * weight for level, weight in zip(levels, weights))
+            assert isinstance(total, Tensor)
+            result[term.name] = total
+            result[f'kd_weight_{term.label}'] = total.new_tensor(sum(weights) / len(weights))
+            flags.extend(torch.isfinite(level.detach()) for level in levels)
+            where.extend((term.name, index) for index in range(len(levels)))
+        self._pending_check = (torch.stack(flags), where, self.step)
+        if inputs.device.type == 'cpu':
+            self.raise_if_not_finite()
+        distributed.average_after_backward(next(iter(result.values())), [
+            parameter for term in terms for parameter in term.parameters()], self.wrapper)
+        return result
+
+    def raise_if_not_finite(self) -> None:
+        """Stop if a term of the last step was not finite.
+
+        On an accelerator the look waits until the next step (or the next save), where it costs no synchronisation of
+        its own.
+
+        Raises:
+            FloatingPointError: naming term, level and step.
+        """
+        check, self._pending_check = self._pending_check, None
+        if check is not None and not bool(check[0].all()):
+            names = [f'{name}, level {level}' for flag, (name, level) in zip(check[0].tolist(), check[1]) if not flag]
+            raise FloatingPointError(
+                f'distillation loss is not finite at step {check[2]}: {"; ".join(names)}. Lower loss_weight or the '
+                'learning rate, clip gradients (optim_wrapper.clip_grad), or look for non-finite student features')
+
+
+def _names(classes: Optional[Sequence[str]]) -> str:
+    if not classes:
+        return 'classes unknown'
+    return ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')
+
+
+def _read(taps: Sequence[Tap]) -> Dict[str, Features]:
+    return {tap.path: tap.read() for tap in taps}
+
+
+def _total(value: Any) -> Tensor:
+    """Detached value of a host loss: a tensor or a list of tensors, each averaged, as the host sums them."""
+    if isinstance(value, Tensor):
+        return value.detach().mean()
+    return torch.stack([item.detach().mean() for item in value]).sum()
+
+
+def _arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Any, str]:
+    """inputs, data_samples and mode of a host model's forward."""
+    names = ('inputs', 'data_samples', 'mode')
+    given = dict(zip(names, args))
+    given.update({name: kwargs[name] for name in names if name in kwargs})
+    return given.get('inputs'), given.get('data_samples'), given.get('mode', 'tensor')
+
+
+def _before_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: Any) -> None:
+    inputs, data_samples, mode = _arguments(args, kwargs)
+    # A copy of the student (an EMA model made while attached) carries the hooks too, and is none of our business.
+    if module is distiller.student and module.training and mode == 'loss':
+        distiller.begin(inputs, data_samples)
+
+
+def _after_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    if module is not distiller.student or not module.training or _arguments(args, kwargs)[2] != 'loss':
+        return None
+    if not isinstance(output, dict):  # the forward raised
+        distiller._clear()
+        return None
+    try:
+        return distiller.end(output)
+    except BaseException:
+        distiller._clear()
+        raise
+
+

@@ -1,0 +1,204 @@
+"""Runner life cycle <-> Distiller: the only file that knows the Runner."""
+
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+from torch import nn
+
+from kd_mm import distributed
+from kd_mm.checkpoint import allow_mmengine_checkpoints
+from kd_mm.distiller import Distiller
+from kd_mm.registry import HOOKS
+
+SIDE_KEY = 'kd_mm'
+
+
+@HOOKS.register_module()
+class DistillHook(Hook):
+    """Distils a teacher into the model that the Runner trains.
+
+    Add it to ``custom_hooks`` of any mmdet or mmseg config::
+
+        custom_hooks = [dict(
+            type='kd_mm.DistillHook',
+            teacher='mmdet::retinanet/retinanet_r101_fpn_2x_coco.py',
+            losses=dict(loss_cwd=dict(type='CWDLoss', at='neck', tau=1.0, loss_weight=10.0)))]
+
+    The saved ``state_dict`` has the stock student's keys and loads strictly in the plain config; adapters are kept
+    under ``checkpoint['kd_mm']`` for a resume.  ``val()`` and ``test()`` build no teacher.
+
+    Args:
+        teacher: path of a config, name of an installed one (``mmdet::...``, ``mmseg::...``) or a config dict.
+        losses: dict of loss name (starting with ``loss_``) -> config with ``type``, ``at`` (or ``student_at`` and
+            ``teacher_at``), optionally ``levels``, ``adapter``, ``region``, and the loss's own arguments.
+        teacher_ckpt: path or URL of the teacher's weights. Default None: the published weights of an installed config.
+            ``'random'`` uses untrained weights (tests).
+        teacher_strict: whether the weights must fit the config exactly. Default True.
+        inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``. Default none.
+        task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
+        adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
+        adapter_decay_mult: their weight decay as a multiple of the base weight decay. Default 1.
+        seed: of the initial adapters and of random masks. Default 0.
+
+    Raises:
+        ValueError: (before the first step) the configuration is wrong; all problems in one message.
+        RuntimeError: (before the first step) a Runner or optimizer that is not supported.
+    """
+
+    # Before EMAHook and CheckpointHook: a non-finite loss must stop training before anything is saved.
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, teacher: Any, losses: Any, teacher_ckpt: Optional[str] = None, teacher_strict: bool = True,
+                 inherit: Sequence[str] = (), task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
+                 adapter_decay_mult: float = 1.0, seed: int = 0):
+        self.config: Dict[str, Any] = dict(
+            teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict, inherit=inherit,
+            task_loss_weight=task_loss_weight, seed=seed)
+        self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
+        self.distiller: Optional[Distiller] = None
+        # Here and not later: the host resumes from its own checkpoint before any other method of ours is called.
+        allow_mmengine_checkpoints()
+
+    def before_run(self, runner: Runner) -> None:
+        """Build and check everything, and give the extras to the optimizer (training only)."""
+        if not isinstance(runner, Runner):
+            raise RuntimeError(f'kd_mm.DistillHook works with mmengine.runner.Runner; {type(runner).__name__} and its '
+                               'strategies (DeepSpeed, FSDP, ColossalAI) are not supported. Use a plain Runner')
+        # before_run fires for val() and test() too, before and after training, and then there is nothing to build.
+        if self.distiller is not None or not self._trains(runner):
+            return
+        if sum(isinstance(hook, DistillHook) for hook in runner.hooks) > 1:
+            raise ValueError('custom_hooks lists kd_mm.DistillHook twice; put all losses into the `losses` of one')
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise RuntimeError('kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported')
+        dataset = runner.train_dataloader.dataset
+        if len(dataset) == 0:
+            raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
+                             'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
+        metainfo = getattr(dataset, 'metainfo', None) or {}
+        self.distiller = Distiller(
+            _unwrap(runner.model), classes=metainfo.get('classes'), scope=runner.default_scope, **self.config)
+        self.distiller.wrapper = runner.model if is_model_wrapper(runner.model) else None
+        self.distiller.max_steps = runner.max_iters
+        distributed.broadcast(self.distiller)
+        assert self.distiller.teacher is not None
+        for note in self.distiller.teacher.notes:
+            print_log(note, 'current', level=30)
+        self._add_parameters(runner)
+        for term in self.distiller.terms.values():
+            print_log(f'kd_mm: {term.name}: {type(term.loss).__name__}, student {term.student_paths}, teacher '
+                      f'{term.teacher_paths}, adapter {type(term.adapter).__name__ if term.adapter else None}, '
+                      f'{sum(p.numel() for p in term.parameters())} trainable extras', 'current')
+
+    @staticmethod
+    def _trains(runner: Runner) -> bool:
+        loop = getattr(runner, '_train_loop', None)
+        return loop is not None and not isinstance(loop, dict) and not isinstance(runner.optim_wrapper, dict)
+
+    def _add_parameters(self, runner: Runner) -> None:
+        """A parameter group for the extras that every scheduler treats like the student's own.
+
+        The group is there from the start of the schedule, with the learning rate that the schedulers' first step has
+        already left on the other groups; adding it with the plain ``lr`` would be scaled up by a warm-up instead.
+        """
+        assert self.distiller is not None
+        parameters = [parameter for parameter in self.distiller.parameters() if parameter.requires_grad]
+        if not parameters:
+            return
+        optimizer = runner.optim_wrapper.optimizer
+        groups = optimizer.param_groups
+        base = optimizer.defaults['lr'] * _lr_scale(runner)
+        reference = max(groups, key=lambda group: group.get('initial_lr', group['lr']))
+        first = reference.get('initial_lr', reference['lr'])
+        ratio = base * self.adapter_lr_mult / first if first else 1.0
+        group = {key: value for key, value in reference.items() if key not in ('params', 'param_names')}
+        for key in ('lr', 'initial_lr', 'max_lr', 'min_lr'):
+            if isinstance(group.get(key), (int, float)):
+                group[key] = group[key] * ratio
+        if 'weight_decay' in group:
+            group['weight_decay'] = optimizer.defaults['weight_decay'] * self.adapter_decay_mult
+        before = len(groups)
+        optimizer.add_param_group(dict(group, params=parameters))
+        for scheduler in _schedulers(runner):
+            # Cosine and its like compute from a list of first values, one a group.
+            values = getattr(scheduler, 'base_values', None)
+            if isinstance(values, list) and len(values) == before:
+                name = f'initial_{scheduler.param_name}'
+                values.append(groups[-1].get(name, groups[-1].get(scheduler.param_name)))
+
+    def before_train(self, runner: Runner) -> None:
+        """After weights were initialised or loaded: inherit, then attach."""
+        if self.distiller is None:
+            return
+        if not runner._resume and self.distiller.inherit:
+            self.distiller.inherit_weights()
+            print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
+        self.distiller.max_steps = runner.max_iters
+        self.distiller.attach()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.distiller is not None:
+            self.distiller.step = runner.iter
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the student as a stock model."""
+        if self.distiller is not None:
+            self.distiller.raise_if_not_finite()
+            self.distiller.detach()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
+        """Keep the extras under the side key; the student's ``state_dict`` is not touched."""
+        if self.distiller is not None:
+            self.distiller.raise_if_not_finite()
+            state = self.distiller.trainable_modules().state_dict()
+            checkpoint[SIDE_KEY] = dict(state_dict={key: value.detach().cpu() for key, value in state.items()})
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
+        """Restore the extras on a resume."""
+        if self.distiller is None or not runner._resume:
+            return
+        modules = self.distiller.trainable_modules()
+        expected = modules.state_dict()
+        saved = (checkpoint.get(SIDE_KEY) or {}).get('state_dict', {})
+        if set(saved) != set(expected) or any(saved[key].shape != expected[key].shape for key in expected):
+            raise ValueError(
+                f"the checkpoint to resume from does not have this config's adapters under {SIDE_KEY!r} (it has "
+                f'{_keys(saved)}, the config needs {_keys(expected)}). Resume with the config it was written by, or '
+                'start from its weights with load_from')
+        modules.load_state_dict(saved)
+
+
+def _keys(state: Dict[str, torch.Tensor]) -> str:
+    return ', '.join(list(state)[:3]) + (f' and {len(state) - 3} more' if len(state) > 3 else '') if state else 'none'
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _schedulers(runner: Runner) -> List[Any]:
+    found = runner.param_schedulers or []
+    if isinstance(found, dict):
+        found = [scheduler for part in found.values() for scheduler in part]
+    return list(found)
+
+
+def _lr_scale(runner: Runner) -> float:
+    """The factor by which the Runner's automatic scaling has multiplied every learning rate."""
+    scaling = runner.auto_scale_lr
+    if not scaling or not scaling.get('enable', False):
+        return 1.0
+    return runner.world_size * runner.train_dataloader.batch_size / scaling['base_batch_size']
+
+
+def _describe_dataset(runner: Runner) -> str:
+    dataset = runner.train_dataloader.dataset
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return ', '.join(f'{name}={getattr(dataset, name)!r}' for name in ('data_root', 'data_prefix', 'ann_file')
+                     if getattr(dataset, name, None)) or type(dataset).__name__

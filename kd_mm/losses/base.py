@@ -1,0 +1,110 @@
+"""What every distillation loss shares: levels, weights, precision."""
+
+from typing import Any, List, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kd_mm.schedules import Weight
+from kd_mm.types import Features, KDBatch
+
+
+def lift(tensor: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+class KDLoss(nn.Module):
+    """Base of the losses: a method implements :meth:`level_loss` for one level and inherits the rest.
+
+    The total is ``sum_l weight_l(step) * level_loss_l``.  Computation is in float32 under mixed precision (float64
+    inputs stay float64), the teacher is detached, and the result is connected to the student even when a region is
+    empty.
+
+    Class attributes:
+        logits: the loss compares class logits, so student and teacher must have the same classes.
+        same_channels: student and teacher channels must be equal; an adapter is added by itself when they are not.
+        same_size: student and teacher H and W must be equal; the student is resized when they are not.
+        needs_boxes, needs_seg_map: the targets without which the loss means nothing.
+
+    Args:
+        loss_weight: number, list (one per level) or schedule, see :class:`kd_mm.schedules.Weight`. Default 1.
+    """
+
+    logits = False
+    same_channels = True
+    same_size = True
+    needs_boxes = False
+    needs_seg_map = False
+
+    def __init__(self, loss_weight: Any = 1.0):
+        super().__init__()
+        self.weight = Weight(loss_weight)
+
+    def prepare(self, student: Features, teacher: Features) -> None:
+        """Create the method's own trainable parts, sized by one pair of (adapted) features.
+
+        Called once, before the optimizer sees the parameters; in plain-tensor use the first call does it.  The base
+        has none.
+        """
+
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
+                   mask: Optional[Tensor]) -> Tensor:
+        """Unweighted loss of one level: a scalar.
+
+        Args:
+            level: index of the level, from 0.
+            student: (N, C, H, W), already adapted and in full precision.
+            teacher: (N, C, H, W), detached.
+            batch: targets and the step.
+            mask: region weights (N, 1, H, W), or None for everywhere.
+        """
+        raise NotImplementedError
+
+    def per_level(self, student: Features, teacher: Features, batch: Optional[KDBatch] = None,
+                  region: Optional[nn.Module] = None) -> List[Tensor]:
+        """Unweighted losses, one scalar a level.
+
+        Raises:
+            ValueError: the level counts or the shapes of a level differ.
+        """
+        batch = KDBatch() if batch is None else batch
+        student, teacher = as_features(student), as_features(teacher)
+        self.check_shapes(student, teacher)
+        # A region, a mask or an exp in half precision overflows at 65504; one conversion here serves every method.
+        with torch.autocast(student[0].device.type, enabled=False):
+            student = tuple(lift(tensor) for tensor in student)
+            teacher = tuple(lift(tensor.detach()) for tensor in teacher)
+            self.prepare(student, teacher)
+            masks = [None] * len(student) if region is None else list(region(teacher, batch))
+            return [self.level_loss(level, student[level], teacher[level], batch, masks[level])
+                    for level in range(len(student))]
+
+    def forward(self, student: Features, teacher: Features, batch: Optional[KDBatch] = None,
+                region: Optional[nn.Module] = None) -> Tensor:
+        """Weighted sum over the levels, a scalar; ``student`` and ``teacher`` may be single tensors."""
+        terms = self.per_level(student, teacher, batch, region)
+        step, max_steps = (batch.step, batch.max_steps) if batch is not None else (0, 0)
+        return weighted_sum(terms, self.weight.at(step, max_steps, len(terms)))
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        if len(student) != len(teacher):
+            raise ValueError(f'{type(self).__name__}: {len(student)} student levels and {len(teacher)} teacher levels')
+        for level, (s, t) in enumerate(zip(student, teacher)):
+            channels_differ = self.same_channels and s.shape[:2] != t.shape[:2]
+            if channels_differ or s.dim() != t.dim() or (self.same_size and s.shape[2:] != t.shape[2:]):
+                raise ValueError(f'{type(self).__name__}, level {level}: student {tuple(s.shape)} and teacher '
+                                 f'{tuple(t.shape)} do not match')
+
+
+def as_features(value: Any) -> Features:
+    """A single tensor as one level; a sequence as a tuple."""
+    return (value, ) if isinstance(value, Tensor) else tuple(value)
+
+
+def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``sum_l weights[l] * terms[l]``."""
+    total = terms[0] * weights[0]
+    for term, weight in zip(terms[1:], weights[1:]):
+        total = total + term * weight
+    return total

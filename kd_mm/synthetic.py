@@ -1,0 +1,194 @@
+"""Random batches that stock mmdet and mmseg models accept, for checks and measurements without a dataset.
+
+Neither host is imported before a batch for one of its models is asked for.
+"""
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+#: Where a class count is looked up, in this order: the last classifier of a model decides what its labels are.
+_COUNTS = (('roi_head.bbox_head', 'num_classes'), ('roi_head.mask_head', 'num_classes'),
+           ('decode_head', 'num_classes'), ('panoptic_head', 'num_things_classes'), ('bbox_head', 'num_classes'),
+           ('query_head', 'num_classes'), ('mask_head', 'num_classes'), ('rpn_head', 'num_classes'))
+
+
+def host_of(model: nn.Module) -> str:
+    """``'mmdet'`` or ``'mmseg'``: whose model this is, by its base classes.
+
+    Raises:
+        ValueError: the model derives from no class of either host.
+    """
+    packages = {cls.__module__.split('.')[0] for cls in type(_unwrap(model)).__mro__}
+    for host in ('mmdet', 'mmseg'):
+        if host in packages:
+            return host
+    raise ValueError(f'{type(model).__name__} is neither an mmdet detector nor an mmseg segmentor, so it is not known '
+                     'what its data samples look like. Give your own batch instead of a synthetic one')
+
+
+def find_num_classes(model: nn.Module) -> int:
+    """Number of classes that the labels of ``model`` may have, read from its heads (of a list, the last one).
+
+    Raises:
+        ValueError: no head tells it.
+    """
+    for path, attribute in _COUNTS:
+        head = _lookup(_unwrap(model), path)
+        count = getattr(head, attribute, None)
+        if isinstance(count, int) and count > 0:
+            return count
+    raise ValueError(f'no head of {type(model).__name__} has a class count ('
+                     + ', '.join(f'{path}.{attribute}' for path, attribute in _COUNTS) + '). Give num_classes')
+
+
+def synthetic_batch(model: nn.Module,
+                    batch_size: int,
+                    shape: Tuple[int, int],
+                    seed: int = 0,
+                    device: Any = 'cpu',
+                    num_classes: Optional[int] = None) -> Dict[str, Any]:
+    """One random batch as the model's data preprocessor gets it from a dataset.
+
+    The global random state is neither read nor changed.
+
+    Args:
+        model: a stock mmdet detector or mmseg segmentor; it decides the host, the classes, and whether there are masks.
+        batch_size: images, at least 1.
+        shape: (H, W) of the images in pixels, at least 16 each.  Normalising and padding are the data preprocessor's:
+            one with a fixed ``size`` (mmseg's crop size) pads up to it.
+        seed: the same seed gives the same batch. Default 0.
+        device: where the tensors live. Default 'cpu'.
+        num_classes: labels are in [0, num_classes). Default: what the model's heads say.
+
+    Returns:
+        ``dict(inputs=..., data_samples=...)``: N images (3, H, W), uint8, and N ``DetDataSample`` (1 to 4 boxes, their
+        labels, bitmap masks where the model predicts masks) or ``SegDataSample`` (map with some pixels of 255).
+
+    Raises:
+        ValueError: an unknown kind of model, no class count, or a bad size.
+
+    Example::
+
+        data = model.data_preprocessor(synthetic_batch(model, 2, (128, 128)), True)
+        losses = model(**data, mode='loss')
+    """
+    height, width = (int(side) for side in shape)
+    if batch_size < 1 or height < 16 or width < 16:
+        raise ValueError(f'batch_size={batch_size} must be at least 1 and shape={tuple(shape)} at least (16, 16)')
+    model = _unwrap(model)
+    host = host_of(model)
+    classes = find_num_classes(model) if num_classes is None else int(num_classes)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator).to(device)
+              for _ in range(batch_size)]
+    make = _det_sample if host == 'mmdet' else _seg_sample
+    samples = [make(model, index, height, width, classes, generator).to(device) for index in range(batch_size)]
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a DDP wrapper."""
+    inner = getattr(model, 'module', None)
+    return inner if isinstance(inner, nn.Module) and not hasattr(model, 'data_preprocessor') else model
+
+
+def _lookup(root: Any, path: str) -> Any:
+    """The module at ``path``, the last one where the path meets a list; None if there is none."""
+    for name in path.split('.'):
+        root = getattr(root, name, None)
+        if isinstance(root, (nn.ModuleList, list, tuple)):
+            root = root[-1] if len(root) else None
+    return root
+
+
+def _integer(low: int, high: int, generator: torch.Generator) -> int:
+    """A random integer in [low, high]."""
+    return int(torch.randint(low, high + 1, (1, ), generator=generator))
+
+
+def _boxes(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """1 to 4 boxes (M, 4), whole pixels, a quarter to three quarters of each side."""
+    boxes: List[List[int]] = []
+    for _ in range(_integer(1, 4, generator)):
+        box_w = _integer(width // 4, 3 * width // 4, generator)
+        box_h = _integer(height // 4, 3 * height // 4, generator)
+        x, y = _integer(0, width - box_w, generator), _integer(0, height - box_h, generator)
+        boxes.append([x, y, x + box_w, y + box_h])
+    return torch.tensor(boxes, dtype=torch.float32)
+
+
+def _regions(labels: Sequence[int], height: int, width: int, generator: torch.Generator) -> Tensor:
+    """A label map (1, H, W) of blocks, as a real one is piecewise constant, with one strip of 255."""
+    rows, columns = min(8, height), min(8, width)
+    coarse = torch.tensor(list(labels))[torch.randint(0, len(labels), (rows, columns), generator=generator)]
+    # Integer indices, not interpolate: exact for every label and every size.
+    seg = coarse[torch.arange(height) * rows // height][:, torch.arange(width) * columns // width]
+    top = _integer(0, height - max(height // 16, 1), generator)
+    seg[top:top + max(height // 16, 1)] = 255
+    return seg[None].clone()
+
+
+def _det_sample(model: nn.Module, index: int, height: int, width: int, classes: int,
+                generator: torch.Generator) -> Any:
+    """A ``DetDataSample`` with what this detector's loss reads."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
+
+    boxes = _boxes(height, width, generator)
+    labels = torch.randint(0, classes, (len(boxes), ), generator=generator)
+    # A data preprocessor that knows box classes turns them into tensors; any other passes on what it gets.
+    wrap = HorizontalBoxes if hasattr(model.data_preprocessor, 'boxtype2tensor') else torch.Tensor
+    instances = InstanceData(bboxes=wrap(boxes.clone()), labels=labels)
+    names = [name for name, _ in model.named_modules()]
+    if getattr(model.data_preprocessor, 'pad_mask', False) or any(
+            word in name for name in names for word in ('mask', 'panoptic', 'segm_head')):
+        masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist()):
+            mask[y1:y2, x1:x2] = 1
+        instances.masks = BitmapMasks(masks.numpy(), height, width)
+
+    sample = DetDataSample(metainfo=dict(
+        img_id=index, img_path=f'synthetic/{index}.jpg', ori_shape=(height, width), img_shape=(height, width),
+        scale_factor=(1.0, 1.0), flip=False, flip_direction=None))
+    sample.gt_instances = instances
+    sample.ignored_instances = InstanceData(bboxes=wrap(boxes.new_zeros(0, 4)), labels=labels.new_zeros(0))
+    if hasattr(model, 'roi_head') and not getattr(model, 'with_rpn', True):
+        # Fast R-CNN reads its proposals from the data.
+        sample.proposals = InstanceData(bboxes=wrap(torch.cat([boxes, _boxes(height, width, generator)])))
+    stuff = _stuff_labels(model)
+    if stuff:
+        sample.gt_sem_seg = PixelData(sem_seg=_regions(stuff, height, width, generator))
+    return sample
+
+
+def _stuff_labels(model: nn.Module) -> List[int]:
+    """Labels of the semantic map of a panoptic or semantic-branch detector; empty if it reads none."""
+    panoptic = _lookup(model, 'panoptic_head')
+    if panoptic is not None and getattr(panoptic, 'num_stuff_classes', 0):
+        return list(range(panoptic.num_things_classes, panoptic.num_things_classes + panoptic.num_stuff_classes))
+    semantic = _lookup(model, 'semantic_head') or _lookup(model, 'roi_head.semantic_head')
+    return list(range(semantic.num_classes)) if semantic is not None else []
+
+
+def _seg_sample(model: nn.Module, index: int, height: int, width: int, classes: int,
+                generator: torch.Generator) -> Any:
+    """A ``SegDataSample`` with a label map, and an edge map for the heads that read one."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    sample = SegDataSample(metainfo=dict(
+        img_path=f'synthetic/{index}.png', seg_map_path=f'synthetic/{index}_labelTrainIds.png',
+        ori_shape=(height, width), img_shape=(height, width), pad_shape=(height, width), scale_factor=(1.0, 1.0),
+        flip=False, flip_direction=None, reduce_zero_label=False))
+    seg = _regions(range(classes), height, width, generator)
+    sample.gt_sem_seg = PixelData(data=seg)
+    head = _lookup(model, 'decode_head')
+    if any(cls.__name__ == 'PIDHead' for cls in type(head).__mro__):
+        edge = torch.zeros_like(seg)
+        edge[:, :, 1:] = (seg[:, :, 1:] != seg[:, :, :-1]).to(seg.dtype)
+        sample.gt_edge_map = PixelData(data=edge)
+    return sample

@@ -1,0 +1,378 @@
+"""The teacher: resolve its config, load its weights strictly, freeze it, feed it what it expects, run just far enough.
+
+A :class:`Teacher` is no ``nn.Module`` and never a sub-module of one, so that nothing initialises, saves, averages or
+broadcasts it by accident.
+"""
+
+import copy
+import os
+import random
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS as ENGINE_MODELS
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from kd_mm import checkpoint as ckpt
+from kd_mm import targets
+from kd_mm.taps import StopForward, Tap
+from kd_mm.types import KDBatch
+
+RANDOM = 'random'
+_TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
+
+
+@contextmanager
+def preserved_random_state(seed: Optional[int] = None) -> Iterator[None]:
+    """Whatever is drawn inside leaves Python's, numpy's and torch's generators as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every sub-module in eval inside; the flag of each as it was afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def task_of(model: nn.Module) -> Optional[str]:
+    """``'detection'``, ``'segmentation'`` or None, by the host that a model's class comes from."""
+    for base in type(model).__mro__:
+        host = base.__module__.split('.')[0]
+        if host in _TASKS:
+            return _TASKS[host]
+    return None
+
+
+def load_config(source: Any) -> Tuple[Config, str, Optional[str]]:
+    """Config of a teacher, a name for messages, and the path of its file.
+
+    Args:
+        source: path of a config file, ``mmdet::`` or ``mmseg::`` name of an installed one, a config or a dict; a dict
+            is a whole config (with ``model``) or that of the model alone (with ``type``).
+
+    Raises:
+        FileNotFoundError: no such file or installed config.
+        ValueError: not a config of a model.
+    """
+    if isinstance(source, str):
+        path = str(ckpt.zoo_config(source)) if '::' in source else os.path.expanduser(source)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f'teacher config {source!r} does not exist (looked at {os.path.abspath(path)})')
+        cfg, name, found = Config.fromfile(path), source, path
+    elif isinstance(source, (Config, dict)):
+        content = source if isinstance(source, Config) else Config(copy.deepcopy(dict(source)))
+        cfg = Config(dict(model=content.to_dict())) if 'type' in content and 'model' not in content else content
+        name, found = f'the given {cfg.get("model", {}).get("type", "config")}', source.get('filename', None)
+    else:
+        raise ValueError(f'teacher={source!r} is neither a path, a config name such as '
+                         "'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', nor a config dict")
+    if not cfg.get('model') or 'type' not in cfg.model:
+        raise ValueError(f'teacher config {name} has no `model` with a `type`')
+    return cfg, name, found
+
+
+def _without_pretrained(value: Any) -> Any:
+    """A model config that asks for no download: the teacher's own checkpoint makes it needless."""
+    if isinstance(value, dict):
+        cleaned = {key: _without_pretrained(item) for key, item in value.items() if key != 'pretrained'}
+        if isinstance(cleaned.get('init_cfg'), dict) and cleaned['init_cfg'].get('type') == 'Pretrained':
+            cleaned['init_cfg'] = None
+        return cleaned
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_pretrained(item) for item in value)
+    return value
+
+
+def build_model(cfg: Config, scope: Optional[str]) -> nn.Module:
+    """Build the model of a config under its own scope, without pretrained weights."""
+    model_cfg = _without_pretrained(copy.deepcopy(cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else cfg.model))
+    if cfg.get('data_preprocessor') and 'data_preprocessor' not in model_cfg:
+        model_cfg['data_preprocessor'] = copy.deepcopy(dict(cfg.data_preprocessor))
+    scope = cfg.get('default_scope') or scope or 'mmengine'
+    with DefaultScope.overwrite_default_scope(scope):
+        return ENGINE_MODELS.build(model_cfg)
+
+
+def load_weights(model: nn.Module, state: Dict[str, Tensor], source: str, strict: bool = True) -> List[str]:
+    """Load ``state`` into ``model``.
+
+    Returns:
+        What was tolerated, as sentences; empty when strict.
+
+    Raises:
+        ValueError: keys are missing, left over or of another shape, and ``strict`` is true.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    notes = []
+    if missing:
+        notes.append(f'leaves {len(missing)} of {len(own)} keys unset ({_some(missing)})')
+    if extra:
+        notes.append(f'has {len(extra)} keys the model does not have ({_some(extra)})')
+    if shapes:
+        key = shapes[0]
+        notes.append(f'has {len(shapes)} keys of another shape ({key}: file {tuple(state[key].shape)}, model '
+                     f'{tuple(own[key].shape)})')
+    if notes and strict:
+        raise ValueError(f'teacher checkpoint {source} {"; ".join(notes)}: wrong file for this config? '
+                         'If it is meant so, set teacher_strict=False')
+    model.load_state_dict({key: value for key, value in state.items() if key in own and key not in shapes},
+                          strict=False)
+    return notes
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ', '.join(keys[:3]) + (', ...' if len(keys) > 3 else '')
+
+
+def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = None) -> Optional[List[str]]:
+    """Class names of a model: from the checkpoint's data set description, else from its config's data set."""
+    meta = (checkpoint or {}).get('meta', {}).get('dataset_meta') or {}
+    names = meta.get('classes') or meta.get('CLASSES')
+    dataset = (cfg or {}).get('train_dataloader', {}).get('dataset') if cfg is not None else None
+    while names is None and hasattr(dataset, 'get'):
+        names = (dataset.get('metainfo') or {}).get('classes')
+        if names is None and dataset.get('type') and not dataset.get('dataset'):
+            from mmengine.registry import DATASETS
+            kind = dataset['type']
+            with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+                found = DATASETS.get(kind) if isinstance(kind, str) else kind
+            names = getattr(found, 'METAINFO', {}).get('classes')
+        dataset = dataset.get('dataset')
+    return list(names) if names and not isinstance(names, str) else None
+
+
+class Normalisation:
+    """Mean, std, channel order and padding of a data preprocessor."""
+
+    def __init__(self, preprocessor: Optional[nn.Module]):
+        enabled = bool(getattr(preprocessor, '_enable_normalize', False))
+        mean = getattr(preprocessor, 'mean', None) if enabled else None
+        std = getattr(preprocessor, 'std', None) if enabled else None
+        self.mean = torch.zeros(3, 1, 1) if mean is None else mean.detach().float().reshape(-1, 1, 1)
+        self.std = torch.ones(3, 1, 1) if std is None else std.detach().float().reshape(-1, 1, 1)
+        # mmdet and mmengine call it _channel_conversion, mmseg channel_conversion.
+        self.swapped = bool(getattr(preprocessor, '_channel_conversion', False)
+                            or getattr(preprocessor, 'channel_conversion', False))
+        self.pad_value = float(getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0)) or 0)
+
+    def __eq__(self, other: Any) -> bool:
+        return (isinstance(other, Normalisation) and self.swapped == other.swapped
+                and self.pad_value == other.pad_value and torch.equal(self.mean.cpu(), other.mean.cpu())
+                and torch.equal(self.std.cpu(), other.std.cpu()))
+
+    def to(self, device: torch.device) -> 'Normalisation':
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+
+class Teacher:
+    """A frozen model in eval mode that is fed its own normalisation and stops after the last tap.
+
+    Args:
+        model: the network; every parameter is frozen and every module put into eval mode.
+        student: the student, whose data preprocessor made the batches.
+        name: for messages.
+        classes: class names, if known.
+    """
+
+    def __init__(self, model: nn.Module, student: nn.Module, name: str = 'teacher',
+                 classes: Optional[List[str]] = None):
+        self.model, self.name, self.classes = model, name, classes
+        self.notes: List[str] = []
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model.eval()
+        reference = next(student.parameters(), torch.zeros(()))
+        model.to(reference.device)
+        self._modules = list(model.modules())
+        self._from = Normalisation(getattr(student, 'data_preprocessor', None)).to(reference.device)
+        self._to = Normalisation(getattr(model, 'data_preprocessor', None)).to(reference.device)
+        self.same_input = self._from == self._to
+        self.calls: Dict[str, int] = {}
+        self.runs = 0
+
+    @classmethod
+    def build(cls, source: Any, student: nn.Module, checkpoint: Optional[str] = None, strict: bool = True,
+              scope: Optional[str] = None, seed: int = 0) -> 'Teacher':
+        """Build a teacher from a config.
+
+        Args:
+            source: see :func:`load_config`; or a ready ``nn.Module``, taken with the weights it has.
+            student: the student.
+            checkpoint: path or URL of the weights; ``'random'`` for none; None for the published weights of an
+                installed config.
+            strict: whether the weights must fit exactly.
+            scope: registry scope where the config names none: the student's.
+            seed: of the weights of a random teacher.
+
+        Raises:
+            FileNotFoundError, ValueError: nothing there, or it does not fit; the message names the mend.
+        """
+        if isinstance(source, nn.Module):
+            return cls(source, student, type(source).__name__)
+        cfg, name, path = load_config(source)
+        with preserved_random_state(seed):
+            model = build_model(cfg, scope)
+            wanted, given = task_of(student), task_of(model)
+            if wanted and given and wanted != given:
+                raise ValueError(f'teacher {name} is a {given} model ({type(model).__name__}) and the student does '
+                                 f'{wanted} ({type(student).__name__})')
+            loaded: Optional[Dict[str, Any]] = None
+            notes: List[str] = []
+            if checkpoint is None:
+                checkpoint = cfg.get('load_from') or (ckpt.zoo_weights(path) if path else None)
+                if checkpoint is None:
+                    raise ValueError(f'no weights for teacher {name}: it is not in the model index of an installed '
+                                     "host. Give teacher_ckpt='path or URL' (or teacher_ckpt='random' to test)")
+            if checkpoint == RANDOM:
+                if hasattr(model, 'init_weights'):
+                    model.init_weights()
+            else:
+                loaded = ckpt.load(checkpoint)
+                notes = load_weights(model, ckpt.state_dict_of(loaded), checkpoint, strict)
+        teacher = cls(model, student, name, class_names(cfg, loaded))
+        teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+        return teacher
+
+    def renormalise(self, inputs: Tensor, batch: KDBatch) -> Tensor:
+        """The student's batch as this teacher's own preprocessor would have made it.
+
+        Raises:
+            ValueError: the channels do not fit.
+        """
+        if self.same_input:
+            return inputs
+        channels = inputs.shape[1]
+        if channels != 3 and (self._from.mean.numel() not in (1, channels) or self._from.swapped != self._to.swapped):
+            raise ValueError(f'teacher {self.name}: inputs of {channels} channels cannot be re-normalised')
+        source, target = self._from, self._to
+        mean_from, std_from, mean_to, std_to = (
+            part.to(inputs.dtype) for part in (source.mean, source.std, target.mean, target.std))
+        image = inputs * std_from + mean_from
+        if source.swapped != target.swapped:
+            image = image.flip(1)
+        image = (image - mean_to) / std_to
+        height, width = image.shape[-2:]
+        for index, (h, w) in enumerate(targets.img_shapes(batch)):
+            # Padding is written after normalisation, so it is no grey level that could be converted.
+            if h < height:
+                image[index, :, h:] = target.pad_value
+            if w < width:
+                image[index, :, :, w:] = target.pad_value
+        return image
+
+    def check_eval(self) -> None:
+        """Put back any module that something switched to training mode."""
+        for module in self._modules:
+            if module.training:
+                self.model.eval()
+                return
+
+    @torch.no_grad()
+    def run(self, inputs: Tensor, data_samples: Any, taps: Sequence[Tap], batch: KDBatch, full: bool = False) -> None:
+        """One forward pass that fills ``taps`` and stops when each has as many records as in the first pass.
+
+        Args:
+            inputs: the student's normalised batch (N, 3, Hin, Win).
+            data_samples: for hosts whose forward reads image sizes from them.
+            taps: the teacher taps of this step.
+            batch: for the valid area of the images.
+            full: run to the end (the first pass, which counts the calls).
+        """
+        self.check_eval()
+        self.runs += 1
+        images = self.renormalise(inputs, batch)
+        pending = {tap.path: self.calls.get(tap.path, 0) for tap in taps}
+        counted = not full and all(pending.values())
+
+        def keep(tap: Tap) -> None:
+            pending[tap.path] -= 1
+            if counted and not any(left > 0 for left in pending.values()):
+                raise StopForward
+
+        for tap in taps:
+            tap.keep = keep
+            tap.arm(tuple(images.shape[-2:]))
+        try:
+            forward_tensor(self.model, images, data_samples, [tap.path for tap in taps])
+        except StopForward:
+            pass
+        finally:
+            for tap in taps:
+                tap.disarm()
+                tap.keep = None
+        if full:
+            self.calls.update({tap.path: tap.calls for tap in taps})
+
+
+def forward_tensor(model: nn.Module, inputs: Tensor, data_samples: Any, paths: Sequence[str] = ()) -> Any:
+    """The raw forward of a host model: features, neck and heads; no losses, no label assignment.
+
+    mmseg's leaves out the auxiliary heads, so they are called here when a path asks for one.
+    """
+    auxiliary = getattr(model, 'auxiliary_head', None)
+    if isinstance(auxiliary, nn.Module) and any(path.startswith('auxiliary_head') for path in paths):
+        features = model.extract_feat(inputs)
+        for head in auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]:
+            head.forward(features)
+        if all(path.startswith('auxiliary_head') for path in paths):
+            return None
+        heads = model.decode_head
+        if not isinstance(heads, nn.ModuleList):
+            return heads.forward(features)
+    if task_of(model) is None:
+        return model(inputs)
+    return model(inputs, data_samples, mode='tensor')
+
+
+def inherit_weights(student: nn.Module, teacher: nn.Module, paths: Sequence[str], apply: bool = True) -> List[str]:
+    """Copy the weights of ``paths`` (``'neck'``, ``'bbox_head'``) from the teacher into the student.
+
+    Args:
+        apply: False only looks.
+
+    Returns:
+        Problems, as sentences; nothing is copied when there is one.
+    """
+    problems, pairs = [], []
+    for path in paths:
+        modules = dict(student.named_modules()), dict(teacher.named_modules())
+        if path not in modules[0] or path not in modules[1]:
+            side = 'student' if path not in modules[0] else 'teacher'
+            children = [name for name, _ in (student if side == 'student' else teacher).named_children()]
+            problems.append(f'inherit: {side} has no module {path!r}; it has {", ".join(children)}')
+            continue
+        own, other = modules[0][path].state_dict(), modules[1][path].state_dict()
+        different = [key for key in own if key not in other or own[key].shape != other[key].shape]
+        different += [key for key in other if key not in own]
+        if different:
+            key = different[0]
+            shapes = [tuple(state[key].shape) if key in state else 'missing' for state in (own, other)]
+            problems.append(f'inherit: {path!r} differs between student and teacher in {len(different)} entries '
+                            f'({key}: student {shapes[0]}, teacher {shapes[1]}); inherit modules that are equal only')
+        pairs.append((modules[0][path], other))
+    if apply and not problems:
+        for module, state in pairs:
+            module.load_state_dict(state)
+    return problems

@@ -1,0 +1,48 @@
+"""Types and the shape letters of the package.
+
+Shape letters: N images, L levels, C channels (Cs student, Ct teacher), H W cells of a feature map, Hin Win the padded
+input in pixels, K classes, M boxes of one image (or rows of RoI logits), A anchors per cell.
+
+Boxes are ``(x1, y1, x2, y2)`` in pixels of the padded input; a name ending in ``_cells`` is in feature cells.
+A *level* is a scale of a pyramid, a *stage* a part of a backbone, a *step* one training iteration.
+"""
+
+from dataclasses import dataclass
+from typing import Any, List, Optional, Sequence, Tuple
+
+from torch import Tensor
+
+#: L tensors, usually of shape (N, C_l, H_l, W_l); RoI logits are (M, K).
+Features = Tuple[Tensor, ...]
+
+
+@dataclass
+class KDBatch:
+    """What a loss may know about the images of one step, besides the tapped tensors.
+
+    Only :mod:`kd_mm.targets` reads it.  A Runner gives ``data_samples``; plain-tensor use (notebooks, tests) gives the
+    other fields directly.
+
+    Attributes:
+        input_shape: (Hin, Win) of the padded batch, in pixels.
+        data_samples: the host's data samples, one an image.
+        boxes: N tensors (M, 4) in input pixels.
+        labels: N tensors (M,) of class indices.
+        img_shapes: N pairs (h, w): image sizes before padding.
+        seg_map: (N, Hin, Win) integer labels.
+        ignore_index: label of ``seg_map`` that no loss may look at.
+        step: iteration number, from 0; schedules and random masks depend on it.
+        max_steps: iterations of the whole training, 0 if unknown.
+        seed: base of the random masks; they depend on (seed, rank, step) alone, so a resumed run draws the same.
+    """
+
+    input_shape: Optional[Tuple[int, int]] = None
+    data_samples: Sequence[Any] = ()
+    boxes: Optional[List[Tensor]] = None
+    labels: Optional[List[Tensor]] = None
+    img_shapes: Optional[List[Tuple[int, int]]] = None
+    seg_map: Optional[Tensor] = None
+    ignore_index: int = 255
+    step: int = 0
+    max_steps: int = 0
+    seed: int = 0

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = {}
+exec((ROOT / 'kd_mm' / 'version.py').read_text(), VERSION)
+
+# torch and mmengine are what kd_mm itself imports; which mmdet or mmseg (upstream or a fork with the same import
+# names) is the user's choice, so the extras name the published hosts and plain installation names none.
+setup(
+    name='kd_mm',
+    version=VERSION['__version__'],
+    description='Knowledge distillation for MMDetection 3.x and MMSegmentation 1.x: one hook in your own config',
+    long_description=(ROOT / 'README.md').read_text() if (ROOT / 'README.md').exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['kd_mm', 'kd_mm.*']),
+    install_requires=['torch>=2.0', 'numpy'],
+    extras_require={
+        'det': ['mmengine>=0.10', 'mmcv>=2.0', 'mmdet>=3.0'],
+        'seg': ['mmengine>=0.10', 'mmcv>=2.0', 'mmsegmentation>=1.0', 'ftfy', 'regex'],
+        'dev': ['pytest', 'ruff', 'mypy'],
+    },
+)
