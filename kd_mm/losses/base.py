@@ -5,13 +5,10 @@ from typing import Any, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_mm.functional import lift
 from kd_mm.schedules import Weight
+from kd_mm.targets import valid_pixels
 from kd_mm.types import Features, KDBatch
-
-
-def lift(tensor: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class KDLoss(nn.Module):
@@ -44,8 +41,8 @@ class KDLoss(nn.Module):
     def prepare(self, student: Features, teacher: Features) -> None:
         """Create the method's own trainable parts, sized by one pair of (adapted) features.
 
-        Called once, before the optimizer sees the parameters; in plain-tensor use the first call does it.  The base
-        has none.
+        Called before the optimizer sees the parameters; in plain-tensor use the first call does it.  A second call
+        changes nothing.  The base has none.
         """
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
@@ -88,13 +85,22 @@ class KDLoss(nn.Module):
         return weighted_sum(terms, self.weight.at(step, max_steps, len(terms)))
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
-        if len(student) != len(teacher):
-            raise ValueError(f'{type(self).__name__}: {len(student)} student levels and {len(teacher)} teacher levels')
+        """Raise a ValueError with level, shapes and mend where student and teacher cannot be compared."""
+        name = type(self).__name__
+        if not student or len(student) != len(teacher):
+            raise ValueError(f'{name}: {len(student)} student levels and {len(teacher)} teacher levels. Choose the '
+                             'same number with `levels`, or taps with the same number of outputs')
         for level, (s, t) in enumerate(zip(student, teacher)):
-            channels_differ = self.same_channels and s.shape[:2] != t.shape[:2]
-            if channels_differ or s.dim() != t.dim() or (self.same_size and s.shape[2:] != t.shape[2:]):
-                raise ValueError(f'{type(self).__name__}, level {level}: student {tuple(s.shape)} and teacher '
-                                 f'{tuple(t.shape)} do not match')
+            where = f'{name}, level {level}: student {tuple(s.shape)} and teacher {tuple(t.shape)}'
+            if s.dim() != t.dim() or s.dim() < 2 or s.shape[0] != t.shape[0]:
+                raise ValueError(f'{where} are not outputs of the same kind for the same images: check the two taps')
+            if self.same_channels and s.shape[1] != t.shape[1]:
+                mend = ('tap features instead, or use a teacher with the same classes' if self.logits else
+                        "add adapter=dict(type='ConvAdapter'), or leave `adapter` out")
+                raise ValueError(f'{where} differ in {"classes" if self.logits else "channels"}: {mend}')
+            if self.same_size and s.shape[2:] != t.shape[2:]:
+                raise ValueError(f"{where} differ in size: add adapter=dict(type='ResizeAdapter'), or leave "
+                                 '`adapter` out')
 
 
 def as_features(value: Any) -> Features:
@@ -108,3 +114,18 @@ def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for term, weight in zip(terms[1:], weights[1:]):
         total = total + term * weight
     return total
+
+
+def labelled(logits: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Optional[Tensor]:
+    """Region weights with the ignored pixels set to 0; None when nothing is to be left out.
+
+    Args:
+        logits: (N, K, H, W) gives the size; RoI rows (M, K) have no pixels and keep ``mask``.
+        batch: its segmentation labels, if it has any.
+        mask: (N, 1, H, W) or None.
+    """
+    valid = valid_pixels(batch, (logits.shape[2], logits.shape[3])) if logits.dim() == 4 else None
+    if valid is None:
+        return mask
+    valid = valid[:, None].to(device=logits.device, dtype=logits.dtype)
+    return valid if mask is None else mask * valid

@@ -1,0 +1,136 @@
+"""Softmax knowledge distillation of class logits."""
+
+from typing import Any, Optional
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_mm.functional import nonzero, one_of, positive
+from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.registry import MODELS
+from kd_mm.types import KDBatch
+
+REDUCTIONS = ('pixel_mean', 'element_mean', 'batch_mean', 'spatial_mean', 'sum')
+DIVERGENCES = ('kl', 'cross_entropy')
+
+
+def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, divergence: str = 'kl') -> Tensor:
+    """Terms of the divergence between two softmax distributions over dimension 1, one an element.
+
+    ``p_t * (log p_t - log p_s)`` (kl) or ``-p_t * log p_s`` (cross_entropy), ``p = softmax(z / tau)``.
+
+    Args:
+        student: logits (M, K) or (N, K, H, W).
+        teacher: logits of the same shape.
+        tau: temperature, above 0.
+        divergence: 'kl' or 'cross_entropy'.
+
+    Returns:
+        Terms of the shape of ``student``; their sum over dimension 1 is the divergence. Not multiplied by tau squared.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[0.0, 1.0]])
+        >>> softmax_divergence(z, z).abs().sum().item()
+        0.0
+    """
+    log_s = F.log_softmax(student / tau, dim=1)
+    log_t = F.log_softmax(teacher / tau, dim=1)
+    return log_t.exp() * (log_t - log_s if divergence == 'kl' else -log_s)
+
+
+def reduce_classes(terms: Tensor, mask: Optional[Tensor], reduction: str) -> Tensor:
+    """One number from the terms of :func:`softmax_divergence`; ``mask`` (N, 1, H, W) weighs the pixels.
+
+    Always summed over classes and pixels, then divided by:
+
+    ===============  ==============================================================================================
+    pixel_mean       the sum of the pixel weights (N*H*W without mask; M for rows)
+    element_mean     the sum of the pixel weights times the K classes
+    batch_mean       the N images (M rows)
+    spatial_mean     H*W, so that it grows with the batch size (1 for rows)
+    sum              1
+    ===============  ==============================================================================================
+
+    Example:
+        >>> import torch
+        >>> reduce_classes(torch.ones(2, 3, 4, 5), None, 'pixel_mean').item()
+        3.0
+    """
+    if mask is not None:
+        terms = terms * mask.to(terms.dtype)
+    total = terms.sum()
+    if reduction in ('pixel_mean', 'element_mean'):
+        rows = terms.new_tensor(float(terms[:, 0].numel())) if mask is None else mask.to(terms.dtype).sum()
+        return total / (nonzero(rows) * (terms.shape[1] if reduction == 'element_mean' else 1))
+    if reduction == 'batch_mean':
+        return total / max(terms.shape[0], 1)
+    return total / (terms[0, 0].numel() if reduction == 'spatial_mean' and terms.shape[0] else 1)
+
+
+@MODELS.register_module()
+class SoftmaxKDLoss(KDLoss):
+    """Distillation of softmax class scores, per pixel or per RoI (Hinton et al., Distilling the Knowledge in a Neural
+    Network, NIPS-W 2014; pixel-wise part of Liu et al., Structured Knowledge Distillation, CVPR 2019).
+
+    ``tau^2 * mean over pixels of sum_k p_t log(p_t / p_s)``, ``p = softmax(z / tau)`` over the K classes.  For heads
+    whose classes are independent sigmoids use :class:`SigmoidKDLoss`.
+
+    The published codes differ by factors of K, N and H*W under one name, so weights do not carry over.  As options:
+
+    ==================================  ===========================================================================
+    CIRKD, DIST; mdistiller             the defaults, with ``mask_ignored=False``
+    TorchDistiller, norm 'spatial'      the defaults, with ``mask_ignored=False``
+    mmrazor 'batchmean' / 'sum' /       ``reduction='batch_mean'`` / ``'sum'`` / ``'element_mean'``,
+    'mean'                              ``mask_ignored=False``
+    TorchDistiller, IFVD                ``reduction='element_mean', tau_squared=False, mask_ignored=False``
+    SKD                                 ``reduction='spatial_mean', divergence='cross_entropy', mask_ignored=False``
+    ==================================  ===========================================================================
+
+    Args:
+        tau: temperature, above 0. Default 1 [C: CIRKD's scripts].
+        reduction: see :func:`reduce_classes`. Default 'pixel_mean': the size of the loss depends neither on the crop
+            nor on the batch nor on the number of classes.
+        divergence: 'kl' (default, 0 for equal inputs) or 'cross_entropy' (same gradient, plus the teacher's entropy).
+        tau_squared: multiply by tau squared, which keeps the size of the gradient when tau changes. Default True.
+        mask_ignored: leave out the pixels whose label is ignored, where the data has labels (no reference does; the
+            student is not supervised there and the teacher was not either). Default True.
+        loss_weight: see :class:`KDLoss`. Default 1 [C: CIRKD's lambda_kd].
+
+    Inputs are logits (N, K, H, W) or (M, K).  A region weighs the pixels; RoI rows take none.
+
+    Returns:
+        A scalar per level, per valid pixel (default); summed over levels.
+
+    Raises:
+        ValueError: an option is not among its choices, tau is not positive, or a region is given for RoI rows.
+
+    Example:
+        >>> import torch
+        >>> from kd_mm.registry import build
+        >>> loss = build(dict(type='SoftmaxKDLoss', tau=4.0))
+        >>> z = torch.randn(2, 19, 8, 16)
+        >>> bool(loss(z, z) < 1e-5)
+        True
+    """
+
+    logits = True
+
+    def __init__(self, tau: float = 1.0, reduction: str = 'pixel_mean', divergence: str = 'kl',
+                 tau_squared: bool = True, mask_ignored: bool = True, loss_weight: Any = 1.0):
+        super().__init__(loss_weight)
+        self.tau = positive('SoftmaxKDLoss', 'tau', tau)
+        self.reduction = one_of('SoftmaxKDLoss', 'reduction', reduction, REDUCTIONS)
+        self.divergence = one_of('SoftmaxKDLoss', 'divergence', divergence, DIVERGENCES)
+        self.factor = self.tau**2 if tau_squared else 1.0
+        self.mask_ignored = mask_ignored
+
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
+                   mask: Optional[Tensor]) -> Tensor:
+        if mask is not None and student.dim() != 4:
+            raise ValueError(f'SoftmaxKDLoss, level {level}: a region needs logits (N, K, H, W), not '
+                             f'{tuple(student.shape)}; remove `region`')
+        if self.mask_ignored:
+            mask = labelled(student, batch, mask)
+        terms = softmax_divergence(student, teacher, self.tau, self.divergence)
+        return self.factor * reduce_classes(terms, mask, self.reduction)

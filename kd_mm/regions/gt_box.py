@@ -1,0 +1,180 @@
+"""Regions made of ground-truth boxes."""
+
+from typing import Any, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from kd_mm.functional import lift, one_of, parameter_options
+from kd_mm.regions.base import RegionMask
+from kd_mm.registry import MODELS
+from kd_mm.targets import gt_boxes, gt_labels, img_shapes, input_shape
+from kd_mm.types import Features, KDBatch
+
+FRAMES = ('input', 'image')
+MODES = ('foreground', 'background', 'scale')
+
+#: boxes of an image handled at once by scale_mask: bounds its memory at N * 64 * H * W numbers.
+BLOCK = 64
+
+
+def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
+                classes: Optional[Sequence[int]] = None) -> Tuple[Tensor, Tensor, Tensor]:
+    """Boxes of all images in one tensor.
+
+    Args:
+        batch: gives boxes, labels and sizes.
+        frame: 'input' or 'image': the size that box coordinates refer to.
+        like: device and dtype of the result (half precision becomes float32).
+        classes: keep only boxes of these class indices; None keeps all.
+
+    Returns:
+        boxes (N, M, 4) in input pixels, filled up with zeros; whether each is a box (N, M); the frames' (h, w) (N, 2).
+
+    Raises:
+        ValueError: the data has no boxes (or no labels, with ``classes``), or their number is not that of ``like``.
+
+    Example:
+        >>> batch = KDBatch(input_shape=(32, 32), boxes=[torch.rand(2, 4), torch.rand(0, 4)])
+        >>> boxes, real, frames = batch_boxes(batch, 'input', torch.zeros(2, 8, 4, 4))
+        >>> boxes.shape, real.sum(dim=1).tolist()
+        (torch.Size([2, 2, 4]), [2, 0])
+    """
+    options = parameter_options(like)
+    found: List[Tensor] = [boxes.detach().to(**options).reshape(-1, 4) for boxes in gt_boxes(batch)]
+    if len(found) != like.shape[0]:
+        raise ValueError(f'boxes of {len(found)} images for features of {like.shape[0]} images')
+    if classes is not None:
+        wanted = torch.tensor(list(classes), device=options['device'])
+        found = [boxes[torch.isin(labels.to(options['device']), wanted)]
+                 for boxes, labels in zip(found, gt_labels(batch))]
+    frames = [input_shape(batch)] * len(found) if frame == 'input' else img_shapes(batch)
+    boxes = pad_sequence(found, batch_first=True)
+    counts = torch.tensor([len(boxes) for boxes in found], device=options['device'])
+    real = torch.arange(boxes.shape[1], device=options['device'])[None] < counts[:, None]
+    return boxes, real, torch.tensor(frames, **options)
+
+
+def box_cells(boxes: Tensor, frames: Tensor, size: Tuple[int, int]) -> Tensor:
+    """Boxes in feature cells: ``floor`` of the upper left and ``ceil`` of the lower right corner, **both included**.
+
+    That is FGD's rule; it may add a row and a column.  Not clipped to the map.
+
+    Args:
+        boxes: (N, M, 4), pixels.
+        frames: (N, 2), height and width in pixels that the map covers.
+        size: (H, W) of the map.
+
+    Returns:
+        (N, M, 4), whole numbers x1, y1, x2, y2 in the dtype of ``boxes``.
+
+    Example:
+        >>> box_cells(torch.tensor([[[8., 8., 20., 16.]]]), torch.tensor([[32., 32.]]), (4, 4))
+        tensor([[[1., 1., 3., 2.]]])
+    """
+    height, width = size
+    extent = frames.flip(1).repeat(1, 2)[:, None]
+    cells = boxes / extent * boxes.new_tensor([width, height, width, height])
+    return torch.cat([cells[..., :2].floor(), cells[..., 2:].ceil()], dim=-1)
+
+
+def _spans(cells: Tensor, real: Tensor, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+    """Which rows (N, M, H) and which columns (N, M, W) each box covers; none for a filler."""
+    rows = torch.arange(size[0], device=cells.device, dtype=cells.dtype)
+    columns = torch.arange(size[1], device=cells.device, dtype=cells.dtype)
+    in_rows = (rows >= cells[..., 1:2]) & (rows <= cells[..., 3:4]) & real[..., None]
+    in_columns = (columns >= cells[..., 0:1]) & (columns <= cells[..., 2:3]) & real[..., None]
+    return in_rows, in_columns
+
+
+def foreground_mask(boxes: Tensor, real: Tensor, frames: Tensor, size: Tuple[int, int]) -> Tensor:
+    """1 in the cells of any box, 0 elsewhere: (N, 1, H, W).
+
+    Args:
+        boxes, real, frames: as :func:`batch_boxes` returns them.
+        size: (H, W) of the map.
+
+    Example:
+        >>> boxes, real = torch.tensor([[[8., 8., 16., 16.]]]), torch.tensor([[True]])
+        >>> foreground_mask(boxes, real, torch.tensor([[32., 32.]]), (4, 4)).sum().item()
+        4.0
+    """
+    in_rows, in_columns = _spans(box_cells(boxes, frames, size), real, size)
+    covered = torch.einsum('nmh,nmw->nhw', in_rows.to(boxes.dtype), in_columns.to(boxes.dtype))
+    return (covered > 0).to(boxes.dtype)[:, None]
+
+
+def scale_mask(boxes: Tensor, real: Tensor, frames: Tensor, size: Tuple[int, int]) -> Tensor:
+    """``1 / (cells of the box)`` in the cells of a box, of the smallest one where several overlap: (N, 1, H, W).
+
+    Every box then counts the same, whatever its size (FGD).  The area is that of :func:`box_cells` before clipping.
+
+    Args:
+        boxes, real, frames: as :func:`batch_boxes` returns them.
+        size: (H, W) of the map.
+
+    Example:
+        >>> boxes, real = torch.tensor([[[8., 8., 16., 16.]]]), torch.tensor([[True]])
+        >>> scale_mask(boxes, real, torch.tensor([[32., 32.]]), (4, 4)).max().item()
+        0.25
+    """
+    cells = box_cells(boxes, frames, size)
+    in_rows, in_columns = _spans(cells, real, size)
+    value = 1 / ((cells[..., 2] - cells[..., 0] + 1) * (cells[..., 3] - cells[..., 1] + 1)).clamp(min=1)
+    result = boxes.new_zeros(boxes.shape[0], *size)
+    for start in range(0, boxes.shape[1], BLOCK):
+        part = slice(start, start + BLOCK)
+        inside = in_rows[:, part, :, None] & in_columns[:, part, None, :]
+        result = torch.maximum(result, (inside * value[:, part, None, None]).amax(dim=1))
+    return result[:, None]
+
+
+def background_mask(foreground: Tensor) -> Tensor:
+    """1 where ``foreground`` (any foreground mask) is 0.
+
+    Example:
+        >>> background_mask(torch.tensor([0., 0.25]))
+        tensor([1., 0.])
+    """
+    return (foreground == 0).to(foreground.dtype)
+
+
+@MODELS.register_module()
+class GTBoxRegion(RegionMask):
+    """Cells of the ground-truth boxes, or those outside them.
+
+    Args:
+        mode: 'foreground' (1 inside any box; default), 'background' (1 outside all boxes, padding included; all of an
+            image without boxes) or 'scale' (1 / number of cells of the box, the smallest one counts: FGD's mask).
+        frame: 'input' (default: boxes refer to the padded input) or 'image' (to the image before padding, as in FGD's
+            published code, which stretches boxes in padded batches).
+        classes: class indices of the boxes that count; None for all.
+
+    Returns:
+        L tensors (N, 1, H, W).
+
+    Raises:
+        ValueError: an option is not among its choices, or the data has no boxes (or labels, with ``classes``).
+
+    Example:
+        >>> batch = KDBatch(input_shape=(32, 32), boxes=[torch.tensor([[8., 8., 16., 16.]])])
+        >>> GTBoxRegion()((torch.zeros(1, 8, 4, 4), ), batch)[0].sum().item()
+        4.0
+    """
+
+    needs_boxes = True
+
+    def __init__(self, mode: str = 'foreground', frame: str = 'input', classes: Optional[Sequence[int]] = None):
+        super().__init__()
+        self.mode = one_of('GTBoxRegion', 'mode', mode, MODES)
+        self.frame = one_of('GTBoxRegion', 'frame', frame, FRAMES)
+        self.classes = None if classes is None else list(classes)
+
+    def forward(self, features: Features, batch: KDBatch) -> Features:
+        located: Tuple[Any, ...] = batch_boxes(batch, self.frame, lift(features[0]), self.classes)
+        sizes = [(tensor.shape[2], tensor.shape[3]) for tensor in features]
+        if self.mode == 'scale':
+            return tuple(scale_mask(*located, size) for size in sizes)
+        masks = tuple(foreground_mask(*located, size) for size in sizes)
+        return masks if self.mode == 'foreground' else tuple(background_mask(mask) for mask in masks)

@@ -1,0 +1,72 @@
+"""Small real data sets and small stock configs that the tests train on.
+
+Data are real files in COCO and Cityscapes layout, written once a session; models are stock mmdet and mmseg models,
+narrowed by overrides.
+"""
+
+import json
+from pathlib import Path
+
+import cv2
+import mmengine.config.config
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the models are tiny: threads cost more than they give
+# mmengine formats every config it logs, for seconds; the text means the same unformatted.
+mmengine.config.config.FormatCode = lambda text, **_: (text, True)
+CLASSES = ('square', 'disc')
+
+
+def write_coco(root: Path, images: int = 8, size=(64, 64), seed: int = 0, empty: int = 1) -> Path:
+    """A COCO data set of squares and discs; the last ``empty`` images have no box."""
+    draw = np.random.default_rng(seed)
+    (root / 'images').mkdir(parents=True, exist_ok=True)
+    content = dict(images=[], annotations=[], categories=[dict(id=i + 1, name=n) for i, n in enumerate(CLASSES)])
+    for index in range(images):
+        picture = draw.integers(0, 90, (*size, 3)).astype(np.uint8)
+        for _ in range(0 if index >= images - empty else 2):
+            side = int(draw.integers(16, 30))
+            x, y = (int(draw.integers(0, edge - side)) for edge in (size[1], size[0]))
+            kind = int(draw.integers(0, 2))
+            color = tuple(int(value) for value in draw.integers(150, 255, 3))
+            if kind == 0:
+                cv2.rectangle(picture, (x, y), (x + side, y + side), color, -1)
+            else:
+                cv2.circle(picture, (x + side // 2, y + side // 2), side // 2, color, -1)
+            content['annotations'].append(dict(
+                id=len(content['annotations']) + 1, image_id=index, category_id=kind + 1, bbox=[x, y, side, side],
+                area=side * side, iscrowd=0, segmentation=[[x, y, x + side, y, x + side, y + side, x, y + side]]))
+        name = f'{index:04d}.png'
+        cv2.imwrite(str(root / 'images' / name), picture)
+        content['images'].append(dict(id=index, file_name=name, height=size[0], width=size[1]))
+    (root / 'annotations.json').write_text(json.dumps(content))
+    return root
+
+
+def write_cityscapes(root: Path, images: int = 8, size=(64, 64), seed: int = 0) -> Path:
+    """A data set in Cityscapes layout: two classes and a border of ignored pixels."""
+    draw = np.random.default_rng(seed)
+    for kind in ('leftImg8bit', 'gtFine'):
+        (root / kind / 'train' / 'town').mkdir(parents=True, exist_ok=True)
+    for index in range(images):
+        labels = np.zeros(size, np.uint8)
+        edge = int(draw.integers(16, 48))
+        labels[edge:] = 1
+        labels[:2] = 255
+        picture = (labels[..., None] * 120 + draw.integers(0, 60, (*size, 3))).clip(0, 255).astype(np.uint8)
+        stem = f'town_{index:06d}_000019'
+        cv2.imwrite(str(root / 'leftImg8bit' / 'train' / 'town' / f'{stem}_leftImg8bit.png'), picture)
+        cv2.imwrite(str(root / 'gtFine' / 'train' / 'town' / f'{stem}_gtFine_labelTrainIds.png'), labels)
+    return root
+
+
+@pytest.fixture(scope='session')
+def coco_root(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp('coco'))
+
+
+@pytest.fixture(scope='session')
+def cityscapes_root(tmp_path_factory):
+    return write_cityscapes(tmp_path_factory.mktemp('cityscapes'))
