@@ -1,16 +1,18 @@
 """Reading checkpoints: safely, from files, URLs and the model zoo of the installed hosts."""
 
+import difflib
 import hashlib
 import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
 import yaml
+from mmengine.logging.history_buffer import HistoryBuffer
 
 # Names under which older numpy versions pickled the two functions that scalars and arrays need.
 _NUMPY_ALIASES = ('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar',
@@ -18,14 +20,25 @@ _NUMPY_ALIASES = ('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar
 _HASH_IN_NAME = re.compile(r'-([a-f0-9]{8,})\.')
 
 
+def _statistic(owner: Any, name: str) -> Any:
+    """What ``getattr`` may do in a checkpoint: name a statistic of mmengine's log buffer, which holds such references.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(HistoryBuffer, name)
+    raise ValueError(f'the checkpoint refers to {owner!r}.{name}, which safe loading does not allow')
+
+
 def mmengine_globals() -> List[Any]:
     """The harmless classes that checkpoints written by mmengine and the OpenMMLab zoo hold besides tensors."""
-    from mmengine.logging.history_buffer import HistoryBuffer
     multiarray = np.core.multiarray if int(np.__version__.split('.')[0]) < 2 else np._core.multiarray
     functions = {'scalar': multiarray.scalar, '_reconstruct': multiarray._reconstruct}
     aliases = [(functions[name.rsplit('.', 1)[1]], name) for name in _NUMPY_ALIASES]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'float16', 'int64', 'int32', 'uint8', 'bool')]
-    return [HistoryBuffer, np.ndarray, np.dtype, *aliases, *dtypes]
+    # The unpickler is given our narrow function under the name of the builtin, never the builtin itself.
+    return [HistoryBuffer, np.ndarray, np.dtype, *aliases, *dtypes, (_statistic, 'builtins.getattr')]
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -66,6 +79,21 @@ def state_dict_of(checkpoint: Dict[str, Any]) -> Dict[str, torch.Tensor]:
     return state
 
 
+def _cache_place(url: str, folder: Optional[str] = None) -> Tuple[str, Optional[str]]:
+    """Where the file of a URL is kept, and the hash in its name."""
+    name = os.path.basename(urlparse(url).path)
+    match = _HASH_IN_NAME.search(name)
+    folder = folder or os.path.join(torch.hub.get_dir(), 'checkpoints')
+    return os.path.join(folder, name), match.group(1) if match else None
+
+
+def cached(url: str, folder: Optional[str] = None) -> Optional[str]:
+    """Path of an earlier, whole download of ``url``, or None; fetches nothing."""
+    target, expected = _cache_place(url, folder)
+    whole = os.path.isfile(target) and (expected is None or _sha256(target).startswith(expected))
+    return target if whole else None
+
+
 def download(url: str, folder: Optional[str] = None) -> str:
     """Fetch a checkpoint into torch's cache (once) and check it against the hash in its name.
 
@@ -74,15 +102,12 @@ def download(url: str, folder: Optional[str] = None) -> str:
     Raises:
         ValueError: the file's hash is another one; the file is not kept.
     """
-    folder = folder or os.path.join(torch.hub.get_dir(), 'checkpoints')
-    os.makedirs(folder, exist_ok=True)
-    name = os.path.basename(urlparse(url).path)
-    target = os.path.join(folder, name)
-    match = _HASH_IN_NAME.search(name)
-    expected = match.group(1) if match else None
+    target, expected = _cache_place(url, folder)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    earlier = cached(url, folder)
+    if earlier is not None:
+        return earlier
     if os.path.isfile(target):
-        if expected is None or _sha256(target).startswith(expected):
-            return target
         os.remove(target)  # a broken earlier download
     try:
         torch.hub.download_url_to_file(url, target, hash_prefix=expected, progress=True)
@@ -145,7 +170,6 @@ def zoo_config(name: str) -> Path:
 
 
 def _closest(name: str, names: List[str]) -> List[str]:
-    import difflib
     return difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5]
 
 

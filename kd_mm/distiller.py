@@ -136,6 +136,14 @@ def _shapes(features: Features) -> str:
     return '[' + ', '.join('x'.join(map(str, tensor.shape)) for tensor in features) + ']'
 
 
+class ConfigProblems(ValueError):
+    """A configuration is wrong; ``found`` has one sentence for each problem."""
+
+    def __init__(self, message: str, found: Sequence[str] = ()):
+        super().__init__(message)
+        self.found = list(found)
+
+
 class Problems:
     """Everything that is wrong with a configuration, for one error."""
 
@@ -150,7 +158,7 @@ class Problems:
     def raise_any(self) -> None:
         if self.found:
             lines = '\n'.join(f'  {number}. {text}' for number, text in enumerate(self.found, 1))
-            raise ValueError(f'kd_mm: {len(self.found)} problem(s) in the distillation config:\n{lines}')
+            raise ConfigProblems(f'kd_mm: {len(self.found)} problem(s) in the distillation config:\n{lines}', self.found)
 
 
 class Distiller(nn.Module):
@@ -300,19 +308,29 @@ class Distiller(nn.Module):
         """Whether the loss has a gradient on the student."""
         total = sum(term.per_level(student, teacher, batch))
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        if isinstance(total, Tensor) and total.requires_grad and parameters:
-            gradients = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
-            if any(gradient is not None for gradient in gradients):
+        touched = [*parameters, *term.parameters()]
+        held = [parameter.grad for parameter in touched]
+        try:
+            for parameter in touched:
+                parameter.grad = None
+            if isinstance(total, Tensor) and total.requires_grad:
+                # backward() and not autograd.grad(): re-entrant activation checkpoints know the former only.
+                total.backward(retain_graph=True)
+            if any(parameter.grad is not None for parameter in parameters):
                 return
+        finally:
+            for parameter, gradient in zip(touched, held):
+                parameter.grad = gradient
         raise ValueError(f'{term.name} reaches no trainable parameter of the student through {term.student_paths}: '
                          'the tapped module lies before or inside the frozen part (frozen_stages), returns a detached '
                          'tensor, or lies inside a re-entrant activation checkpoint. Tap a later module')
 
     def _dry_forward(self) -> Optional[Tuple[Dict[str, Features], Dict[str, Features], KDBatch]]:
         """Features of all taps on random images, at the smallest size that both models take."""
-        error: Optional[Exception] = None
+        errors: Dict[str, str] = {}
         assert self.teacher is not None
-        for shape in DRY_SHAPES:
+        shapes = _dry_shapes(self.student, self.teacher.model)
+        for shape in shapes:
             try:
                 data = self._random_data(shape)
                 batch = self._batch(data['inputs'], data['data_samples'])
@@ -320,11 +338,11 @@ class Distiller(nn.Module):
                 taps = list(self._teacher_taps.values())
                 self.teacher.run(data['inputs'], data['data_samples'], taps, batch, full=True)
                 return student, _read(taps), batch
-            except Exception as caught:  # models raise anything at sizes they cannot take
-                error = caught
+            except Exception as error:  # models raise anything at sizes they cannot take
+                errors.setdefault(f'{type(error).__name__}: {error}', f'{shape[0]}x{shape[1]}')
                 self._clear()
-        self.problems.add(f'a forward pass of student or teacher on random images of {DRY_SHAPES[0]} to '
-                          f'{DRY_SHAPES[-1]} pixels fails: {type(error).__name__}: {error}')
+        tried = '; '.join(f'at {size}: {message}' for message, size in errors.items())
+        self.problems.add(f'the forward pass of student or teacher on random images fails. {tried}')
         return None
 
     def _random_data(self, shape: Tuple[int, int]) -> Dict[str, Any]:
@@ -486,6 +504,22 @@ class Distiller(nn.Module):
             raise FloatingPointError(
                 f'distillation loss is not finite at step {check[2]}: {"; ".join(names)}. Lower loss_weight or the '
                 'learning rate, clip gradients (optim_wrapper.clip_grad), or look for non-finite student features')
+
+
+def _dry_shapes(*models: nn.Module) -> List[Tuple[int, int]]:
+    """:data:`DRY_SHAPES`, after the small ones that a model is built for (position embeddings of fixed length)."""
+    own = []
+    for model in models:
+        for holder, name in ((getattr(model, 'backbone', None), 'img_size'),
+                             (getattr(model, 'data_preprocessor', None), 'size')):
+            size = getattr(holder, name, None)
+            size = (size, size) if isinstance(size, int) else size
+            if isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(edge, int) for edge in size):
+                own.append((size[0], size[1]))
+    limit = DRY_SHAPES[-1][0] * DRY_SHAPES[-1][1]
+    first = [shape for shape in own if shape[0] * shape[1] <= DRY_SHAPES[0][0] * DRY_SHAPES[0][1]]
+    rest = [shape for shape in own if shape not in first and shape[0] * shape[1] <= limit]
+    return list(dict.fromkeys([*first, DRY_SHAPES[0], *rest, *DRY_SHAPES[1:], *own]))
 
 
 def _names(classes: Optional[Sequence[str]]) -> str:

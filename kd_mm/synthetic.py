@@ -157,7 +157,7 @@ def _det_sample(model: nn.Module, index: int, height: int, width: int, classes: 
     sample.gt_instances = instances
     sample.ignored_instances = InstanceData(bboxes=wrap(boxes.new_zeros(0, 4)), labels=labels.new_zeros(0))
     if hasattr(model, 'roi_head') and not getattr(model, 'with_rpn', True):
-        # Fast R-CNN reads its proposals from the data; the data preprocessor leaves them as they are, so a plain tensor.
+        # Fast R-CNN reads proposals from the data. The data preprocessor leaves them alone, hence a plain tensor.
         sample.proposals = InstanceData(bboxes=torch.cat([boxes, _boxes(height, width, generator)]))
     stuff = _stuff_labels(model)
     if stuff:

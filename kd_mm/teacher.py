@@ -89,6 +89,14 @@ def load_config(source: Any) -> Tuple[Config, str, Optional[str]]:
     return cfg, name, found
 
 
+def default_weights(path: Optional[str]) -> Optional[str]:
+    """URL of the published weights of a teacher config; None if there are none.
+
+    Its ``load_from`` is not meant: that is where its own training started.
+    """
+    return ckpt.zoo_weights(path) if path else None
+
+
 def _without_pretrained(value: Any) -> Any:
     """A model config that asks for no download: the teacher's own checkpoint makes it needless."""
     if isinstance(value, dict):
@@ -241,7 +249,7 @@ class Teacher:
             loaded: Optional[Dict[str, Any]] = None
             notes: List[str] = []
             if checkpoint is None:
-                checkpoint = cfg.get('load_from') or (ckpt.zoo_weights(path) if path else None)
+                checkpoint = default_weights(path)
                 if checkpoint is None:
                     raise ValueError(f'no weights for teacher {name}: it is not in the model index of an installed '
                                      "host. Give teacher_ckpt='path or URL' (or teacher_ckpt='random' to test)")

@@ -8,7 +8,9 @@ import copy
 import uuid
 from typing import Any, Dict, Optional
 
+import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from kd_mm.checkpoint import zoo_config
@@ -116,6 +118,18 @@ def finish(cfg: Config, work_dir: Any, steps: int, by_epoch: bool) -> Config:
     return cfg
 
 
+def with_evaluation(cfg: Config, root: Any) -> Config:
+    """Give a detector's config its validation and test loops back."""
+    data = coco_data(root)
+    for kind, loop in (('val', 'ValLoop'), ('test', 'TestLoop')):
+        loader = copy.deepcopy(data[f'{kind}_dataloader'])
+        loader['dataset'].pop('_delete_')
+        cfg[f'{kind}_dataloader'] = dict(loader, sampler=dict(type='DefaultSampler', shuffle=False), drop_last=False)
+        cfg[f'{kind}_evaluator'] = dict(type='CocoMetric', **data[f'{kind}_evaluator'])
+        cfg[f'{kind}_cfg'] = dict(type=loop)
+    return cfg
+
+
 def teacher_of(cfg: Config, **model: Any) -> Dict[str, Any]:
     """A wider teacher for :func:`detector`: the same config, other widths."""
     teacher = dict(model=copy.deepcopy(cfg.model.to_dict()), default_scope=cfg.default_scope)
@@ -133,5 +147,44 @@ def make_runner(cfg: Config, hooks: Optional[list] = None) -> Runner:
     cfg = copy.deepcopy(cfg)
     if hooks is not None:
         cfg.custom_hooks = list(hooks)
+    # Loggers and visualizers are global by name: a second Runner of the process would write to the first one's files.
     cfg.experiment_name = f'test_{uuid.uuid4().hex}'
+    cfg.visualizer.name = cfg.experiment_name
     return Runner.from_cfg(cfg)
+
+
+class Recorder(Hook):
+    """Keeps what a test wants to see of every step: the logged losses and the learning rates of all groups."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, look=None):
+        self.losses, self.rates, self.seen, self.look = [], [], [], look
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append({key: float(value) for key, value in outputs.items()})
+        if self.look is not None:
+            self.seen.append(self.look(runner))
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.rates.append([group['lr'] for group in runner.optim_wrapper.optimizer.param_groups])
+
+
+def train(cfg: Config, hooks: Optional[list] = None, look=None):
+    """Train with ``hooks`` as custom hooks; the Runner and a :class:`Recorder`."""
+    runner, recorder = make_runner(cfg, hooks or []), Recorder(look)
+    runner.register_hook(recorder)
+    runner.train()
+    return runner, recorder
+
+
+def distill_hook(runner: Runner) -> Any:
+    return next(hook for hook in runner.hooks if type(hook).__name__ == 'DistillHook')
+
+
+def weights(runner: Runner) -> Dict[str, Any]:
+    return {key: value.clone() for key, value in runner.model.state_dict().items()}
+
+
+def same(first: Dict[str, Any], second: Dict[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

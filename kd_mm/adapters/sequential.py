@@ -38,6 +38,7 @@ class SequentialAdapter(Adapter):
         if self.prepared:
             return
         for adapter in self.adapters:
+            assert isinstance(adapter, Adapter)
             adapter.prepare(student, teacher)
             # Only shapes are wanted: in training mode this pass would move running statistics.
             training = adapter.training

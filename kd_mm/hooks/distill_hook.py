@@ -115,7 +115,9 @@ class DistillHook(Hook):
         base = optimizer.defaults['lr'] * _lr_scale(runner)
         reference = max(groups, key=lambda group: group.get('initial_lr', group['lr']))
         first = reference.get('initial_lr', reference['lr'])
-        ratio = base * self.adapter_lr_mult / first if first else 1.0
+        # A one-cycle schedule sets its own rates, the same for every group, whatever the optimizer was given.
+        own_rates = 'max_lr' in reference
+        ratio = self.adapter_lr_mult * (1.0 if own_rates or not first else base / first)
         group = {key: value for key, value in reference.items() if key not in ('params', 'param_names')}
         for key in ('lr', 'initial_lr', 'max_lr', 'min_lr'):
             if isinstance(group.get(key), (int, float)):

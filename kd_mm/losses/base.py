@@ -63,11 +63,15 @@ class KDLoss(nn.Module):
         """Unweighted losses, one scalar a level.
 
         Raises:
-            ValueError: the level counts or the shapes of a level differ.
+            ValueError: the level counts or the shapes of a level differ, or a region is given for rows.
         """
         batch = KDBatch() if batch is None else batch
         student, teacher = as_features(student), as_features(teacher)
         self.check_shapes(student, teacher)
+        for level, tensor in enumerate(student if region is not None else ()):
+            if tensor.dim() != 4:
+                raise ValueError(f'{type(self).__name__}, level {level}: a region needs maps (N, C, H, W), not '
+                                 f'{tuple(tensor.shape)}. Remove `region`')
         # A region, a mask or an exp in half precision overflows at 65504; one conversion here serves every method.
         with torch.autocast(student[0].device.type, enabled=False):
             student = tuple(lift(tensor) for tensor in student)

@@ -34,8 +34,8 @@ def hint_loss(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None, d
         teacher: (N, C, H, W).
         mask: weights (N, 1, H, W) or None.
         distance: 'l2' (squared differences) or 'l1'.
-        reduction: 'mean' over all elements (weighted by ``mask``), 'batch_mean' (sum / N), 'sum', or 'norm' (square root
-            of the sum over the whole batch).
+        reduction: 'mean' over all elements (weighted by ``mask``), 'batch_mean' (sum / N), 'sum', or 'norm' (square
+            root of the sum over the whole batch).
 
     Returns:
         A scalar.

@@ -127,9 +127,6 @@ class SoftmaxKDLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        if mask is not None and student.dim() != 4:
-            raise ValueError(f'SoftmaxKDLoss, level {level}: a region needs logits (N, K, H, W), not '
-                             f'{tuple(student.shape)}; remove `region`')
         if self.mask_ignored:
             mask = labelled(student, batch, mask)
         terms = softmax_divergence(student, teacher, self.tau, self.divergence)

@@ -29,7 +29,8 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     """A CPU random generator that depends on ``numbers`` alone; the global one is not touched.
 
     Example:
-        >>> torch.equal(torch.rand(3, generator=seeded_generator(1, 2)), torch.rand(3, generator=seeded_generator(1, 2)))
+        >>> first, second = (torch.rand(3, generator=seeded_generator(1, 2)) for _ in range(2))
+        >>> torch.equal(first, second)
         True
     """
     digest = hashlib.blake2b(','.join(map(str, numbers)).encode(), digest_size=7).digest()
@@ -60,8 +61,8 @@ class MGDLoss(KDLoss):
         mask_ratio: fraction masked **out**, in 0..1. Default 0.65 [C: one-stage detectors]; 0.45 two-stage, 0.75
             segmentation, 0.15 classification with channel masks [C].
         mask_on: 'pixel' (masks (N, 1, H, W)) or 'channel' (masks (N, C, 1, 1)). Default 'pixel'.
-        loss_weight: see :class:`KDLoss`. Default 2e-5 [C: one-stage detectors and segmentation]; 5e-7 two-stage. The sum
-            over C*H*W is inside the loss, so the weight depends on resolution and width.
+        loss_weight: see :class:`KDLoss`. Default 2e-5 [C: one-stage detectors and segmentation]; 5e-7 two-stage. The
+            sum over C*H*W is inside the loss, so the weight depends on resolution and width.
 
     A region multiplies the squares, after the generator.
 

@@ -41,8 +41,8 @@ class PKDLoss(KDLoss):
     Correlation Coefficient, NeurIPS 2022).
 
     ``0.5 * mean((f_s - f_t)^2)`` with ``f = (F - mean) / (std + 1e-6)`` for each channel over (N, H, W): up to
-    ``(n - 1) / n`` it is ``1 - r``, r the mean correlation.  It does not change under ``F -> a F + b`` with ``a > 0`` in
-    each channel, so features of different detectors can be compared.
+    ``(n - 1) / n`` it is ``1 - r``, r the mean correlation.  It does not change under ``F -> a F + b`` with ``a > 0``
+    in each channel, so features of different detectors can be compared.
 
     Args:
         resize_student: where the sizes differ, resize the student to the teacher (bilinear); otherwise the teacher to

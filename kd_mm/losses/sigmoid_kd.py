@@ -48,9 +48,9 @@ def sigmoid_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, beta:
 class SigmoidKDLoss(KDLoss):
     """Distillation of sigmoid class scores of a dense head (Hinton et al., NIPS-W 2014, with one Bernoulli a class).
 
-    ``tau^2 * (1 / cells) * sum |sigma_t - sigma_s|^beta * KL(Bernoulli_t || Bernoulli_s)``, summed over the A*K channels
-    of a cell, ``sigma = sigmoid(z / tau)``.  A softmax over independent sigmoids would only compare the classes with
-    one another and lose how sure the teacher is that there is an object at all.
+    ``tau^2 * (1 / cells) * sum |sigma_t - sigma_s|^beta * KL(Bernoulli_t || Bernoulli_s)``, summed over the A*K
+    channels of a cell, ``sigma = sigmoid(z / tau)``.  A softmax over independent sigmoids would only compare the
+    classes with one another and lose how sure the teacher is that there is an object at all.
 
     As published:
 
@@ -104,9 +104,6 @@ class SigmoidKDLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        if mask is not None and student.dim() != 4:
-            raise ValueError(f'SigmoidKDLoss, level {level}: a region needs logits (N, K, H, W), not '
-                             f'{tuple(student.shape)}; remove `region`')
         if self.mask_ignored:
             mask = labelled(student, batch, mask)
         if self.reduction == 'teacher_score':

@@ -1,12 +1,12 @@
 """Regions made of ground-truth boxes."""
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kd_mm.functional import lift, one_of, parameter_options
+from kd_mm.functional import one_of, parameter_options
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
 from kd_mm.targets import gt_boxes, gt_labels, img_shapes, input_shape
@@ -172,9 +172,7 @@ class GTBoxRegion(RegionMask):
         self.classes = None if classes is None else list(classes)
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
-        located: Tuple[Any, ...] = batch_boxes(batch, self.frame, lift(features[0]), self.classes)
-        sizes = [(tensor.shape[2], tensor.shape[3]) for tensor in features]
-        if self.mode == 'scale':
-            return tuple(scale_mask(*located, size) for size in sizes)
-        masks = tuple(foreground_mask(*located, size) for size in sizes)
-        return masks if self.mode == 'foreground' else tuple(background_mask(mask) for mask in masks)
+        boxes, real, frames = batch_boxes(batch, self.frame, features[0], self.classes)
+        make = scale_mask if self.mode == 'scale' else foreground_mask
+        masks = tuple(make(boxes, real, frames, (tensor.shape[2], tensor.shape[3])) for tensor in features)
+        return tuple(background_mask(mask) for mask in masks) if self.mode == 'background' else masks

@@ -1,0 +1,12 @@
+# A plain hint: mean squared difference of all pyramid levels. Card: README.md in this folder.
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
+
+custom_hooks = [
+    dict(
+        type='kd_mm.DistillHook',
+        teacher='mmdet::retinanet/retinanet_r101_fpn_2x_coco.py',
+        teacher_ckpt='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r101_fpn_2x_coco/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth',  # noqa: E501
+        losses=dict(
+            loss_fitnet=dict(
+                type='FitNetLoss', at='neck', adapter=dict(type='ConvAdapter', always=True), loss_weight=2.0)))
+]

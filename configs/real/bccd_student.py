@@ -1,0 +1,30 @@
+# Plain student on blood cells (BCCD, COCO format): GFL with a narrow ResNet-18 at half the resolution, from scratch.
+_base_ = '../demo/det_student.py'
+
+data_root = 'data/bccd/'
+classes = ('RBC', 'WBC', 'Platelets')
+size = (320, 240)  # width, height
+
+model = dict(bbox_head=dict(
+    num_classes=len(classes), anchor_generator=dict(octave_base_scale=6)))
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=size, keep_ratio=True),
+    dict(type='RandomFlip', prob=[0.3, 0.3], direction=['horizontal', 'vertical']),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=size, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(batch_size=4, dataset=dict(
+    data_root=data_root, metainfo=dict(classes=classes), pipeline=train_pipeline))
+val_dataloader = dict(batch_size=4, dataset=dict(
+    data_root=data_root, metainfo=dict(classes=classes), pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = val_evaluator

@@ -1,0 +1,6 @@
+# Teacher on blood cells: the student's twin with a wider backbone; same data and schedule.
+_base_ = './bccd_student.py'
+
+model = dict(
+    backbone=dict(base_channels=32, stem_channels=32),
+    neck=dict(in_channels=[32, 64, 128, 256]))

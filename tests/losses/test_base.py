@@ -1,0 +1,207 @@
+"""Properties that every registered loss has; a new loss is swept without being named here."""
+
+import copy
+
+import pytest
+import torch
+
+from kd_mm.losses import KDLoss
+from kd_mm.regions import GTBoxRegion, RegionMask
+from kd_mm.registry import MODELS, build, choices
+from kd_mm.types import KDBatch
+
+NAMES = choices(KDLoss)
+MAPS = ((2, 6, 8, 10), (2, 6, 4, 5))
+
+
+class Everywhere(RegionMask):
+    """The same weight in every cell."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, features, batch):
+        return tuple(torch.full_like(tensor[:, :1], self.value, dtype=torch.float32) for tensor in features)
+
+
+def make_batch(**changes):
+    fields = dict(
+        input_shape=(64, 80),
+        img_shapes=[(60, 80), (64, 72)],
+        boxes=[torch.tensor([[5., 6., 30., 40.], [20., 10., 50., 60.]]), torch.tensor([[0., 0., 12., 12.]])],
+        labels=[torch.tensor([0, 1]), torch.tensor([1])],
+        seg_map=torch.randint(0, 3, (2, 64, 80), generator=torch.Generator().manual_seed(3)),
+        step=10, max_steps=100)
+    fields.update(changes)
+    return KDBatch(**fields)
+
+
+def make_features(scale=1.0, dtype=torch.float32, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return tuple((torch.randn(shape, generator=draw, dtype=torch.float64) * scale).to(dtype) for shape in MAPS)
+
+
+def make_pair(**options):
+    student = tuple(tensor.requires_grad_() for tensor in make_features(seed=1, **options))
+    return student, make_features(seed=2, **options)
+
+
+def make_loss(name, **arguments):
+    torch.manual_seed(0)
+    return build(dict(type=name, **arguments), KDLoss, 'loss')
+
+
+def identity_generators(loss):
+    """MGD reaches 0 only when the generator and the mask let everything through."""
+    for generator in getattr(loss, 'generators', []):
+        conv = torch.nn.Conv2d(6, 6, 1, bias=False).to(generator[0].weight.dtype)
+        torch.nn.init.dirac_(conv.weight)
+        generator[0], generator[1], generator[2] = conv, torch.nn.Identity(), torch.nn.Identity()
+    loss.mask_ratio = 0.0
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_zero_for_equal_inputs(name):
+    loss, features = make_loss(name), make_features(dtype=torch.float64)
+    loss.prepare(features, features)
+    identity_generators(loss)
+    assert abs(loss(features, features, make_batch()).item()) < 1e-9
+    student, teacher = make_pair(dtype=torch.float64)
+    assert loss(student, teacher, make_batch()).item() > 1e-9
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_gradient_reaches_the_student_and_the_own_parameters_only(name):
+    loss, (student, teacher) = make_loss(name), make_pair()
+    teacher = tuple(tensor.requires_grad_() for tensor in teacher)
+    loss.prepare(student, teacher)
+    for parameter in loss.parameters():  # FGD's last convolution starts at 0 and blocks those before it
+        torch.nn.init.normal_(parameter, std=0.5)
+    loss(student, teacher, make_batch()).backward()
+    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in student)
+    assert all(tensor.grad is None for tensor in teacher)
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_range_is_finite(name, dtype):
+    loss, (student, teacher) = make_loss(name), make_pair(scale=1.5e4, dtype=dtype)
+    total = loss(student, teacher, make_batch())
+    assert total.dtype == torch.float32 and torch.isfinite(total)
+    assert all(parameter.dtype == torch.float32 for parameter in loss.parameters())
+    total.backward(torch.tensor(1e-12))  # the half gradients themselves may only hold 65504
+    assert all(torch.isfinite(tensor.grad).all() for tensor in student)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_half_precision_is_lifted_first(name):
+    loss, (student, teacher) = make_loss(name), make_pair(dtype=torch.float16)
+    lifted = loss(tuple(s.float() for s in student), tuple(t.float() for t in teacher), make_batch())
+    assert torch.equal(loss(student, teacher, make_batch()), lifted)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(loss(student, teacher, make_batch()), lifted)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_float64_stays_float64(name):
+    loss, (student, teacher) = make_loss(name), make_pair(dtype=torch.float64)
+    assert loss(student, teacher, make_batch()).dtype == torch.float64
+    assert loss(student, teacher, make_batch(), GTBoxRegion()).dtype == torch.float64
+    assert all(parameter.dtype == torch.float64 for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_weights_of_levels_and_schedules(name):
+    loss, (student, teacher) = make_loss(name, loss_weight=[2.0, 0.5]), make_pair(dtype=torch.float64)
+    batch = make_batch()
+    first, second = loss.per_level(student, teacher, batch)
+    assert torch.isclose(loss(student, teacher, batch), 2 * first + 0.5 * second, rtol=1e-12)
+    with pytest.raises(ValueError, match='2 entries.*1 levels'):
+        loss(student[:1], teacher[:1], batch)
+    scheduled = copy.deepcopy(loss)
+    scheduled.weight = make_loss(name, loss_weight=dict(type='CosineSchedule', final=0.0)).weight
+    expected = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 0.1, dtype=torch.float64))) * (first + second)
+    assert torch.isclose(scheduled(student, teacher, batch), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_empty_region_is_zero_and_connected(name):
+    loss, (student, teacher) = make_loss(name), make_pair()
+    total = loss(student, teacher, make_batch(), Everywhere(0.0))
+    assert total.item() == 0.0
+    total.backward()
+    assert all(torch.equal(tensor.grad, torch.zeros_like(tensor)) for tensor in student)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_full_region_is_no_region(name):
+    loss, (student, teacher) = make_loss(name), make_pair(dtype=torch.float64)
+    batch = make_batch()
+    whole = loss(student, teacher, batch)
+    assert torch.isclose(loss(student, teacher, batch, Everywhere(1.0)), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_no_boxes_is_finite(name):
+    loss, (student, teacher) = make_loss(name), make_pair()
+    batch = make_batch(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
+    for region in (None, GTBoxRegion(), GTBoxRegion(mode='scale'), GTBoxRegion(mode='background')):
+        total = loss(student, teacher, batch, region)
+        assert torch.isfinite(total)
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(total, student))
+    boxed = make_batch(boxes=[make_batch().boxes[0], torch.zeros(0, 4)])
+    assert torch.isfinite(loss(student, teacher, boxed, GTBoxRegion()))
+
+
+@pytest.mark.parametrize('name', sorted(set(NAMES) - {'MGDLoss', 'FGDLoss'}))
+def test_outside_of_the_region_nothing_counts(name):
+    # The generator of MGD and the attentions of FGD look at the whole map on purpose.
+    loss, (student, teacher) = make_loss(name), make_pair(dtype=torch.float64)
+    batch, region = make_batch(), GTBoxRegion()
+    masks = region(student, batch)
+    moved = tuple(s + 3 * (1 - m) * torch.randn(s.shape, dtype=s.dtype) for s, m in zip(student, masks))
+    assert torch.isclose(loss(moved, teacher, batch, region), loss(student, teacher, batch, region), rtol=1e-12)
+    assert not torch.isclose(loss(moved, teacher, batch), loss(student, teacher, batch), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_shape_errors_name_level_shapes_and_mend(name):
+    loss, (student, teacher) = make_loss(name), make_pair()
+    with pytest.raises(ValueError, match=f'{name}: 1 student levels and 2 teacher levels'):
+        loss(student[:1], teacher, make_batch())
+    wide = (teacher[0], torch.cat([teacher[1]] * 2, dim=1))
+    if loss.same_channels:
+        mend = 'same classes' if loss.logits else 'ConvAdapter'
+        with pytest.raises(ValueError, match=rf'{name}, level 1: student \(2, 6, 4, 5\).*\(2, 12, 4, 5\).*{mend}'):
+            loss(student, wide, make_batch())
+    large = (torch.cat([teacher[0]] * 2, dim=3), teacher[1])
+    if loss.same_size:
+        with pytest.raises(ValueError, match=rf'{name}, level 0: .*\(2, 6, 8, 20\).*ResizeAdapter'):
+            loss(student, large, make_batch())
+    with pytest.raises(ValueError, match='not outputs of the same kind'):
+        loss(student, (teacher[0][:1], teacher[1]), make_batch())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_prepare_twice_changes_nothing(name):
+    loss, (student, teacher) = make_loss(name), make_pair()
+    loss.prepare(student, teacher)
+    before = {key: value.clone() for key, value in loss.state_dict().items()}
+    loss.prepare(student, teacher)
+    loss(student, teacher, make_batch())
+    assert before.keys() == loss.state_dict().keys()
+    assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
+
+
+def test_a_single_tensor_is_one_level():
+    loss, (student, teacher) = make_loss('CWDLoss'), make_pair()
+    assert torch.equal(loss(student[0], teacher[0]), loss(student[:1], teacher[:1]))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_docstring_is_complete(name):
+    text = MODELS.module_dict[name].__doc__
+    for part in ('Args:', 'Returns:', 'Example:', 'loss_weight:', 'scalar per level'):
+        assert part in text, part

@@ -1,0 +1,94 @@
+"""Targets from plain tensors and from data samples; no host is needed for the latter."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+
+from kd_mm import targets
+from kd_mm.types import KDBatch
+
+BOXES = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+
+
+def sample(boxes=None, labels=None, seg=None, **meta):
+    element = BaseDataElement(metainfo=meta)
+    if boxes is not None:
+        instances = InstanceData(bboxes=boxes)
+        if labels is not None:
+            instances.labels = labels
+        element.gt_instances = instances
+    if seg is not None:
+        element.gt_sem_seg = PixelData(data=seg)
+    return element
+
+
+def test_input_shape():
+    assert targets.input_shape(KDBatch(input_shape=torch.Size([8, 9]))) == (8, 9)
+    with pytest.raises(ValueError, match='size of the padded input'):
+        targets.input_shape(KDBatch())
+
+
+def test_img_shapes():
+    assert targets.img_shapes(KDBatch(img_shapes=[(4, 5)])) == [(4, 5)]
+    batch = KDBatch(input_shape=(8, 9), data_samples=[sample(img_shape=(4, 5, 3)), sample()])
+    assert targets.img_shapes(batch) == [(4, 5), (8, 9)]
+
+
+def test_boxes_of_data_samples():
+    wrapped = SimpleNamespace(tensor=BOXES, shape=BOXES.shape)
+    batch = KDBatch(data_samples=[sample(BOXES), sample(torch.zeros(0, 4)), sample(torch.ones(2, 5))])
+    assert [tuple(found.shape) for found in targets.gt_boxes(batch)] == [(1, 4), (0, 4), (2, 4)]
+    element = SimpleNamespace(gt_instances=Instances(wrapped))
+    assert torch.equal(targets.gt_boxes(KDBatch(data_samples=[element]))[0], BOXES)
+    assert targets.gt_boxes(KDBatch(boxes=[BOXES]))[0] is BOXES
+
+
+class Instances(dict):
+    """Instances whose boxes are wrapped, as mmdet's box classes are."""
+
+    def __init__(self, boxes):
+        super().__init__(bboxes=boxes)
+        self.bboxes = boxes
+
+
+@pytest.mark.parametrize('samples', [[], [sample()], [sample(BOXES), sample()]])
+def test_missing_boxes(samples):
+    with pytest.raises(ValueError, match='needs ground-truth boxes'):
+        targets.gt_boxes(KDBatch(data_samples=samples))
+
+
+def test_labels():
+    batch = KDBatch(data_samples=[sample(BOXES, torch.tensor([3]))])
+    assert targets.gt_labels(batch)[0].tolist() == [3]
+    assert targets.gt_labels(KDBatch(labels=[torch.tensor([1])]))[0].tolist() == [1]
+    for samples in ([], [sample(BOXES)], [sample(BOXES, torch.tensor([3])), sample(BOXES)]):
+        with pytest.raises(ValueError, match='class labels'):
+            targets.gt_labels(KDBatch(data_samples=samples))
+
+
+def test_seg_map():
+    labels = torch.arange(16).reshape(1, 4, 4)
+    batch = KDBatch(data_samples=[sample(seg=labels), sample(seg=labels + 16)])
+    assert targets.has_seg_map(batch) and targets.seg_map(batch).shape == (2, 4, 4)
+    # Cell i of 3 reads floor(i * 4 / 3): 0, 1, 2.
+    resized = targets.seg_map(batch, (3, 2))
+    assert resized.dtype == torch.int64 and resized[0].tolist() == [[0, 2], [4, 6], [8, 10]]
+    assert targets.seg_map(KDBatch(seg_map=labels), (4, 4)) is labels
+    assert targets.seg_map(KDBatch(seg_map=labels.to(torch.uint8)), (2, 2)).dtype == torch.uint8
+
+
+def test_missing_seg_map():
+    assert not targets.has_seg_map(KDBatch(data_samples=[sample(BOXES)]))
+    with pytest.raises(ValueError, match='needs a segmentation map'):
+        targets.seg_map(KDBatch())
+    assert targets.valid_pixels(KDBatch(), (2, 2)) is None
+
+
+def test_valid_pixels():
+    batch = KDBatch(seg_map=torch.tensor([[[0, 255], [7, 1]]]))
+    assert targets.valid_pixels(batch, (2, 2)).tolist() == [[[True, False], [True, True]]]
+    assert targets.valid_pixels(batch, (2, 2), ignore_index=7).tolist() == [[[True, True], [False, True]]]
+    batch.ignore_index = 0
+    assert targets.valid_pixels(batch, (2, 2)).tolist() == [[[False, True], [True, True]]]

@@ -1,0 +1,254 @@
+"""tools/train.py, tools/test.py and the hosts' own tools/train.py, on stock data sets written by the test.
+
+What a user types runs as a process of its own; the rest calls ``main`` with the same arguments, which saves the start.
+"""
+
+import copy
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_cityscapes, write_coco
+from mmengine.config import Config
+from stock import retinanet_model, segmentor
+
+from kd_mm.checkpoint import load_file, package_folder, zoo_config
+
+TOOLS = Path(__file__).parent.parent.parent / 'tools'
+sys.path.insert(0, str(TOOLS))  # tools/test.py takes the shared parts from tools/train.py
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(f'kd_mm_tool_{name}', TOOLS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TRAIN, TEST = tool('train'), tool('test')
+
+
+def write_stock_coco(root):
+    """COCO's own layout and categories, so that nothing but the data root of a stock config changes."""
+    root = Path(root)
+    (root / 'annotations').mkdir(parents=True)
+    for split in ('train2017', 'val2017'):
+        source = write_coco(root / 'raw', images=4, seed=len(split))
+        (source / 'images').rename(root / split)
+        content = json.loads((source / 'annotations.json').read_text())
+        content['categories'] = [dict(id=1, name='person'), dict(id=2, name='bicycle')]
+        (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+    return root
+
+
+def write_stock_cityscapes(root):
+    root = Path(write_cityscapes(root, images=4))
+    for kind in ('leftImg8bit', 'gtFine'):
+        (root / kind / 'val').symlink_to(root / kind / 'train')
+    return root
+
+
+def det_config():
+    """The stock RetinaNet config, narrow and with small images."""
+    cfg = Config.fromfile(str(zoo_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')))
+    cfg.merge_from_dict({
+        'model': retinanet_model(classes=80), 'train_cfg.max_epochs': 1,
+        'train_dataloader.dataset.pipeline.2.scale': (64, 64), 'val_dataloader.dataset.pipeline.1.scale': (64, 64),
+        'test_dataloader.dataset.pipeline.1.scale': (64, 64)})
+    return cfg
+
+
+def seg_config(tmp):
+    """The stock FCN config, narrow and with small crops."""
+    cfg = Config.fromfile(str(zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')))
+    cfg.model = segmentor(tmp, tmp).model
+    cfg.merge_from_dict({
+        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2,
+        'train_dataloader.dataset.pipeline.2.scale': (64, 64),
+        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+        'val_dataloader.dataset.pipeline.1.scale': (64, 64), 'test_dataloader.dataset.pipeline.1.scale': (64, 64)})
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def tasks(tmp_path_factory):
+    """For each host: the data, a plain config, and the same with distillation from a teacher config."""
+    tmp = tmp_path_factory.mktemp('tools')
+    found = {}
+    for name, cfg, root, at in (
+            ('det', det_config(), write_stock_coco(tmp / 'coco'), 'neck'),
+            ('seg', seg_config(tmp), write_stock_cityscapes(tmp / 'cityscapes'), 'decode_head.conv_seg')):
+        for loader in ('train', 'val', 'test'):
+            cfg[f'{loader}_dataloader'].update(batch_size=2, num_workers=0, persistent_workers=False)
+        (tmp / 'configs' / name).mkdir(parents=True)
+        plain, kd = (tmp / 'configs' / name / f'{kind}.py' for kind in ('plain', 'kd'))
+        cfg.dump(str(plain))
+        kd.write_text(f"_base_ = '{plain.name}'\n"
+                      "custom_hooks = [dict(type='kd_mm.DistillHook', teacher_ckpt='random',\n"
+                      f"    teacher={str(plain)!r}, losses=dict(loss_cwd=dict(type='CWDLoss', at={at!r})))]\n")
+        found[name] = dict(root=root, plain=str(plain), kd=str(kd), cfg=cfg, tmp=tmp,
+                           last='epoch_1.pth' if name == 'det' else 'iter_2.pth')
+    return found
+
+
+def start(*command, **environment):
+    """Start a process; the tests wait for it with :func:`finish`."""
+    return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=dict(os.environ, OMP_NUM_THREADS='1', **environment))
+
+
+def finish(process):
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def scalars(work_dir):
+    """Training entries of the log of a run."""
+    lines = [json.loads(line) for path in Path(work_dir).glob('*/vis_data/scalars.json')
+             for line in path.read_text().splitlines()]
+    return [line for line in lines if 'loss' in line]
+
+
+#: Two images a step make two steps of four images, and the stock configs log every 50: each step here.
+LOG = 'default_hooks.logger.interval=1'
+
+
+def test_commands_of_a_user(tasks):
+    """Distil with tools/train.py and with the host's own tool, in processes of their own, for both hosts."""
+    runs = {}
+    for name, task in tasks.items():
+        host = package_folder('mmdet' if name == 'det' else 'mmseg')
+        root = task['root']
+        ours, theirs = task['tmp'] / f'{name}_ours', task['tmp'] / f'{name}_theirs'
+        runs[name, ours] = start(sys.executable, TOOLS / 'train.py', task['kd'], '--work-dir', ours, '--cfg-options',
+                                 f'data_root={root}', LOG)
+        # The hosts' tools change the variable alone, so each path is given.
+        options = [f'{loader}_dataloader.dataset.data_root={root}/' for loader in ('train', 'val', 'test')]
+        if name == 'det':
+            options += [f'{phase}_evaluator.ann_file={root}/annotations/instances_val2017.json'
+                        for phase in ('val', 'test')]
+        runs[name, theirs] = start(sys.executable, host / 'tools' / 'train.py', task['kd'], '--work-dir', theirs,
+                                   '--cfg-options', LOG, *options)
+    for (name, work_dir), process in runs.items():
+        finish(process)
+        steps = scalars(work_dir)
+        assert len(steps) == 2 and all(step['loss_cwd'] > 0 for step in steps), steps
+        checkpoint = load_file(str(work_dir / tasks[name]['last']))
+        assert not any('teacher' in key for key in checkpoint['state_dict'])
+    # Same config, same seed of nothing: only the losses' names must agree, the numbers are random.
+    for name in tasks:
+        ours, theirs = (set(scalars(tasks[name]['tmp'] / f'{name}_{who}')[0]) for who in ('ours', 'theirs'))
+        assert ours == theirs
+
+
+@pytest.mark.parametrize('name', ['det', 'seg'])
+def test_train_resume_and_evaluate(tasks, name, capsys):
+    """Plain training, a second run refused and then resumed, and tools/test.py on the distilled checkpoint."""
+    task = tasks[name]
+    root, work_dir = task['root'], task['tmp'] / f'{name}_plain'
+    data = ['--cfg-options', f'data_root={root}', LOG, f'visualizer.name={name}_plain']
+    TRAIN.main([task['plain'], '--work-dir', str(work_dir), *data])
+    saved = work_dir / task['last']
+    before = saved.stat().st_mtime_ns
+    with pytest.raises(SystemExit, match='already has checkpoints.*--resume.*--overwrite'):
+        TRAIN.main([task['plain'], '--work-dir', str(work_dir), *data])
+    longer = ['train_cfg.max_epochs=2'] if name == 'det' else ['train_cfg.max_iters=4']
+    TRAIN.main([task['plain'], '--work-dir', str(work_dir), '--resume', *data, *longer])
+    assert saved.stat().st_mtime_ns == before
+    resumed = load_file(str(work_dir / ('epoch_2.pth' if name == 'det' else 'iter_4.pth')))
+    assert resumed['meta']['iter'] == 4
+
+    checkpoint = task['tmp'] / f'{name}_ours' / task['last']
+    checkpoint = checkpoint if checkpoint.exists() else saved  # when run without the test above
+    out = task['tmp'] / ('predictions.pkl' if name == 'det' else 'predictions')
+    config = task['kd'] if checkpoint != saved else task['plain']
+    TEST.main([config, str(checkpoint), '--work-dir', str(task['tmp'] / f'{name}_test'), '--out', str(out), *data])
+    written = [json.loads(line) for path in (task['tmp'] / f'{name}_test').glob('*/*.json')
+               for line in path.read_text().splitlines()]
+    metric = 'coco/bbox_mAP' if name == 'det' else 'mIoU'
+    assert any(metric in line and np.isfinite(line[metric]) for line in written), written
+    assert out.is_file() if name == 'det' else len(list(out.glob('*.png'))) == 4
+
+
+def test_several_processes(tasks):
+    """tools/dist_train.sh on two processes; without a GPU they talk over gloo."""
+    task = tasks['seg']
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    work_dir = task['tmp'] / 'dist'
+    output = finish(start('bash', TOOLS / 'dist_train.sh', task['kd'], 2, '--work-dir', work_dir, '--cfg-options',
+                          f'data_root={task["root"]}', LOG, PYTHON=sys.executable, PORT=str(port)))
+    assert (work_dir / task['last']).is_file(), output
+    assert len(scalars(work_dir)) == 2  # one process logs
+
+
+@pytest.mark.parametrize('name', ['det', 'seg'])
+def test_missing_data_is_named_with_the_mend(tasks, name, tmp_path):
+    task = tasks[name]
+    missing = tmp_path / 'nowhere'
+    with pytest.raises(SystemExit) as error:
+        TRAIN.main([task['kd'], '--work-dir', str(tmp_path / 'run'), '--cfg-options', f'data_root={missing}'])
+    text = str(error.value)
+    assert f'train_dataloader.dataset.data_root: {missing}' in text
+    assert 'data_root=/path/to/data' in text and 'train_dataloader.dataset.data_root=' in text
+    assert not (tmp_path / 'run').exists()
+    # A root that is there with a part of the data: the parts that are not, each once.
+    root = tmp_path / 'half'
+    root.mkdir()
+    with pytest.raises(SystemExit) as error:
+        TRAIN.main([task['kd'], '--work-dir', str(tmp_path / 'run'), '--cfg-options', f'data_root={root}'])
+    parts = ('annotations/instances_train2017.json', 'train2017', 'annotations/instances_val2017.json') \
+        if name == 'det' else ('leftImg8bit/train', 'gtFine/train', 'leftImg8bit/val')
+    for part in parts:
+        assert str(root / part) in str(error.value)
+
+
+def test_the_data_root_moves_with_everything_below(tasks):
+    cfg = copy.deepcopy(tasks['det']['cfg'])
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[
+        dict(cfg.train_dataloader.dataset), dict(cfg.train_dataloader.dataset, data_root='elsewhere/')])
+    cfg.val_evaluator = [cfg.val_evaluator]
+    TRAIN.move_data_root(cfg, 'data/coco/', '/new/place')
+    first, second = cfg.train_dataloader.dataset.datasets
+    assert first.data_root == '/new/place/' and second.data_root == 'elsewhere/'
+    assert cfg.val_evaluator[0].ann_file == '/new/place/annotations/instances_val2017.json'
+    keys = dict(TRAIN.data_paths(cfg.train_dataloader, 'train_dataloader'))
+    assert keys['train_dataloader.dataset.datasets.0.data_prefix.img'] == '/new/place/train2017/'
+    assert keys['train_dataloader.dataset.datasets.1.ann_file'] == 'elsewhere/annotations/instances_train2017.json'
+
+
+def test_wrong_calls_are_told_what_to_do(tasks, tmp_path):
+    det = tasks['det']
+    data = ['--cfg-options', f'data_root={det["root"]}']
+    for argv, text in (
+            (['no.py'], 'no such config: no.py'),
+            ([det['plain'], '--resume', 'no.pth', *data], '--resume: no such checkpoint: no.pth')):
+        with pytest.raises(SystemExit, match=text):
+            TRAIN.main(argv)
+    with pytest.raises(SystemExit, match='no such checkpoint: no.pth'):
+        TEST.main([det['plain'], 'no.pth', *data])
+    empty = tmp_path / 'empty.py'
+    empty.write_text('model = dict()')
+    with pytest.raises(SystemExit, match='default_scope=None.*mmdet, mmseg'):
+        TRAIN.main([str(empty)])
+    other = copy.deepcopy(tasks['seg']['cfg'])
+    other.pop('auto_scale_lr', None)
+    with pytest.raises(SystemExit, match='base_batch_size'):
+        TRAIN.use_auto_scale_lr(other)
+    TRAIN.use_amp(other)
+    assert other.optim_wrapper.type == 'AmpOptimWrapper' and other.optim_wrapper.loss_scale == 'dynamic'
+
+
+def test_two_methods_do_not_share_a_work_dir():
+    names = [TRAIN.relative_stem(f'configs/det/{method}/retinanet-r50_from_retinanet-r101_2x_coco.py')
+             for method in ('fgd', 'pkd')]
+    assert names == [f'det/{method}/retinanet-r50_from_retinanet-r101_2x_coco' for method in ('fgd', 'pkd')]
+    assert TRAIN.relative_stem('/somewhere/mine.py') == 'mine'
