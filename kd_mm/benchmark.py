@@ -5,7 +5,8 @@ import gc
 import os
 import statistics
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -203,7 +204,8 @@ class Bench:
                 self.step(samples)
                 self._synchronize()
                 return torch.cuda.max_memory_allocated(self.device)
-            with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            with _quiet_stderr(), torch.profiler.profile(
+                    activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
                 self.step(samples)
         finally:
             if with_kd:
@@ -219,6 +221,19 @@ class Bench:
             tensors += [*self.distiller.parameters(), *self.distiller.buffers(), *self.teacher.model.parameters(),
                         *self.teacher.model.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Nothing is written to the error stream inside: the profiler's native part prints lines that no option stops."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _allocation_peak(profiler: Any) -> Optional[int]:
@@ -281,6 +296,6 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
         'ratio': medians['kd_step'] / base, 'overhead_ms': medians['kd_step'] - base,
         'ratio_of_fastest': fastest['kd_step'] / (fastest['plain_step'] + fastest['needed_teacher']),
         'peak_memory': {
-            'what': 'torch.cuda.max_memory_allocated' if cuda else 'resident tensors + peak of the allocations in a step',
-            'plain_bytes': plain_bytes, 'kd_bytes': kd_bytes},
+            'plain_bytes': plain_bytes, 'kd_bytes': kd_bytes,
+            'what': 'torch.cuda.max_memory_allocated' if cuda else 'resident tensors and peak allocations of a step'},
         'terms': terms}

@@ -180,6 +180,7 @@ class Distiller(nn.Module):
         seed: of the initial adapters and of random masks. Default 0.
         classes: the student's class names, if known.
         scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
+        max_steps: iterations of the whole training, 0 if unknown; schedules that count from the end need it.
 
     Raises:
         ValueError: the configuration is wrong; all problems in one message.
@@ -187,14 +188,15 @@ class Distiller(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, inherit: Sequence[str] = (), task_loss_weight: float = 1.0,
-                 seed: int = 0, classes: Optional[Sequence[str]] = None, scope: Optional[str] = None):
+                 seed: int = 0, classes: Optional[Sequence[str]] = None, scope: Optional[str] = None,
+                 max_steps: int = 0):
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
         self.inherit = (inherit, ) if isinstance(inherit, str) else tuple(inherit)
-        self.seed, self.step, self.max_steps = seed, 0, 0
+        self.seed, self.step, self.max_steps = seed, 0, max_steps
         self.classes = list(classes) if classes else None
-        self.wrapper: Optional[nn.Module] = None
+        self._wrapper: List[nn.Module] = []  # in a list, or it would become a sub-module
         self._handles: List[Any] = []
         self._active: List[Term] = []
         self._inputs: Any = None
@@ -287,6 +289,7 @@ class Distiller(nn.Module):
                 try:
                     features = term.collect(student, teacher)
                     self._check_classes(term, *features)
+                    term.loss.weight.check(len(features[0]), self.max_steps)
                     term.prepare(*features)
                     self._check_reach(term, *features, batch)
                 except (KeyError, ValueError) as error:
@@ -337,7 +340,7 @@ class Distiller(nn.Module):
                 student = self._dry_student(data)
                 taps = list(self._teacher_taps.values())
                 self.teacher.run(data['inputs'], data['data_samples'], taps, batch, full=True)
-                return student, _read(taps), batch
+                return student, _read([tap for tap in taps if tap.fired]), batch
             except Exception as error:  # models raise anything at sizes they cannot take
                 errors.setdefault(f'{type(error).__name__}: {error}', f'{shape[0]}x{shape[1]}')
                 self._clear()
@@ -358,7 +361,7 @@ class Distiller(nn.Module):
         for tap in taps:
             tap.arm(tuple(data['inputs'].shape[-2:]))
         forward_tensor(self.student, data['inputs'], copy.deepcopy(data['data_samples']), list(self._student_taps))
-        fired, silent = [tap for tap in taps if tap.calls], [tap for tap in taps if not tap.calls]
+        fired, silent = [tap for tap in taps if tap.fired], [tap for tap in taps if not tap.fired]
         records = _read(fired)
         for tap in silent:
             tap.clear()
@@ -369,7 +372,7 @@ class Distiller(nn.Module):
             try:
                 self.student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
             finally:
-                records.update(_read([tap for tap in silent if tap.calls]))
+                records.update(_read([tap for tap in silent if tap.fired]))
                 self._clear()
         return records
 
@@ -378,6 +381,11 @@ class Distiller(nn.Module):
     def trainable_modules(self) -> nn.ModuleDict:
         """The extras, whose state dict a checkpoint keeps under its side key."""
         return self.terms
+
+    def follow(self, wrapper: nn.Module) -> None:
+        """Average the gradients of the extras whenever this DDP wrapper of the student averages the student's."""
+        self._wrapper = [wrapper]
+        distributed.broadcast(self)
 
     def inherit_weights(self) -> None:
         """Copy the inherited modules from the teacher into the student."""
@@ -486,7 +494,7 @@ class Distiller(nn.Module):
         if inputs.device.type == 'cpu':
             self.raise_if_not_finite()
         distributed.average_after_backward(next(iter(result.values())), [
-            parameter for term in terms for parameter in term.parameters()], self.wrapper)
+            parameter for term in terms for parameter in term.parameters()], next(iter(self._wrapper), None))
         return result
 
     def raise_if_not_finite(self) -> None:

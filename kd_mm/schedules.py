@@ -155,10 +155,20 @@ class Weight:
         self.numbers = [float(number) for number in numbers]
         self.schedule: Schedule = ConstantSchedule() if schedule is None else build(schedule, Schedule, 'schedule')
 
-    def at(self, step: int, max_steps: int, levels: int) -> List[float]:
-        """Weights of ``levels`` levels at ``step``."""
+    def check(self, levels: int, max_steps: int = 0) -> None:
+        """Whether the weight fits.
+
+        Raises:
+            ValueError: another number of levels than weights, or a schedule that is empty within ``max_steps``.
+        """
         if self.per_level and len(self.numbers) != levels:
             raise ValueError(f'loss_weight has {len(self.numbers)} entries, one a level, but there are {levels} levels')
+        if max_steps:
+            self.schedule(0, max_steps)
+
+    def at(self, step: int, max_steps: int, levels: int) -> List[float]:
+        """Weights of ``levels`` levels at ``step``."""
+        self.check(levels)
         factor = self.schedule(step, max_steps)
         numbers = self.numbers if self.per_level else self.numbers * levels
         return [number * factor for number in numbers]

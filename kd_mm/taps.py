@@ -180,6 +180,11 @@ class Tap:
         self.disarm()
         self._records = []
 
+    @property
+    def fired(self) -> bool:
+        """Whether it has recorded a tensor since it was armed."""
+        return bool(self._records)
+
     def read(self) -> Features:
         """The recorded tensors, which the tap then forgets.
 

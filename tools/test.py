@@ -86,7 +86,7 @@ def main(argv=None):
     if args.out and not detector:
         keep_seg_predictions(cfg, args.out)
     allow_mmengine_checkpoints()
-    init_cpu_processes(args.launcher)
+    init_cpu_processes(cfg)
     runner = build_runner(cfg)
     if args.out and detector:
         from mmdet.evaluation import DumpDetResults

@@ -215,10 +215,15 @@ def set_start(cfg, resume, overwrite):
              'there with --overwrite')
 
 
-def init_cpu_processes(launcher):
-    """Start gloo for ``--launcher pytorch`` without a GPU: mmengine would set a CUDA device first, and fail."""
-    if launcher == 'pytorch' and not torch.cuda.is_available() and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+def init_cpu_processes(cfg):
+    """Let ``--launcher pytorch`` work without a GPU, over gloo: left alone, mmengine sets CUDA devices and fails."""
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        # mmengine's own choice but for device_ids, which on a CPU must be none.
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
 
 
 def build_runner(cfg):
@@ -235,7 +240,7 @@ def main(argv=None):
     check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
     set_start(cfg, args.resume, args.overwrite)
     allow_mmengine_checkpoints()
-    init_cpu_processes(args.launcher)
+    init_cpu_processes(cfg)
     build_runner(cfg).train()
 
 

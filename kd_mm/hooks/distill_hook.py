@@ -10,7 +10,6 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
-from kd_mm import distributed
 from kd_mm.checkpoint import allow_mmengine_checkpoints
 from kd_mm.distiller import Distiller
 from kd_mm.registry import HOOKS
@@ -82,10 +81,10 @@ class DistillHook(Hook):
                              'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
         metainfo = getattr(dataset, 'metainfo', None) or {}
         self.distiller = Distiller(
-            _unwrap(runner.model), classes=metainfo.get('classes'), scope=runner.default_scope, **self.config)
-        self.distiller.wrapper = runner.model if is_model_wrapper(runner.model) else None
-        self.distiller.max_steps = runner.max_iters
-        distributed.broadcast(self.distiller)
+            _unwrap(runner.model), classes=metainfo.get('classes'), scope=runner.default_scope,
+            max_steps=runner.max_iters, **self.config)
+        if is_model_wrapper(runner.model):
+            self.distiller.follow(runner.model)
         assert self.distiller.teacher is not None
         for note in self.distiller.teacher.notes:
             print_log(note, 'current', level=30)
@@ -107,8 +106,9 @@ class DistillHook(Hook):
         already left on the other groups; adding it with the plain ``lr`` would be scaled up by a warm-up instead.
         """
         assert self.distiller is not None
-        parameters = [parameter for parameter in self.distiller.parameters() if parameter.requires_grad]
-        if not parameters:
+        named = {f'kd_mm.{name}': parameter for name, parameter in self.distiller.named_parameters()
+                 if parameter.requires_grad}
+        if not named:
             return
         optimizer = runner.optim_wrapper.optimizer
         groups = optimizer.param_groups
@@ -124,8 +124,10 @@ class DistillHook(Hook):
                 group[key] = group[key] * ratio
         if 'weight_decay' in group:
             group['weight_decay'] = optimizer.defaults['weight_decay'] * self.adapter_decay_mult
+        if 'param_names' in reference:  # layer-decay constructors name parameters; torch wants all groups to, or none
+            group['param_names'] = list(named)
         before = len(groups)
-        optimizer.add_param_group(dict(group, params=parameters))
+        optimizer.add_param_group(dict(group, params=list(named.values())))
         for scheduler in _schedulers(runner):
             # Cosine and its like compute from a list of first values, one a group.
             values = getattr(scheduler, 'base_values', None)
@@ -140,7 +142,6 @@ class DistillHook(Hook):
         if not runner._resume and self.distiller.inherit:
             self.distiller.inherit_weights()
             print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
-        self.distiller.max_steps = runner.max_iters
         self.distiller.attach()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:

@@ -30,10 +30,11 @@ def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
         classes: keep only boxes of these class indices; None keeps all.
 
     Returns:
-        boxes (N, M, 4) in input pixels, filled up with zeros; whether each is a box (N, M); the frames' (h, w) (N, 2).
+        boxes (N, M, 4) in input pixels, filled up with zeros; whether each is a box (N, M); (h, w) of the frames (N, 2);
+        a frame that is not known is the padded input.
 
     Raises:
-        ValueError: the data has no boxes (or no labels, with ``classes``), or their number is not that of ``like``.
+        ValueError: the data has no boxes (or no labels, with ``classes``), or not as many as images.
 
     Example:
         >>> batch = KDBatch(input_shape=(32, 32), boxes=[torch.rand(2, 4), torch.rand(0, 4)])
@@ -49,7 +50,10 @@ def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
         wanted = torch.tensor(list(classes), device=options['device'])
         found = [boxes[torch.isin(labels.to(options['device']), wanted)]
                  for boxes, labels in zip(found, gt_labels(batch))]
-    frames = [input_shape(batch)] * len(found) if frame == 'input' else img_shapes(batch)
+    frames = img_shapes(batch) if frame == 'image' else []
+    frames = frames or [input_shape(batch)] * len(found)
+    if len(frames) != len(found):
+        raise ValueError(f'boxes of {len(found)} images and sizes of {len(frames)}')
     boxes = pad_sequence(found, batch_first=True)
     counts = torch.tensor([len(boxes) for boxes in found], device=options['device'])
     real = torch.arange(boxes.shape[1], device=options['device'])[None] < counts[:, None]
@@ -84,7 +88,7 @@ def _spans(cells: Tensor, real: Tensor, size: Tuple[int, int]) -> Tuple[Tensor, 
     rows = torch.arange(size[0], device=cells.device, dtype=cells.dtype)
     columns = torch.arange(size[1], device=cells.device, dtype=cells.dtype)
     in_rows = (rows >= cells[..., 1:2]) & (rows <= cells[..., 3:4]) & real[..., None]
-    in_columns = (columns >= cells[..., 0:1]) & (columns <= cells[..., 2:3]) & real[..., None]
+    in_columns = (columns >= cells[..., 0:1]) & (columns <= cells[..., 2:3])
     return in_rows, in_columns
 
 

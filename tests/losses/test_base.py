@@ -113,6 +113,15 @@ def test_float64_stays_float64(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_float32_agrees_with_float64(name):
+    loss, (student, teacher) = make_loss(name), make_pair()
+    loss.prepare(student, teacher)
+    single = loss(student, teacher, make_batch())
+    wide = loss.double()(tuple(s.double() for s in student), tuple(t.double() for t in teacher), make_batch())
+    assert torch.isclose(single.double(), wide, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_weights_of_levels_and_schedules(name):
     loss, (student, teacher) = make_loss(name, loss_weight=[2.0, 0.5]), make_pair(dtype=torch.float64)
     batch = make_batch()

@@ -63,6 +63,14 @@ def test_region_is_the_loss_of_its_cells():
     assert channel_wise_divergence(student, teacher, mask=mask)[0].abs().sum() == 0
 
 
+def test_region_weights_are_part_of_the_distributions():
+    student, teacher = maps()
+    mask = torch.tensor([1.0, 3.0]).expand(2, 1, 1, 2)
+    # Student 1/4 and 3/4, teacher 3/6 and 3/6.
+    expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    assert channel_wise_divergence(student, teacher, mask=mask)[0, 0].item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_peaked_maps_do_not_underflow():
     teacher = torch.zeros(1, 1, 1, 2)
     teacher[..., 0] = 500.0

@@ -37,6 +37,11 @@ def test_attention_by_hand():
     other = torch.zeros(1, 2, 1, 2).double()
     found = terms(features, other, KDBatch(input_shape=(8, 16), boxes=[torch.zeros(0, 4)]), tau=1.0)
     assert found['mask'] == pytest.approx(2 / 3)
+    loss = build(dict(type='FGDLoss', tau=1.0))
+    loss.prepare((features, ), (other, ))
+    half = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    batch = KDBatch(input_shape=(8, 16), boxes=[torch.zeros(0, 4)])
+    assert loss.terms(0, features, other, batch, half)['mask'].item() == pytest.approx(1 / 3)
 
 
 def test_without_boxes_the_background_is_uniform():

@@ -36,13 +36,15 @@ TRAIN, TEST = tool('train'), tool('test')
 
 def write_stock_coco(root):
     """COCO's own layout and categories, so that nothing but the data root of a stock config changes."""
+    from mmdet.datasets import CocoDataset
     root = Path(root)
     (root / 'annotations').mkdir(parents=True)
     for split in ('train2017', 'val2017'):
         source = write_coco(root / 'raw', images=4, seed=len(split))
         (source / 'images').rename(root / split)
         content = json.loads((source / 'annotations.json').read_text())
-        content['categories'] = [dict(id=1, name='person'), dict(id=2, name='bicycle')]
+        content['categories'] = [dict(id=index, name=name)
+                                 for index, name in enumerate(CocoDataset.METAINFO['classes'], 1)]
         (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
     return root
 
@@ -59,6 +61,7 @@ def det_config():
     cfg = Config.fromfile(str(zoo_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')))
     cfg.merge_from_dict({
         'model': retinanet_model(classes=80), 'train_cfg.max_epochs': 1,
+        'model.test_cfg.score_thr': 0.0,  # two steps teach nothing, and without any box there is no metric
         'train_dataloader.dataset.pipeline.2.scale': (64, 64), 'val_dataloader.dataset.pipeline.1.scale': (64, 64),
         'test_dataloader.dataset.pipeline.1.scale': (64, 64)})
     return cfg
@@ -99,8 +102,8 @@ def tasks(tmp_path_factory):
 
 def start(*command, **environment):
     """Start a process; the tests wait for it with :func:`finish`."""
-    return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=dict(os.environ, OMP_NUM_THREADS='1', **environment))
+    return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, env=dict(os.environ, OMP_NUM_THREADS='1', **environment))
 
 
 def finish(process):
