@@ -117,7 +117,8 @@ class Term(nn.Module):
             self.adapter = auto_adapter(self.loss, student, teacher)
         if self.adapter is not None:
             self.adapter.prepare(student, teacher)
-            student, teacher = self.adapter(student, teacher)
+            with eval_mode(self.adapter):  # a batch norm in it must not learn from random images
+                student, teacher = self.adapter(student, teacher)
         try:
             self.loss.check_shapes(student, teacher)
         except ValueError as error:
@@ -130,6 +131,10 @@ class Term(nn.Module):
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         return self.loss.per_level(student, teacher, batch, self.region)
+
+
+def _size(images: Tensor) -> Tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
 
 
 def _shapes(features: Features) -> str:
@@ -185,6 +190,8 @@ class Distiller(nn.Module):
     Raises:
         ValueError: the configuration is wrong; all problems in one message.
     """
+
+    student: Any  # a host model: mypy knows nothing of its attributes
 
     def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, inherit: Sequence[str] = (), task_loss_weight: float = 1.0,
@@ -309,7 +316,8 @@ class Distiller(nn.Module):
 
     def _check_reach(self, term: Term, student: Features, teacher: Features, batch: KDBatch) -> None:
         """Whether the loss has a gradient on the student."""
-        total = sum(term.per_level(student, teacher, batch))
+        with eval_mode(term):
+            total = sum(term.per_level(student, teacher, batch))
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         touched = [*parameters, *term.parameters()]
         held = [parameter.grad for parameter in touched]
@@ -359,7 +367,7 @@ class Distiller(nn.Module):
     def _dry_student(self, data: Dict[str, Any]) -> Dict[str, Features]:
         taps = list(self._student_taps.values())
         for tap in taps:
-            tap.arm(tuple(data['inputs'].shape[-2:]))
+            tap.arm(_size(data['inputs']))
         forward_tensor(self.student, data['inputs'], copy.deepcopy(data['data_samples']), list(self._student_taps))
         fired, silent = [tap for tap in taps if tap.fired], [tap for tap in taps if not tap.fired]
         records = _read(fired)
@@ -368,7 +376,7 @@ class Distiller(nn.Module):
         if silent and task_of(self.student) is not None:
             # Some modules run only when losses are computed (target assignment, denoising).
             for tap in silent:
-                tap.arm(tuple(data['inputs'].shape[-2:]))
+                tap.arm(_size(data['inputs']))
             try:
                 self.student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
             finally:
@@ -428,7 +436,7 @@ class Distiller(nn.Module):
         return [term for term in self._all_terms() if not term.loss.weight.is_zero(self.step, self.max_steps)]
 
     def _batch(self, inputs: Tensor, data_samples: Any) -> KDBatch:
-        return KDBatch(input_shape=tuple(inputs.shape[-2:]), data_samples=data_samples or (), step=self.step,
+        return KDBatch(input_shape=_size(inputs), data_samples=data_samples or (), step=self.step,
                        max_steps=self.max_steps, seed=self.seed)
 
     def begin(self, inputs: Any, data_samples: Any) -> None:
@@ -443,7 +451,7 @@ class Distiller(nn.Module):
                              'multi-branch (semi-supervised) data are not supported')
         self._inputs = (inputs, data_samples)
         for path in {path: None for term in self._active for path in term.student_paths}:
-            self._student_taps[path].arm(tuple(inputs.shape[-2:]))
+            self._student_taps[path].arm(_size(inputs))
 
     def end(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         """The student's loss dict with the distillation terms; called after its training forward."""
@@ -480,7 +488,8 @@ class Distiller(nn.Module):
         self.teacher.run(inputs, data_samples, teacher_taps, batch)
         teacher = _read(teacher_taps)
         result: Dict[str, Tensor] = {}
-        flags, where = [], []
+        flags: List[Tensor] = []
+        where: List[Tuple[str, int]] = []
         for term in terms:
             levels = term.per_level(*term.collect(student, teacher), batch)
             weights = term.loss.weight.at(self.step, self.max_steps, len(levels))

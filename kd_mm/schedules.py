@@ -28,7 +28,7 @@ def _range(begin: int, end: Optional[int], max_steps: int) -> int:
 
 @MODELS.register_module()
 class ConstantSchedule(Schedule):
-    """``value`` at every step.
+    """``value`` at every step: for a factor of a :class:`ProductSchedule`.
 
     Args:
         value: the factor. Default 1.

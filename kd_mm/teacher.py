@@ -12,9 +12,9 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.registry import MODELS as ENGINE_MODELS
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from kd_mm import checkpoint as ckpt
@@ -109,14 +109,15 @@ def _without_pretrained(value: Any) -> Any:
     return value
 
 
-def build_model(cfg: Config, scope: Optional[str]) -> nn.Module:
+def build_model(cfg: Config, scope: Optional[str]) -> Any:
     """Build the model of a config under its own scope, without pretrained weights."""
     model_cfg = _without_pretrained(copy.deepcopy(cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else cfg.model))
     if cfg.get('data_preprocessor') and 'data_preprocessor' not in model_cfg:
         model_cfg['data_preprocessor'] = copy.deepcopy(dict(cfg.data_preprocessor))
     scope = cfg.get('default_scope') or scope or 'mmengine'
     with DefaultScope.overwrite_default_scope(scope):
-        return ENGINE_MODELS.build(model_cfg)
+        # Two-stage detectors read their config by attribute (train_cfg.rpn).
+        return ENGINE_MODELS.build(ConfigDict(model_cfg))
 
 
 def load_weights(model: nn.Module, state: Dict[str, Tensor], source: str, strict: bool = True) -> List[str]:
@@ -157,14 +158,14 @@ def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = No
     """Class names of a model: from the checkpoint's data set description, else from its config's data set."""
     meta = (checkpoint or {}).get('meta', {}).get('dataset_meta') or {}
     names = meta.get('classes') or meta.get('CLASSES')
-    dataset = (cfg or {}).get('train_dataloader', {}).get('dataset') if cfg is not None else None
-    while names is None and hasattr(dataset, 'get'):
+    dataset: Any = cfg.get('train_dataloader', {}).get('dataset') if cfg is not None else None
+    while names is None and cfg is not None and hasattr(dataset, 'get'):
         names = (dataset.get('metainfo') or {}).get('classes')
         if names is None and dataset.get('type') and not dataset.get('dataset'):
-            from mmengine.registry import DATASETS
-            kind = dataset['type']
-            with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
-                found = DATASETS.get(kind) if isinstance(kind, str) else kind
+            found = dataset['type']
+            if isinstance(found, str):
+                with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+                    found = registry.get(found)
             names = getattr(found, 'METAINFO', {}).get('classes')
         dataset = dataset.get('dataset')
     return list(names) if names and not isinstance(names, str) else None
@@ -206,7 +207,8 @@ class Teacher:
 
     def __init__(self, model: nn.Module, student: nn.Module, name: str = 'teacher',
                  classes: Optional[List[str]] = None):
-        self.model, self.name, self.classes = model, name, classes
+        self.model: Any = model
+        self.name, self.classes = name, classes
         self.notes: List[str] = []
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -321,7 +323,7 @@ class Teacher:
 
         for tap in taps:
             tap.keep = keep
-            tap.arm(tuple(images.shape[-2:]))
+            tap.arm((images.shape[-2], images.shape[-1]))
         try:
             forward_tensor(self.model, images, data_samples, [tap.path for tap in taps])
         except StopForward:
@@ -334,7 +336,7 @@ class Teacher:
             self.calls.update({tap.path: tap.calls for tap in taps})
 
 
-def forward_tensor(model: nn.Module, inputs: Tensor, data_samples: Any, paths: Sequence[str] = ()) -> Any:
+def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequence[str] = ()) -> Any:
     """The raw forward of a host model: features, neck and heads; no losses, no label assignment.
 
     mmseg's leaves out the auxiliary heads, so they are called here when a path asks for one.
@@ -342,13 +344,13 @@ def forward_tensor(model: nn.Module, inputs: Tensor, data_samples: Any, paths: S
     auxiliary = getattr(model, 'auxiliary_head', None)
     if isinstance(auxiliary, nn.Module) and any(path.startswith('auxiliary_head') for path in paths):
         features = model.extract_feat(inputs)
-        for head in auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]:
+        heads: Any = auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]
+        for head in heads:
             head.forward(features)
         if all(path.startswith('auxiliary_head') for path in paths):
             return None
-        heads = model.decode_head
-        if not isinstance(heads, nn.ModuleList):
-            return heads.forward(features)
+        if not isinstance(model.decode_head, nn.ModuleList):
+            return model.decode_head.forward(features)
     if task_of(model) is None:
         return model(inputs)
     return model(inputs, data_samples, mode='tensor')

@@ -68,6 +68,10 @@ def test_weight(value, expected):
     assert Weight(value).at(5, 100, 2) == expected
 
 
+def test_a_weight_knows_the_length_of_training():
+    assert Weight(dict(type='CosineSchedule', value=2.0, final=1.0)).at(50, 100, 1) == pytest.approx([1.5])
+
+
 def test_weight_is_zero():
     assert Weight(0).is_zero(0, 0) and Weight([0, 0.0]).is_zero(0, 0) and not Weight([0, 1]).is_zero(0, 0)
     warmup = Weight(dict(type='LinearWarmup', steps=10))

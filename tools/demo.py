@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,6 +159,7 @@ def plan(tasks, work_dir, data_root, seeds, quick, data_hash):
     """All stages, in the order in which they should start."""
     from mmengine.config import Config  # heavy; not needed for --help
 
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's, on every installed config
     stages = []
     for seed in range(seeds):
         for role in ROLES:
@@ -262,8 +264,9 @@ class Progress:
         for stage in self.stages:
             if stage.title in running:
                 number = self.stages.index(stage) + 1
-                texts.append(f'[demo {number}/{len(self.stages)}] {stage.title}  iter '
-                             f'{running[stage.title]}/{stage.total_iters}')
+                iters = running[stage.title]
+                texts.append(f'[demo {number}/{len(self.stages)}] {stage.title}  '
+                             + (f'iter {iters}/{stage.total_iters}' if iters else 'starting'))
         text = '  '.join([*texts, f'whole demo: {percent:.0f} %, about {describe_time(left)} left'])
         if terminal:
             width = shutil.get_terminal_size().columns

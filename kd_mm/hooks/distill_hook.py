@@ -180,7 +180,7 @@ def _keys(state: Dict[str, torch.Tensor]) -> str:
     return ', '.join(list(state)[:3]) + (f' and {len(state) - 3} more' if len(state) > 3 else '') if state else 'none'
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def _unwrap(model: Any) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 

@@ -30,8 +30,8 @@ def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
         classes: keep only boxes of these class indices; None keeps all.
 
     Returns:
-        boxes (N, M, 4) in input pixels, filled up with zeros; whether each is a box (N, M); (h, w) of the frames (N, 2);
-        a frame that is not known is the padded input.
+        boxes (N, M, 4) in input pixels, filled up with zeros; whether each is a box (N, M); (h, w) of the frames
+        (N, 2), the padded input where the image is not known.
 
     Raises:
         ValueError: the data has no boxes (or no labels, with ``classes``), or not as many as images.

@@ -1,0 +1,175 @@
+"""Taps: what they record, and that they leave nothing."""
+
+
+import pytest
+import torch
+from torch import nn
+
+from kd_mm.taps import StopForward, Tap, expand_paths, guess_size, resolve, tensors_in, tokens_to_map
+
+
+class Block(nn.Module):
+    """Outputs of every kind, and an in-place activation after a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.heads = nn.ModuleList([nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)])
+
+    def forward(self, x):
+        first = self.relu(self.conv(x))
+        return dict(maps=[self.heads[0](first), self.heads[0](first * 2)], other=(self.heads[1](first), 3, None))
+
+    def targets(self, x):
+        return x + 1
+
+
+class Attention(nn.Module):
+    def forward(self, x, hw_shape):
+        return x * 2, hw_shape
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    holder = nn.Module()
+    holder.block, holder.backbone = Block(), nn.Sequential(Attention())
+    return holder
+
+
+IMAGE = torch.randn(2, 3, 4, 5)
+
+
+def record(model, path, call):
+    tap = Tap(model, path)
+    tap.arm((16, 16))
+    call()
+    return tap.read()
+
+
+def test_tuple_list_and_dict_outputs_give_one_tensor_an_item(model):
+    found = record(model, 'block', lambda: model.block(IMAGE))
+    expected = model.block(IMAGE)
+    assert len(found) == 3
+    for value, other in zip(found, [*expected['maps'], expected['other'][0]]):
+        torch.testing.assert_close(value, other)
+    assert tensors_in([torch.ones(1), torch.ones(1, dtype=torch.long), 'x', {'a': torch.zeros(1)}])[1].item() == 0
+
+
+def test_repeated_calls_give_one_a_call(model):
+    found = record(model, 'block.heads.0', lambda: model.block(IMAGE))
+    assert len(found) == 2
+    assert len(record(model, 'block.heads.1', lambda: model.block(IMAGE))) == 1
+
+
+def test_direct_forward_and_methods_are_seen(model):
+    assert len(record(model, 'block.conv', lambda: model.block.conv.forward(IMAGE))) == 1
+    value, = record(model, 'block.targets', lambda: model.block.targets(IMAGE))
+    torch.testing.assert_close(value, IMAGE + 1)
+    other = Block()
+    tap = Tap(model, 'block.targets')
+    tap.arm()
+    other.targets(IMAGE)  # another instance of the class is not tapped
+    with pytest.raises(RuntimeError, match="tap 'block.targets' did not fire"):
+        tap.read()
+
+
+def test_value_before_an_in_place_activation(model):
+    expected = model.block.conv(IMAGE)
+    assert (expected < 0).any()
+    tap = Tap(model, 'block.conv')
+    for _ in range(3):
+        tap.arm()
+        model.block(IMAGE)
+        value, = tap.read()
+        torch.testing.assert_close(value, expected)
+    value.sum().backward()
+    assert model.block.conv.weight.grad.abs().sum() > 0
+    assert model.block.relu.inplace
+
+
+def test_no_copy_where_nothing_is_overwritten(model):
+    tap = Tap(model, 'block.heads.1')
+    outputs = []
+    model.block.heads[1].register_forward_hook(lambda m, a, output: outputs.append(output))
+    pointers = []
+    for _ in range(3):
+        tap.arm()
+        model.block(IMAGE)
+        value, = tap.read()
+        pointers.append(value.data_ptr() == outputs[-1].data_ptr())
+    assert pointers == [False, True, True]  # the first pass finds out
+
+
+def test_overwriting_that_starts_later_is_an_error(model):
+    tap = Tap(model, 'block.heads.1')
+    for overwrite in (False, True):
+        tap.arm()
+        output = model.block(IMAGE)['other'][0]
+        if overwrite:
+            output.mul_(2)
+            with pytest.raises(RuntimeError, match='overwritten in place in this step'):
+                tap.read()
+        else:
+            tap.read()
+
+
+def test_tokens_become_maps(model):
+    tokens = torch.randn(2, 12, 7)
+    found = record(model, 'backbone.0', lambda: model.backbone[0](tokens, (3, 4)))
+    torch.testing.assert_close(found[0][:, :, 1, 2], 2 * tokens[:, 6])
+    with_class = torch.randn(2, 13, 7)
+    found = record(model, 'backbone.0', lambda: model.backbone[0](with_class, hw_shape=(3, 4)))
+    torch.testing.assert_close(found[0][:, :, 0, 0], 2 * with_class[:, 1])
+    # without a size, below the backbone, the input's shape tells: 16 tokens of a 16x16 input have stride 4
+    found = record(model, 'backbone.0', lambda: model.backbone[0](torch.randn(2, 16, 7), None))
+    assert found[0].shape == (2, 7, 4, 4)
+    assert guess_size(12, (48, 64)) == (3, 4) and guess_size(7, (48, 64)) is None
+    assert tokens_to_map(tokens, (2, 6)).shape == (2, 7, 2, 6)
+
+
+def test_nothing_is_left_and_disarmed_taps_see_nothing(model):
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    tap = Tap(model, 'block.conv')
+    tap.arm()
+    assert 'forward' in vars(model.block.conv)
+    with pytest.raises(RuntimeError, match='two taps'):
+        Tap(model, 'block.conv').arm()
+    model.block(IMAGE)
+    tap.disarm()
+    model.block(IMAGE)
+    assert tap.calls == 1 and len(tap.read()) == 1
+    tap.clear()
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+
+
+def test_a_tap_keeps_what_was_on_the_instance(model):
+    own = model.block.conv.forward
+    model.block.conv.forward = lambda x: own(x) * 3
+    marked = vars(model.block.conv)['forward']
+    value, = record(model, 'block.conv', lambda: model.block.conv(IMAGE))
+    torch.testing.assert_close(value, own(IMAGE) * 3)
+    assert vars(model.block.conv)['forward'] is marked
+
+
+def test_stop_signal(model):
+    def keep(tap):
+        raise StopForward
+
+    tap = Tap(model, 'block.conv', keep=keep)
+    tap.arm()
+    with pytest.raises(StopForward):
+        model.block(IMAGE)
+    assert len(tap.read()) == 1
+
+
+def test_paths(model):
+    assert expand_paths(model, 'block.heads.*') == ['block.heads.0', 'block.heads.1']
+    assert expand_paths(model, ['block.conv', 'block.heads.[1]']) == ['block.conv', 'block.heads.1']
+    assert expand_paths(model, 'none.*') == ['none.*']
+    assert resolve(model, 'block.heads.-1')[0] is model.block.heads[1]
+    with pytest.raises(KeyError, match="teacher has no module 'block.cnv'. Closest: 'block.conv'"):
+        resolve(model, 'block.cnv', 'teacher')
+    with pytest.raises(KeyError, match='block has: conv, relu, heads'):
+        resolve(model, 'block.training')

@@ -1,0 +1,154 @@
+"""The teacher: its own normalisation, its weights, its limits."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.structures import PixelData
+from stock import detector, make_runner, retinanet_model, segmentor, teacher_of
+
+from kd_mm.synthetic import synthetic_batch
+from kd_mm.taps import Tap
+from kd_mm.teacher import (Normalisation, Teacher, build_model, class_names, eval_mode, inherit_weights, load_config,
+                           preserved_random_state, task_of)
+from kd_mm.types import KDBatch
+
+CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
+
+
+@pytest.fixture(scope='module')
+def det(coco_root, tmp_path_factory):
+    return detector(coco_root, tmp_path_factory.mktemp('det'))
+
+
+@pytest.fixture(scope='module')
+def student(det):
+    return make_runner(det).model
+
+
+def images(*sizes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+
+
+def through(model, pictures):
+    """The batch as ``model``'s own preprocessor makes it, with the sizes before padding."""
+    from mmdet.structures import DetDataSample
+    samples = [DetDataSample(metainfo=dict(img_shape=tuple(picture.shape[1:]))) for picture in pictures]
+    return model.data_preprocessor(dict(inputs=[picture.clone() for picture in pictures], data_samples=samples), False)
+
+
+@pytest.mark.parametrize('override', [
+    CAFFE, dict(mean=None, std=None, bgr_to_rgb=True), dict(mean=None, std=None, bgr_to_rgb=False),
+    dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], bgr_to_rgb=True), dict(CAFFE, pad_value=114)],
+    ids=['caffe BGR', 'raw RGB', 'raw BGR', 'other RGB', 'padded with 114'])
+def test_batch_is_what_the_teachers_preprocessor_would_make(det, student, override):
+    """RGB student, other teacher, two images of different size: equal to the teacher's own preprocessing."""
+    teacher = Teacher.build(teacher_of(det, data_preprocessor=override), student, 'random', scope='mmdet')
+    assert not teacher.same_input
+    pictures = images((40, 64), (64, 50))
+    own, wanted = through(student, pictures), through(teacher.model, pictures)
+    batch = KDBatch(input_shape=tuple(own['inputs'].shape[-2:]), data_samples=own['data_samples'])
+    converted = teacher.renormalise(own['inputs'], batch)
+    torch.testing.assert_close(converted, wanted['inputs'], rtol=1e-5, atol=2e-4)
+    assert (own['inputs'] - converted).abs().max() > 1
+
+
+def test_equal_preprocessors_cost_nothing(det, student):
+    teacher = Teacher.build(teacher_of(det), student, 'random', scope='mmdet')
+    batch = torch.randn(1, 3, 8, 8)
+    assert teacher.same_input and teacher.renormalise(batch, KDBatch(input_shape=(8, 8))) is batch
+
+
+def test_segmentors_preprocessor(cityscapes_root, tmp_path):
+    cfg = segmentor(cityscapes_root, tmp_path)
+    student = make_runner(cfg).model
+    teacher = Teacher.build(teacher_of(cfg, data_preprocessor=CAFFE), student, 'random', scope='mmseg')
+    from mmseg.structures import SegDataSample
+    pictures = images((64, 64), (64, 64))
+
+    def samples():
+        return [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, 64, 64)), metainfo=dict(img_shape=(64, 64)))
+                for _ in pictures]
+
+    own = student.data_preprocessor(dict(inputs=copy.deepcopy(pictures), data_samples=samples()), True)
+    wanted = teacher.model.data_preprocessor(dict(inputs=copy.deepcopy(pictures), data_samples=samples()), True)
+    batch = KDBatch(input_shape=(64, 64), data_samples=own['data_samples'])
+    torch.testing.assert_close(teacher.renormalise(own['inputs'], batch), wanted['inputs'], rtol=1e-5, atol=2e-4)
+
+
+def test_runs_as_far_as_needed_and_gives_the_same(det, student):
+    teacher = Teacher.build(teacher_of(det), student, 'random', scope='mmdet')
+    data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), False)
+    batch = KDBatch(input_shape=(64, 64), data_samples=data['data_samples'])
+    tap = Tap(teacher.model, 'backbone.layer2', 'teacher')
+    calls = []
+    teacher.model.backbone.layer3.register_forward_pre_hook(lambda *_: calls.append(1))
+    teacher.run(data['inputs'], data['data_samples'], [tap], batch, full=True)
+    first = tap.read()
+    teacher.run(data['inputs'], data['data_samples'], [tap], batch)
+    second = tap.read()
+    assert calls == [1] and torch.equal(first[0], second[0]) and not second[0].requires_grad
+    assert teacher.calls == {'backbone.layer2': 1}
+
+
+def test_pretrained_backbones_are_not_downloaded(det, student):
+    cfg = teacher_of(det)
+    cfg['model']['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='https://nowhere.invalid/x.pth')
+    assert 'Pretrained' not in str(Teacher.build(cfg, student, 'random', scope='mmdet').model.backbone.init_cfg)
+
+
+def test_building_draws_nothing(det, student):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    Teacher.build(teacher_of(det), student, 'random', scope='mmdet')
+    with preserved_random_state(1):
+        torch.rand(5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_eval_mode_restores_every_flag(student):
+    student.train()
+    student.backbone.layer1.eval()
+    before = [module.training for module in student.modules()]
+    with eval_mode(student):
+        assert not any(module.training for module in student.modules())
+    assert [module.training for module in student.modules()] == before
+
+
+def test_class_names(det):
+    coco = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(
+        type='RepeatDataset', times=2, dataset=dict(type='CocoDataset')))))
+    assert class_names(coco)[:2] == ['person', 'bicycle']
+    assert class_names(coco, dict(meta=dict(dataset_meta=dict(CLASSES=('a', 'b'))))) == ['a', 'b']
+    assert class_names(det) == ['square', 'disc']
+    assert class_names(Config(dict(model=dict()))) is None
+
+
+def test_config_sources(det, tmp_path):
+    cfg, name, path = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco')
+    assert cfg.model.type == 'RetinaNet' and path.endswith('retinanet_r50_fpn_1x_coco.py')
+    cfg, _, path = load_config(det.model.to_dict())
+    assert cfg.model.type == 'RetinaNet' and path is None
+    assert load_config(det)[0].model.bbox_head.num_classes == 2
+    assert task_of(torch.nn.Linear(1, 1)) is None
+
+
+def test_inherit_only_looks_or_copies(det):
+    first, second = (build_model(Config(teacher_of(det)), 'mmdet') for _ in range(2))
+    assert not torch.equal(first.neck.lateral_convs[0].conv.weight, second.neck.lateral_convs[0].conv.weight)
+    before = first.neck.lateral_convs[0].conv.weight.clone()
+    assert inherit_weights(first, second, ['neck'], apply=False) == []
+    assert torch.equal(first.neck.lateral_convs[0].conv.weight, before)
+    inherit_weights(first, second, ['neck'])
+    assert torch.equal(first.neck.lateral_convs[0].conv.weight, second.neck.lateral_convs[0].conv.weight)
+    wide = build_model(Config(teacher_of(det, **retinanet_model(neck=24))), 'mmdet')
+    assert 'differs' in inherit_weights(first, wide, ['neck'])[0]
+
+
+def test_normalisation_of_models_without_one():
+    empty = Normalisation(None)
+    assert empty == Normalisation(SimpleNamespace()) and empty.mean.sum() == 0 and empty.std.sum() == 3
