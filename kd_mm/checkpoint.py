@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import importlib
 import importlib.util
 import os
 import re
@@ -33,7 +34,7 @@ def _statistic(owner: Any, name: str) -> Any:
 
 def mmengine_globals() -> List[Any]:
     """The harmless classes that checkpoints written by mmengine and the OpenMMLab zoo hold besides tensors."""
-    multiarray = np.core.multiarray if int(np.__version__.split('.')[0]) < 2 else np._core.multiarray
+    multiarray = importlib.import_module('numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray')
     functions = {'scalar': multiarray.scalar, '_reconstruct': multiarray._reconstruct}
     aliases = [(functions[name.rsplit('.', 1)[1]], name) for name in _NUMPY_ALIASES]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'float16', 'int64', 'int32', 'uint8', 'bool')]

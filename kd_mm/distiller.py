@@ -163,7 +163,8 @@ class Problems:
     def raise_any(self) -> None:
         if self.found:
             lines = '\n'.join(f'  {number}. {text}' for number, text in enumerate(self.found, 1))
-            raise ConfigProblems(f'kd_mm: {len(self.found)} problem(s) in the distillation config:\n{lines}', self.found)
+            raise ConfigProblems(f'kd_mm: {len(self.found)} problem(s) in the distillation config:\n{lines}',
+                                 self.found)
 
 
 class Distiller(nn.Module):

@@ -39,8 +39,9 @@ from kd_mm.teacher import (
 from kd_mm.types import Features, KDBatch
 
 HOSTS = ('mmdet', 'mmseg')
-#: Steps of an epoch where the length of training is needed and only epochs are known (no data set is opened).
-ASSUMED_EPOCH = 1000
+#: Steps of an epoch where the length of training is needed and only epochs are known: about COCO's at 16 images a
+#: step.  No data set is opened.
+ASSUMED_EPOCH = 7000
 
 # ---------------------------------------------------------------------------------------------------- configs
 
@@ -255,9 +256,8 @@ def make_distiller(cfg: Config, student: nn.Module, arguments: Dict[str, Any]) -
     Raises:
         ConfigProblems: the configuration is wrong.
     """
-    distiller = Distiller(student, classes=class_names(cfg), scope=cfg.get('default_scope'), **arguments)
-    distiller.max_steps = training_length(cfg)[0]
-    return distiller
+    return Distiller(student, classes=class_names(cfg), scope=cfg.get('default_scope'),
+                     max_steps=training_length(cfg)[0], **arguments)
 
 
 def probe_step(distiller: Distiller) -> int:

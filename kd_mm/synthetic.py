@@ -168,10 +168,14 @@ def _det_sample(model: nn.Module, index: int, height: int, width: int, classes: 
 def _stuff_labels(model: nn.Module) -> List[int]:
     """Labels of the semantic map of a panoptic or semantic-branch detector; empty if it reads none."""
     panoptic = _lookup(model, 'panoptic_head')
-    if panoptic is not None and getattr(panoptic, 'num_stuff_classes', 0):
-        return list(range(panoptic.num_things_classes, panoptic.num_things_classes + panoptic.num_stuff_classes))
-    semantic = _lookup(model, 'semantic_head') or _lookup(model, 'roi_head.semantic_head')
-    return list(range(semantic.num_classes)) if semantic is not None else []
+    stuff = getattr(panoptic, 'num_stuff_classes', None)
+    if stuff:
+        return list(range(panoptic.num_things_classes, panoptic.num_things_classes + stuff))
+    for path in ('semantic_head', 'roi_head.semantic_head'):
+        semantic = _lookup(model, path)
+        if semantic is not None:
+            return list(range(semantic.num_classes))
+    return []
 
 
 def _seg_sample(model: nn.Module, index: int, height: int, width: int, classes: int,

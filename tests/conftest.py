@@ -23,7 +23,8 @@ def write_coco(root: Path, images: int = 8, size=(64, 64), seed: int = 0, empty:
     """A COCO data set of squares and discs; the last ``empty`` images have no box."""
     draw = np.random.default_rng(seed)
     (root / 'images').mkdir(parents=True, exist_ok=True)
-    content = dict(info={}, licenses=[], images=[], annotations=[], categories=[dict(id=i + 1, name=n) for i, n in enumerate(CLASSES)])
+    content = dict(info={}, licenses=[], images=[], annotations=[],
+                   categories=[dict(id=i + 1, name=n) for i, n in enumerate(CLASSES)])
     for index in range(images):
         picture = draw.integers(0, 90, (*size, 3)).astype(np.uint8)
         for _ in range(0 if index >= images - empty else 2):

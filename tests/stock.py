@@ -139,8 +139,8 @@ def teacher_of(cfg: Config, **model: Any) -> Dict[str, Any]:
 
 
 def hook(teacher: Any, losses: Dict[str, Any], **extra: Any) -> Dict[str, Any]:
-    return dict(type='kd_mm.DistillHook', teacher=teacher, losses=losses, teacher_ckpt=extra.pop('teacher_ckpt', 'random'),
-                **extra)
+    return dict(type='kd_mm.DistillHook', teacher=teacher, losses=losses,
+                teacher_ckpt=extra.pop('teacher_ckpt', 'random'), **extra)
 
 
 def make_runner(cfg: Config, hooks: Optional[list] = None) -> Runner:

@@ -11,8 +11,17 @@ from stock import detector, make_runner, retinanet_model, segmentor, teacher_of
 
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Tap
-from kd_mm.teacher import (Normalisation, Teacher, build_model, class_names, eval_mode, inherit_weights, load_config,
-                           preserved_random_state, task_of)
+from kd_mm.teacher import (
+    Normalisation,
+    Teacher,
+    build_model,
+    class_names,
+    eval_mode,
+    inherit_weights,
+    load_config,
+    preserved_random_state,
+    task_of,
+)
 from kd_mm.types import KDBatch
 
 CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)

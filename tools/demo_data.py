@@ -152,9 +152,9 @@ def draw_shapes(rng, size=DET_SIZE):
     draw_clutter(rng, image, 2, 6)
     owner = np.full((height, width), -1, np.int32)  # which shape is on top of each pixel
     areas, boxes, labels = [], [], []
-    for index in range(rng.integers(2, 8)):
+    for index in range(rng.integers(2, 6)):
         label = int(rng.integers(len(DET_CLASSES)))
-        radius = np.exp(rng.uniform(np.log(7.5), np.log(30)))
+        radius = np.exp(rng.uniform(np.log(9), np.log(32)))
         centre = rng.uniform([-2, -2], [width + 2, height + 2])
         outer, inner = shape_points(rng, DET_CLASSES[label], centre, radius)
         mask = polygon_mask((height, width), outer)

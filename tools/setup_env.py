@@ -62,7 +62,8 @@ class Step:
         if kind is None:
             print(f'[setup {Step.count}] {self.title}: done in {time.time() - self.start:.0f} s', flush=True)
         elif issubclass(kind, (subprocess.CalledProcessError, OSError, StepError)):
-            raise SystemExit(f'\nset-up failed at step {Step.count}: {self.title}\n  {error}\n  what to do: {self.mend}')
+            raise SystemExit(f'\nset-up failed at step {Step.count}: {self.title}\n  {error}\n'
+                             f'  what to do: {self.mend}')
 
 
 def run(command, **kwargs):
@@ -161,7 +162,8 @@ def build_mmcv(python, stack, wheel_dir, jobs):
             keep = cache_dir() / 'mmcv-build-failed.log'
             shutil.copy(log, keep)
             tail = log.read_text(errors='replace').splitlines()[-15:]
-            raise StepError('mmcv did not compile; end of the log:\n    ' + '\n    '.join(tail) + f'\n  whole log: {keep}')
+            raise StepError('mmcv did not compile; end of the log:\n    ' + '\n    '.join(tail)
+                            + f'\n  whole log: {keep}')
         wheel_dir.mkdir(parents=True, exist_ok=True)
         for wheel in (work / 'out').glob('*.whl'):
             # A rename within one file system: another clone never sees half a wheel.

@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from stock import (detector, distill_hook, hook, make_runner, retinanet_model, same, segmentor, teacher_of, train,
-                   weights, with_evaluation)
+from stock import (
+    detector,
+    distill_hook,
+    hook,
+    make_runner,
+    retinanet_model,
+    same,
+    segmentor,
+    teacher_of,
+    train,
+    weights,
+    with_evaluation,
+)
 
 from kd_mm.checkpoint import load_file
 

@@ -7,8 +7,20 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner
-from stock import (coco_data, detector, distill_hook, hook, make_runner, merge, retinanet_model, same, segmentor,
-                   teacher_of, train, weights)
+from stock import (
+    coco_data,
+    detector,
+    distill_hook,
+    hook,
+    make_runner,
+    merge,
+    retinanet_model,
+    same,
+    segmentor,
+    teacher_of,
+    train,
+    weights,
+)
 
 from kd_mm.checkpoint import load_file, zoo_config
 
@@ -226,7 +238,7 @@ def test_activation_checkpointing_records_once(coco_root, tmp_path):
         losses = dict(loss_hint=dict(type='FitNetLoss', at='backbone.layer3'))
         return train(cfg, [hook(teacher_of(cfg, backbone=dict(depth=34)), losses)])
 
-    (plain, record), (other, other_record) = run('plain', False), run('cp', True)
+    (_, record), (other, other_record) = run('plain', False), run('cp', True)
     assert [step['loss_hint'] for step in record.losses] == pytest.approx(
         [step['loss_hint'] for step in other_record.losses], rel=1e-6)
     distiller = distill_hook(other).distiller

@@ -1,0 +1,211 @@
+"""tools/check_config.py: what it prints for a good config, and that it names all that is wrong with a bad one."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from kd_mm import checkpoint, inspection
+
+TOOLS = Path(__file__).parent.parent.parent / 'tools'
+SPEC = importlib.util.spec_from_file_location('kd_mm_tool_check_config', TOOLS / 'check_config.py')
+TOOL = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(TOOL)
+
+# By path: for a name with `::` mmengine reads every metafile of the host first.
+DETECTOR = f'''
+_base_ = {str(checkpoint.zoo_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'))!r}
+model = dict(
+    backbone=dict(base_channels=8, stem_channels=8, frozen_stages=-1, init_cfg=None),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    bbox_head=dict(num_classes=2, in_channels=16, feat_channels=16, stacked_convs=1))
+'''
+TEACHER = '''
+_base_ = './student.py'
+model = dict(
+    data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False),
+    neck=dict(out_channels=24), bbox_head=dict(in_channels=24, feat_channels=24))
+'''
+SEGMENTOR = f'''
+_base_ = {str(checkpoint.zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'))!r}
+norm = dict(type='BN', requires_grad=True)
+model = dict(
+    pretrained=None,
+    backbone=dict(depth=18, base_channels=8, stem_channels=8, norm_cfg=norm),
+    decode_head=dict(in_channels=64, channels=16, norm_cfg=norm),
+    auxiliary_head=dict(in_channels=32, channels=16, norm_cfg=norm))
+'''
+SHAPE = ['--shape', '64', '64']
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / 'student.py').write_text(DETECTOR)
+    (tmp_path / 'teacher.py').write_text(TEACHER)
+    (tmp_path / 'segmentor.py').write_text(SEGMENTOR)
+    return tmp_path
+
+
+def write(folder, hooks, base='student.py', extra='', name='config.py'):
+    path = folder / name
+    path.write_text(f"_base_ = './{base}'\nteacher = '{{{{ fileDirname }}}}/teacher.py'\n"
+                    f'custom_hooks = [{hooks}]\n{extra}\n')
+    return str(path)
+
+
+def distil(losses, teacher='teacher', **more):
+    arguments = ', '.join(f'{key}={value!r}' for key, value in {'teacher_ckpt': 'random', **more}.items())
+    return f"dict(type='kd_mm.DistillHook', teacher={teacher}, losses={losses!r}, {arguments})"
+
+
+def test_a_good_config_prints_every_term(folder, capsys):
+    config = write(folder, distil({
+        'loss_cwd': {'type': 'CWDLoss', 'at': 'neck', 'loss_weight': [1.0, 2.0, 3.0, 0.0, 0.5]},
+        'loss_hint': {'type': 'FitNetLoss', 'at': 'backbone.layer4'},
+    }, inherit=('backbone', )))
+    assert TOOL.main([config, *SHAPE]) == 0
+    text = capsys.readouterr().out
+    assert 'teacher.py: RetinaNet' in text and 'weights: random' in text and 're-normalised' in text
+    assert 'inherit     backbone' in text
+    cwd, hint = text.split('loss_cwd: CWDLoss')[1].split('loss_hint: FitNetLoss')
+    assert 'ConvAdapter (automatic)' in cwd and 'none needed' in hint
+    assert [line.split()[1:4] for line in cwd.splitlines() if line.split()[:1] and line.split()[0] in '01234'] == [
+        ['2x16x8x8', '2x24x8x8', '1'], ['2x16x4x4', '2x24x4x4', '2'], ['2x16x2x2', '2x24x2x2', '3'],
+        ['2x16x1x1', '2x24x1x1', '0'], ['2x16x1x1', '2x24x1x1', '0.5']]
+    assert '2x64x2x2' in hint
+    assert text.rstrip().endswith('ok') and 'WARNING' not in text
+
+
+def test_the_numbers_of_the_dry_step(folder):
+    """Terms and task losses add up to the total, each term has a gradient, and nothing is left on the models."""
+    config = write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'},
+                                   'loss_kd': {'type': 'SigmoidKDLoss', 'at': 'bbox_head.retina_cls'}}))
+    report = inspection.check(inspection.read_config(config), (64, 64))
+    assert report.problems == []
+    terms = {term.name: term for term in report.step.terms}
+    total = sum(report.step.task.values()) + sum(term.loss for term in terms.values())
+    assert report.step.total == pytest.approx(total, rel=1e-5)
+    for term in terms.values():
+        assert term.gradient > 0
+        assert term.loss == pytest.approx(sum(level.loss for level in term.levels), rel=1e-5)
+    assert terms['loss_cwd'].extras_gradient > 0 and terms['loss_kd'].extras == 0
+    assert not report.student._forward_hooks
+    assert all(parameter.grad is None for parameter in report.student.parameters())
+    assert not any('per_level' in vars(term) for term in report.distiller.terms.values())
+
+
+def test_a_segmentor_is_checked_at_the_given_size(folder, capsys):
+    config = write(folder, distil({'loss_kd': {'type': 'SoftmaxKDLoss', 'at': 'decode_head.conv_seg'}},
+                                  teacher='"{{ fileDirname }}/segmentor.py"'), base='segmentor.py')
+    assert TOOL.main([config, '--shape', '64', '96']) == 0
+    text = capsys.readouterr().out
+    assert '64x96' in text and '2x19x8x12' in text and 'decode.loss_ce' in text
+
+
+def test_all_problems_are_listed_together(folder, capsys):
+    config = write(folder, distil({
+        'loss_a': {'type': 'CWDLos', 'at': 'neck'},
+        'loss_b': {'type': 'PKDLoss', 'at': 'neckk'},
+        'cwd': {'type': 'CWDLoss', 'at': 'neck'},
+    }, teacher='"nowhere.py"', colour='red'))
+    assert TOOL.main([config, *SHAPE]) == 1
+    text = capsys.readouterr().out
+    assert '5 problem(s)' in text
+    for part in ("unknown argument(s) 'colour'", "unknown loss type 'CWDLos'", "no module 'neckk'",
+                 "'cwd': a loss name must start with", "'nowhere.py' does not exist"):
+        assert part in text
+    assert 'ok' not in text.splitlines()
+
+
+def test_runner_settings_that_are_not_supported(folder):
+    entry = distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'}})
+    part = "dict(optimizer=dict(type='SGD', lr=0.1))"
+    config = write(folder, f'{entry}, {entry}', extra=f"runner_type = 'FlexibleRunner'\n"
+                   f"optim_wrapper = dict(_delete_=True, constructor='Two', a={part}, b={part})")
+    problems = inspection.check(inspection.read_config(config), (64, 64)).problems
+    assert len(problems) == 3
+    for word in ('2 times', 'FlexibleRunner', 'OptimWrapperDict'):
+        assert any(word in problem for problem in problems)
+
+
+def test_a_step_that_fails_is_a_problem(folder):
+    config = write(folder, distil({'loss_bbox': {'type': 'CWDLoss', 'at': 'neck'}}))
+    problems = inspection.check(inspection.read_config(config), (64, 64)).problems
+    assert len(problems) == 1 and "already has a loss named 'loss_bbox'" in problems[0]
+
+
+def test_no_distillation_hook(folder, capsys):
+    assert TOOL.main([str(folder / 'student.py')]) == 1
+    assert 'custom_hooks has no kd_mm.DistillHook' in capsys.readouterr().out
+    assert TOOL.main([str(folder / 'missing.py')]) == 1
+    assert 'no such config' in capsys.readouterr().err
+
+
+def test_a_weight_that_starts_at_zero_is_tried_where_it_is_not(folder, capsys):
+    window = {'levels': 1.0, 'schedule': {'type': 'WindowSchedule', 'windows': [(1000, None)]}}
+    config = write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck', 'loss_weight': window}}))
+    assert TOOL.main([config, *SHAPE]) == 0
+    text = capsys.readouterr().out
+    assert 'as step 1000 of' in text and 'not all terms have a weight at step 0' in text
+    config = write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck', 'loss_weight': 0}}), name='zero.py')
+    assert TOOL.main([config, *SHAPE]) == 0
+    assert 'has the weight 0' in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------- dropped hooks
+
+
+def lost(path):
+    return inspection.dropped_hooks(Config.fromfile(str(path)))
+
+
+def test_dropped_hooks_of_a_stock_base(tmp_path):
+    base = checkpoint.zoo_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
+    head = f'_base_ = {str(base)!r}\n'
+    entry = "dict(type='kd_mm.DistillHook', teacher='x', losses=dict())"
+    (tmp_path / 'loses.py').write_text(f"_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'\n"
+                                       f'custom_hooks = [{entry}]')
+    # A child of the child loses them as well, and the file that dropped them is named.
+    (tmp_path / 'child.py').write_text("_base_ = './loses.py'\n")
+    for name in ('loses.py', 'child.py'):
+        sentence, = lost(tmp_path / name)
+        assert sentence.startswith('custom_hooks of ') and 'loses.py replaces' in sentence
+        assert 'EMAHook, PipelineSwitchHook' in sentence and 'mmdet::rtmdet/rtmdet_tiny' in sentence
+    keeps = "dict(type='mmdet.EMAHook'), dict(type='PipelineSwitchHook')"
+    (tmp_path / 'keeps.py').write_text(f'{head}custom_hooks = [{entry}, {keeps}]')
+    assert lost(tmp_path / 'keeps.py') == []
+    # What a host's own config leaves out, it leaves out on purpose.
+    assert lost(base) == []
+
+
+def test_dropped_hooks_are_a_warning_on_the_command_line(folder, capsys):
+    (folder / 'base.py').write_text("_base_ = './student.py'\ncustom_hooks = [dict(type='EMAHook')]")
+    config = write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'}}), base='base.py')
+    assert TOOL.main([config, *SHAPE]) == 0
+    text = capsys.readouterr().out
+    assert 'WARNING: custom_hooks of' in text and 'drops EMAHook' in text
+
+
+# ---------------------------------------------------------------------------------------------------- no download
+
+
+def test_a_url_is_not_fetched(folder, capsys, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError('something is downloaded')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', refuse)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(folder / 'hub'))
+    url = 'https://example.com/teacher.pth'
+    config = write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'}}, teacher_ckpt=url))
+    assert TOOL.main([config, *SHAPE]) == 0
+    text = capsys.readouterr().out
+    assert 'not on this machine' in text and url in text and 'weights: random' in text
+    # An earlier download is used; here one that does not fit, which strict loading tells.
+    (folder / 'hub' / 'checkpoints').mkdir(parents=True)
+    torch.save(dict(state_dict={'a': torch.zeros(1)}), folder / 'hub' / 'checkpoints' / 'teacher.pth')
+    assert TOOL.main([config, *SHAPE]) == 1
+    assert 'wrong file for this config' in capsys.readouterr().out
+    assert TOOL.main([config, *SHAPE, '--teacher-random']) == 0
+    assert 'WARNING' not in capsys.readouterr().out

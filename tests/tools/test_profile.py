@@ -1,0 +1,90 @@
+"""tools/profile.py: the numbers belong together, and the file does not hide the standard library's ``profile``."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kd_mm import benchmark, inspection
+from kd_mm.distiller import Problems
+
+ROOT = Path(__file__).parent.parent.parent
+SPEC = importlib.util.spec_from_file_location('kd_mm_tool_profile', ROOT / 'tools' / 'profile.py')
+TOOL = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(TOOL)
+
+SMALL = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8', 'model.neck.in_channels=[8,16,32,64]']
+
+
+def test_the_numbers_are_positive_and_consistent(tmp_path, capsys):
+    out = tmp_path / 'cost.json'
+    assert TOOL.main([str(ROOT / 'configs/profile/retinanet_cwd.py'), '--shape', '64', '96', '--batch', '1', '--steps',
+                      '2', '--json', str(out), '--cfg-options', *SMALL]) == 0
+    result = json.loads(out.read_text())
+    parts = {name: result[f'{name}_ms'] for name in ('plain_step', 'needed_teacher', 'full_teacher', 'kd_step')}
+    assert all(value > 0 for value in parts.values())
+    assert all(0 < result['fastest_ms'][name] <= value for name, value in parts.items())
+    base = parts['plain_step'] + parts['needed_teacher']
+    assert result['ratio'] == pytest.approx(parts['kd_step'] / base)
+    assert result['overhead_ms'] == pytest.approx(parts['kd_step'] - base)
+    assert result['input_shape'] == [64, 96] and result['batch'] == 1 and result['steps'] == 2
+    memory = result['peak_memory']
+    assert 0 < memory['plain_bytes'] < memory['kd_bytes']
+    assert [term['name'] for term in result['terms']] == ['loss_cwd']
+    assert result['terms'][0]['forward_ms'] > 0 and result['terms'][0]['backward_ms'] > 0
+    text = capsys.readouterr().out
+    assert f'{result["ratio"]:.3f}' in text and 'loss_cwd' in text and 'MiB' in text
+
+
+@pytest.fixture(scope='module')
+def bench():
+    options = {name: ast.literal_eval(value) for name, value in (option.split('=') for option in SMALL)}
+    cfg = inspection.read_config(str(ROOT / 'configs/profile/retinanet_cwd.py'), options)
+    arguments = inspection.hook_arguments(inspection.hook_entries(cfg)[0], Problems())
+    with inspection.scope_of(cfg):
+        bench = benchmark.Bench(cfg, 1, (64, 64), 'cpu')
+        bench.distil(arguments)
+        bench.times(1)
+    return bench
+
+
+def test_the_needed_teacher_stops_at_the_last_tap(bench):
+    calls = []
+    handles = [module.register_forward_hook(lambda *_, name=name: calls.append(name))
+               for name, module in bench.teacher.model.named_modules()
+               if name in ('backbone.layer4', 'neck.fpn_convs.4.conv', 'bbox_head.retina_cls')]
+    assert bench.last_path == 'neck' and bench.last_calls == 1
+    bench.needed_teacher(bench.fresh())
+    assert calls == ['backbone.layer4', 'neck.fpn_convs.4.conv']
+    bench.full_teacher(bench.fresh())
+    assert 'bbox_head.retina_cls' in calls
+    for handle in handles:
+        handle.remove()
+    assert not any('forward' in vars(module) for module in bench.teacher.model.modules())
+
+
+def test_the_distiller_is_attached_for_the_kd_step_only(bench):
+    assert not bench.student._forward_hooks
+    runs = bench.teacher.runs
+    bench.step(bench.fresh())
+    assert bench.teacher.runs == runs
+    bench.distiller.attach()
+    bench.step(bench.fresh())
+    bench.distiller.detach()
+    assert bench.teacher.runs == runs + 1
+
+
+def test_a_config_without_hook_is_refused(capsys):
+    assert TOOL.main(['mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', '--steps', '1']) == 1
+    assert 'must have one kd_mm.DistillHook' in capsys.readouterr().err
+
+
+def test_scripts_in_tools_get_the_profile_module_of_the_standard_library():
+    """torch imports cProfile, which imports ``profile``: with tools/ first on the path that is our file."""
+    code = 'import sys; sys.path.insert(0, "tools"); import cProfile, profile; print(profile.__file__, profile.Profile)'
+    found = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert str(ROOT) not in found.split()[0] and found.split()[0].endswith('profile.py')
