@@ -157,7 +157,7 @@ def _some(keys: Sequence[str]) -> str:
 def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = None) -> Optional[List[str]]:
     """Class names of a model: from the checkpoint's data set description, else from its config's data set."""
     meta = (checkpoint or {}).get('meta', {}).get('dataset_meta') or {}
-    names = meta.get('classes') or meta.get('CLASSES')
+    names = meta.get('classes') or meta.get('CLASSES') or (checkpoint or {}).get('meta', {}).get('CLASSES')
     dataset: Any = cfg.get('train_dataloader', {}).get('dataset') if cfg is not None else None
     while names is None and cfg is not None and hasattr(dataset, 'get'):
         names = (dataset.get('metainfo') or {}).get('classes')

@@ -180,6 +180,8 @@ def draw_shapes(rng, size=DET_SIZE):
         # A shape hidden or cut off by more than about half is not labelled: nobody could name it.
         if visible > 0.45 and inside > 0.5 and min(w, h) >= 6:
             keep.append(index)
+    if not keep:  # stock data sets skip pictures without boxes; an epoch shall be as long as it looks
+        return draw_shapes(rng, size)
     boxes = np.asarray([boxes[i][:4] for i in keep], np.float64).reshape(-1, 4)
     labels = np.asarray([labels[i] for i in keep], np.int64)
     return develop(rng, image, noise=12, blur=0.8, light=0.5), boxes, labels

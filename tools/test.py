@@ -39,6 +39,7 @@ def draw(cfg, show_dir):
         hook['test_out_dir'] = show_dir
     else:
         cfg.visualizer['save_dir'] = show_dir
+        hook['interval'] = 1  # mmseg draws every 50th batch otherwise
 
 
 def use_tta(cfg):

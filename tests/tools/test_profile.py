@@ -17,7 +17,8 @@ SPEC = importlib.util.spec_from_file_location('kd_mm_tool_profile', ROOT / 'tool
 TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
 
-SMALL = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8', 'model.neck.in_channels=[8,16,32,64]']
+SMALL = ['model.bbox_head.num_classes=2', 'model.bbox_head.stacked_convs=1',
+         'model.backbone.base_channels=8', 'model.backbone.stem_channels=8', 'model.neck.in_channels=[8,16,32,64]']
 
 
 def test_the_numbers_are_positive_and_consistent(tmp_path, capsys):
