@@ -287,13 +287,17 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
     medians = {name: statistics.median(values) for name, values in times.items()}
     fastest = {name: min(values) for name, values in times.items()}
     base = medians['plain_step'] + medians['needed_teacher']
+    rounds = sorted(kd / (plain + needed) for kd, plain, needed in zip(
+        times['kd_step'], times['plain_step'], times['needed_teacher']))
     cuda = bench.device.type == 'cuda'
     return {
         'config': str(cfg.filename), 'batch': batch, 'input_shape': list(bench.data['inputs'].shape[-2:]),
         'steps': steps, 'device': torch.cuda.get_device_name(bench.device) if cuda else 'cpu',
         'threads': torch.get_num_threads(), 'load_average': round(os.getloadavg()[0], 2), 'torch': torch.__version__,
-        **{f'{name}_ms': value for name, value in medians.items()}, 'fastest_ms': fastest,
+        **{f'{name}_ms': value for name, value in medians.items()}, 'fastest_ms': fastest, 'rounds_ms': times,
         'ratio': medians['kd_step'] / base, 'overhead_ms': medians['kd_step'] - base,
+        'ratio_of_rounds': {'median': statistics.median(rounds), 'low': rounds[len(rounds) // 4],
+                            'high': rounds[(len(rounds) * 3) // 4]},
         'ratio_of_fastest': fastest['kd_step'] / (fastest['plain_step'] + fastest['needed_teacher']),
         'peak_memory': {
             'plain_bytes': plain_bytes, 'kd_bytes': kd_bytes,

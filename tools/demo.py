@@ -44,6 +44,7 @@ class Task:
     config: str
     metric: str  # key in scalars.json
     folder: str  # of the data, below the data root
+    shape: tuple  # height, width of an input, for the measurement of the cost
     quick: tuple = ()  # overrides of a quick run
     cost: tuple = (2.0, 1.0, 1.7)  # seconds an iteration, relative, by role: a first guess for the ETA
 
@@ -51,17 +52,19 @@ class Task:
         return ROOT / 'configs' / f'{self.config}_{role}.py'
 
 
-DET_QUICK = ('train_cfg.max_epochs=2', 'train_cfg.val_interval=1')
+DET_QUICK = ('train_cfg.max_epochs=2', 'train_cfg.val_interval=1', 'default_hooks.logger.interval=4')
 SEG_QUICK = ('train_cfg.max_iters=20', 'train_cfg.val_interval=10', 'default_hooks.logger.interval=5')
 TASKS = {
     'demo': (
-        Task('detection', 'Detection: GFL, drawn shapes', 'mmdet', 'demo/det', 'coco/bbox_mAP', 'shapes', DET_QUICK),
-        Task('segmentation', 'Segmentation: PSPNet, drawn streets', 'mmseg', 'demo/seg', 'mIoU', 'streets', SEG_QUICK),
+        Task('detection', 'Detection: GFL, drawn shapes', 'mmdet', 'demo/det', 'coco/bbox_mAP', 'shapes',
+             (128, 160), DET_QUICK),
+        Task('segmentation', 'Segmentation: PSPNet, drawn streets', 'mmseg', 'demo/seg', 'mIoU', 'streets',
+             (96, 192), SEG_QUICK),
     ),
     'bccd': (Task('bccd', 'Detection: GFL, blood cells (BCCD)', 'mmdet', 'real/bccd', 'coco/bbox_mAP', 'bccd',
-                  DET_QUICK),),
+                  (240, 320), DET_QUICK),),
     'camvid': (Task('camvid', 'Segmentation: PSPNet, CamVid', 'mmseg', 'real/camvid', 'mIoU', 'camvid_cityscapes',
-                    SEG_QUICK),),
+                    (144, 192), SEG_QUICK),),
 }
 
 

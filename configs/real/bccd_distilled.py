@@ -4,7 +4,7 @@ _base_ = './bccd_student.py'
 custom_hooks = [dict(
     type='kd_mm.DistillHook',
     teacher='{{ fileDirname }}/bccd_teacher.py',
-    teacher_ckpt='work_dirs/bccd/bccd/teacher_seed0/epoch_12.pth',
+    teacher_ckpt='work_dirs/bccd/bccd/teacher_seed0/epoch_16.pth',
     inherit=('bbox_head',),
     losses=dict(
         loss_pkd=dict(type='PKDLoss', at='neck', loss_weight=10.0),

@@ -108,7 +108,7 @@ def fake(tmp_path, monkeypatch):
     """Three stages of one task whose training is a script that takes no time."""
     script = tmp_path / 'fake.py'
     script.write_text(FAKE_TRAINING)
-    task = demo.Task('toy', 'Toy', 'mmseg', 'demo/seg', 'mIoU', 'streets')
+    task = demo.Task('toy', 'Toy', 'mmseg', 'demo/seg', 'mIoU', 'streets', (96, 192))
     teacher = demo.Stage(task, 'teacher', 0, tmp_path / 'toy' / 'teacher_seed0', (), config_hash='a', total_iters=10)
     student = demo.Stage(task, 'student', 0, tmp_path / 'toy' / 'student_seed0', (), config_hash='b', total_iters=10)
     distilled = demo.Stage(task, 'distilled', 0, tmp_path / 'toy' / 'distilled_seed0', (), config_hash='c',

@@ -32,6 +32,8 @@ def test_the_numbers_are_positive_and_consistent(tmp_path, capsys):
     base = parts['plain_step'] + parts['needed_teacher']
     assert result['ratio'] == pytest.approx(parts['kd_step'] / base)
     assert result['overhead_ms'] == pytest.approx(parts['kd_step'] - base)
+    assert result['ratio_of_rounds']['low'] <= result['ratio_of_rounds']['median'] <= result['ratio_of_rounds']['high']
+    assert [len(values) for values in result['rounds_ms'].values()] == [2, 2, 2, 2]
     assert result['input_shape'] == [64, 96] and result['batch'] == 1 and result['steps'] == 2
     memory = result['peak_memory']
     assert 0 < memory['plain_bytes'] < memory['kd_bytes']
