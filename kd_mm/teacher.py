@@ -342,18 +342,35 @@ def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequenc
     mmseg's leaves out the auxiliary heads, so they are called here when a path asks for one.
     """
     auxiliary = getattr(model, 'auxiliary_head', None)
-    if isinstance(auxiliary, nn.Module) and any(path.startswith('auxiliary_head') for path in paths):
-        features = model.extract_feat(inputs)
-        heads: Any = auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]
-        for head in heads:
-            head.forward(features)
-        if all(path.startswith('auxiliary_head') for path in paths):
-            return None
-        if not isinstance(model.decode_head, nn.ModuleList):
-            return model.decode_head.forward(features)
+    wanted = [path for path in paths if path.startswith('auxiliary_head')] if isinstance(auxiliary, nn.Module) else []
     if task_of(model) is None:
         return model(inputs)
-    return model(inputs, data_samples, mode='tensor')
+    if not wanted:
+        return model(inputs, data_samples, mode='tensor')
+    features: List[Any] = []
+    output = None
+    if len(wanted) == len(paths):
+        features.append(model.extract_feat(inputs))
+    else:
+        original, before = model.extract_feat, vars(model).get('extract_feat')
+
+        def extract_feat(images: Tensor) -> Any:
+            features.append(original(images))
+            return features[-1]
+
+        # The auxiliary heads read the features of this very pass; a second one would fire the other taps twice.
+        object.__setattr__(model, 'extract_feat', extract_feat)
+        try:
+            output = model(inputs, data_samples, mode='tensor')
+        finally:
+            if before is None:
+                object.__delattr__(model, 'extract_feat')
+            else:
+                object.__setattr__(model, 'extract_feat', before)
+    heads: Any = auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]
+    for head in heads:
+        head.forward(features[-1])
+    return output
 
 
 def inherit_weights(student: nn.Module, teacher: nn.Module, paths: Sequence[str], apply: bool = True) -> List[str]:

@@ -161,3 +161,18 @@ def test_inherit_only_looks_or_copies(det):
 def test_normalisation_of_models_without_one():
     empty = Normalisation(None)
     assert empty == Normalisation(SimpleNamespace()) and empty.mean.sum() == 0 and empty.std.sum() == 3
+
+
+def test_auxiliary_head_does_not_fire_other_taps_twice(cityscapes_root, tmp_path):
+    student = make_runner(segmentor(cityscapes_root, tmp_path)).model
+    data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), False)
+    batch = KDBatch(input_shape=(64, 64), data_samples=data['data_samples'])
+    teacher = Teacher.build(teacher_of(segmentor(cityscapes_root, tmp_path)), student, 'random', scope='mmseg')
+    paths = ['backbone.layer1', 'decode_head.conv_seg', 'auxiliary_head.conv_seg']
+    for count in (3, 1):  # with the others, and alone
+        taps = [Tap(teacher.model, path, 'teacher') for path in paths[-count:]]
+        for full in (True, False):
+            teacher.run(data['inputs'], data['data_samples'], taps, batch, full=full)
+            assert [tap.calls for tap in taps] == [1] * count
+            assert all(len(tap.read()) == 1 for tap in taps)
+    assert 'extract_feat' not in vars(teacher.model)

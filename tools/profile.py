@@ -12,9 +12,11 @@ In one process, on one random batch, in turns (so that a busy machine slows all 
   KD step         the plain step with the distiller attached: the same code as in training
 
 The ratio is KD step / (plain step + needed teacher): what is above 1 is the losses and the engine.  On a busy machine
-look at the ratios of the single rounds too.  Peak memory is that of tensors: on CUDA torch.cuda.max_memory_allocated(), on CPU the
-weights, optimizer state and batch plus the peak of the allocations that torch's profiler sees in one step.  The
-teacher has random weights and every learning rate is 0, so that all steps are alike.  No data set, no download.
+look at the ratios of the single rounds too.
+
+Peak memory is that of tensors: on CUDA torch.cuda.max_memory_allocated(), on CPU the weights, optimizer state and
+batch plus the peak of the allocations that torch's profiler sees in one step.  The teacher has random weights and
+every learning rate is 0, so that all steps are alike.  No data set, no download.
 """
 
 import sys
@@ -68,8 +70,8 @@ def print_result(result):
     print(f'{"ratio":<16}{result["ratio"]:>10.3f}{result["ratio_of_fastest"]:>10.3f}   KD step / (plain step + needed '
           f'teacher), {result["overhead_ms"]:+.2f} ms')
     rounds = result['ratio_of_rounds']
-    print(f'{"  by rounds":<16}{rounds["median"]:>10.3f}{"":>10}   half of the rounds lie between {rounds["low"]:.3f} and '
-          f'{rounds["high"]:.3f}: the noise of this machine')
+    print(f'{"  by rounds":<16}{rounds["median"]:>10.3f}{"":>10}   half of the rounds lie between '
+          f'{rounds["low"]:.3f} and {rounds["high"]:.3f}: the noise of this machine')
     print(f'\n{"term":<16}{"forward ms":>10}{"backward":>10}   adapter and loss, on recorded features')
     for term in result['terms']:
         print(f'{term["name"]:<16}{term["forward_ms"]:>10.2f}{term["backward_ms"]:>10.2f}   {term["method"]}')

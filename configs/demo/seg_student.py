@@ -30,7 +30,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 loader = dict(num_workers=0, persistent_workers=False)  # the pictures are small: a worker costs more than it brings
-train_dataloader = dict(batch_size=8, **loader, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+train_dataloader = dict(batch_size=4, **loader, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(batch_size=1, **loader, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 

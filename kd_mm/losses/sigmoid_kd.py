@@ -38,9 +38,12 @@ def sigmoid_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, beta:
     """
     student, teacher = student / tau, teacher / tau
     target = teacher.sigmoid()
-    terms = F.binary_cross_entropy_with_logits(student, target, reduction='none')
     if divergence == 'kl':
-        terms = terms - F.binary_cross_entropy_with_logits(teacher, target, reduction='none')
+        # By differences of logarithms and not of two entropies, whose rounding would leave negative numbers.
+        terms = (target * (F.logsigmoid(teacher) - F.logsigmoid(student))
+                 + (1 - target) * (F.logsigmoid(-teacher) - F.logsigmoid(-student)))
+    else:
+        terms = F.binary_cross_entropy_with_logits(student, target, reduction='none')
     return terms if beta == 0 else terms * (target - student.sigmoid()).abs().pow(beta)
 
 

@@ -82,3 +82,13 @@ def test_gradient_at_equality_is_finite():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         value(*logits(), **options)
+
+
+def test_kl_is_not_negative_in_float32():
+    """The difference of two large entropies would be: a nearly equal student, many confident scores."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = 8 * torch.randn(4, 80, 16, 16, generator=generator)
+    student = teacher + 1e-4 * torch.randn(4, 80, 16, 16, generator=generator)
+    value = build(dict(type='SigmoidKDLoss'))(student, teacher)
+    exact = build(dict(type='SigmoidKDLoss'))(student.double(), teacher.double())
+    assert value > 0 and torch.isclose(value.double(), exact, rtol=0.2)
