@@ -4,22 +4,17 @@ Only overrides touch a config: data, crop size, schedule length, and the downloa
 backbone).  Widths and depths stay as shipped.
 """
 
-import copy
 import math
-import uuid
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import DATASETS
-from mmengine.runner import Runner
+from shipped import kd_index, train_one_step
 
 from kd_mm.checkpoint import zoo_config, zoo_weights
 from kd_mm.registry import MODELS
-from kd_mm.synthetic import synthetic_batch
+from kd_mm.teacher import build_model
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for task in ('det', 'seg')
@@ -48,30 +43,10 @@ BASES = {
     'deeplabv3plus-r18': 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',
     'segformer-b0': 'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py',
 }
-SHAPE = (64, 128)
-SAMPLES = {}
-
-
-@DATASETS.register_module(force=True)
-class SyntheticSamples(torch.utils.data.Dataset):
-    """Two samples of :func:`synthetic_batch`, put into ``SAMPLES`` once the model exists; the real set's classes."""
-
-    def __init__(self, key, classes):
-        self.key, self.metainfo = key, dict(classes=classes)
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        return {name: copy.deepcopy(SAMPLES[self.key][name][index]) for name in ('inputs', 'data_samples')}
 
 
 def load(path):
     return Config.fromfile(str(ROOT / path))
-
-
-def kd_index(cfg):
-    return next(index for index, hook in enumerate(cfg.custom_hooks) if hook['type'] == 'kd_mm.DistillHook')
 
 
 def base_of(path):
@@ -84,59 +59,6 @@ def plain(value):
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items() if key != '_scope_'}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def smallest_overrides(cfg, work_dir):
-    """Overrides that replace data, downloads and schedule; nothing of the model's architecture."""
-    dataset = cfg.train_dataloader.dataset
-    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
-        classes = registry.get(dataset.type).METAINFO['classes']
-    name = f'test_{uuid.uuid4().hex}'
-    hook = f'custom_hooks.{kd_index(cfg)}'
-    options = {
-        'train_dataloader': dict(
-            _delete_=True, batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-            dataset=dict(type='SyntheticSamples', key=name, classes=classes)),
-        'val_dataloader': None, 'val_evaluator': None, 'val_cfg': None,
-        'test_dataloader': None, 'test_evaluator': None, 'test_cfg': None,
-        'default_hooks.checkpoint': None,
-        'visualizer': dict(_delete_=True, type='Visualizer', name=name),
-        'experiment_name': name, 'work_dir': str(work_dir), 'log_level': 'WARNING',
-        'model.backbone.init_cfg': None, 'model.pretrained': None,
-        f'{hook}.teacher_ckpt': 'random',
-    }
-    if cfg.model.get('pretrained', 'absent') == 'absent':
-        options.pop('model.pretrained')
-    options['train_cfg.max_epochs' if 'max_epochs' in cfg.train_cfg else 'train_cfg.max_iters'] = 1
-    if 'size' in (cfg.model.get('data_preprocessor') or {}):
-        options['model.data_preprocessor.size'] = SHAPE
-    for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
-        if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
-            options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]
-    return options, name
-
-
-class LookAtStep(Hook):
-    """Notes the losses of the step, and the gradient that the distillation terms alone have on the student."""
-
-    def __init__(self, names):
-        self.names, self.losses, self.gradients, self.steps = names, {}, {}, 0
-
-    def before_train(self, runner):
-        model, parse = runner.model, runner.model.parse_losses
-
-        def parse_losses(losses):
-            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            for name in self.names:
-                found = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
-                self.gradients[name] = sum(float(part.norm()) for part in found if part is not None)
-            return parse(losses)
-
-        model.parse_losses = parse_losses
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.steps += 1
-        self.losses = {name: float(value) for name, value in outputs.items()}
 
 
 def test_all_required_configs_are_shipped():
@@ -169,15 +91,8 @@ def test_config_is_sound(path):
 @pytest.mark.parametrize('path', CONFIGS)
 def test_one_training_step(path, tmp_path):
     cfg = load(path)
-    options, key = smallest_overrides(cfg, tmp_path)
-    cfg.merge_from_dict(options)
-    runner = Runner.from_cfg(cfg)
-    SAMPLES[key] = synthetic_batch(runner.model, 2, SHAPE)
-    names = list(cfg.custom_hooks[kd_index(cfg)].losses)
-    look = LookAtStep(names)
-    runner.register_hook(look)
-    keys = list(runner.model.state_dict())
-    runner.train()
+    keys = list(build_model(cfg, cfg.default_scope).state_dict())
+    runner, look, names = train_one_step(cfg, tmp_path)
 
     assert look.steps == 1
     assert all(math.isfinite(value) for value in look.losses.values()), look.losses
@@ -186,7 +101,6 @@ def test_one_training_step(path, tmp_path):
         assert look.losses[name] > 0, look.losses
         assert math.isfinite(look.gradients[name]) and look.gradients[name] > 0, look.gradients
     assert list(runner.model.state_dict()) == keys
-    SAMPLES.pop(key)
 
 
 def test_rtmdet_stops_with_mosaic():

@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_configs
 from mmengine.config import Config
-from mmengine.runner import Runner
+from shipped import train_one_step
 
 from kd_mm.checkpoint import package_folder, zoo_config
-from kd_mm.synthetic import synthetic_batch
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -35,16 +33,8 @@ def test_config_trains_a_step(text, tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(text)
     cfg = Config.fromfile(str(path))
-    options, key = test_configs.smallest_overrides(cfg, tmp_path)
-    cfg.merge_from_dict(options)
-    runner = Runner.from_cfg(cfg)
-    test_configs.SAMPLES[key] = synthetic_batch(runner.model, 2, test_configs.SHAPE)
-    names = list(cfg.custom_hooks[-1].losses)
-    look = test_configs.LookAtStep(names)
-    runner.register_hook(look)
-    runner.train()
+    _, look, names = train_one_step(cfg, tmp_path)
     assert all(look.losses[name] > 0 and look.gradients[name] > 0 for name in names)
-    test_configs.SAMPLES.pop(key)
 
 
 @pytest.mark.parametrize('command', sorted(set(COMMANDS)))

@@ -12,10 +12,12 @@ re-run skips what is finished and resumes what was interrupted.  Results: ``<wor
 
 import argparse
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +96,10 @@ class Stage:
     @property
     def log(self):
         return self.work_dir.with_suffix('.log')
+
+    @property
+    def lock(self):
+        return self.work_dir.with_suffix('.lock')
 
     @property
     def stamp(self):
@@ -341,12 +347,25 @@ def run_stages(stages, lanes, progress):
 
 
 def start(stage, env):
-    stage.prepare()
-    with open(stage.log, 'a', encoding='utf-8') as log:
-        log.write('$ ' + ' '.join(stage.command()) + '\n')
-        log.flush()
-        return subprocess.Popen(stage.command(), cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT,
-                                stdin=subprocess.DEVNULL)
+    """Start a training that holds a lock on its folder for as long as it lives.
+
+    The training inherits the lock: should the demo be killed in a way that leaves the training behind, a second one is
+    not let into the same folder.
+    """
+    stage.work_dir.parent.mkdir(parents=True, exist_ok=True)
+    with open(stage.lock, 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DemoError(f'another training is still writing to {stage.work_dir}, most likely left behind by a demo '
+                            'that was killed. Wait until it has ended or end it (find it with: pgrep -af '
+                            f'{stage.work_dir}), then run the same demo command again') from None
+        stage.prepare()
+        with open(stage.log, 'a', encoding='utf-8') as log:
+            log.write('$ ' + ' '.join(stage.command()) + '\n')
+            log.flush()
+            return subprocess.Popen(stage.command(), cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT,
+                                    stdin=subprocess.DEVNULL, pass_fds=(lock.fileno(),))
 
 
 def failure(stage, code):
@@ -413,6 +432,10 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     begin = time.time()
+    # A demo that is told to stop takes its trainings with it: one left behind would write into the next one's folder.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Like Ctrl-C: without this, `kill` would end the demo and leave its trainings running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     work_dir = (args.work_dir or ROOT / 'work_dirs' / (args.data + ('_quick' if args.quick else ''))).resolve()
     tasks = [task for task in TASKS[args.data] if args.only in (None, task.key)]
     lanes = args.lanes or min(2, cores())

@@ -1,8 +1,10 @@
 """The demo's drawing, its stages and its report; no training (that is what ``make demo QUICK=1`` is for)."""
 
+import fcntl
 import io
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -167,6 +169,24 @@ def test_a_failing_stage_says_what_to_do_and_resumes(fake):
     broken.clear()
     run(stages)
     assert [runs(stage) for stage in stages] == [1, 1, 2]  # same folder, continued
+
+
+def test_a_folder_that_is_still_written_to_is_refused(fake):
+    """A killed demo may leave a training behind; a second one in the same folder would mix their checkpoints."""
+    stages, _ = fake
+    code = 'import sys, time; print(1, flush=True); time.sleep(60)'
+    stages[0].work_dir.parent.mkdir(parents=True)
+    with open(stages[0].lock, 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        left = subprocess.Popen([sys.executable, '-c', code], pass_fds=(lock.fileno(),), stdout=subprocess.PIPE)
+    try:
+        with pytest.raises(demo.DemoError, match='another training is still writing'):
+            run(stages)
+    finally:
+        left.kill()
+        left.wait()
+    run(stages)
+    assert stages[0].state() == 'done'
 
 
 def test_the_command_resumes_and_hands_over_the_teacher(tmp_path):

@@ -1,0 +1,106 @@
+"""What the tests of shipped configs and of the README share: a step on synthetic samples, by overrides alone."""
+
+import copy
+import uuid
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+
+from kd_mm.synthetic import synthetic_batch
+
+SHAPE = (64, 128)
+SAMPLES = {}
+
+
+@DATASETS.register_module(force=True)
+class SyntheticSamples(torch.utils.data.Dataset):
+    """Two samples of :func:`synthetic_batch`, put into ``SAMPLES`` once the model exists; the real set's classes."""
+
+    def __init__(self, key, classes):
+        self.key, self.metainfo = key, dict(classes=classes)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return {name: copy.deepcopy(SAMPLES[self.key][name][index]) for name in ('inputs', 'data_samples')}
+
+
+def kd_index(cfg):
+    return next(index for index, hook in enumerate(cfg.custom_hooks) if hook['type'] == 'kd_mm.DistillHook')
+
+
+def smallest_overrides(cfg, work_dir):
+    """Overrides that replace data, downloads and schedule; nothing of the model's architecture."""
+    dataset = cfg.train_dataloader.dataset
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+        classes = registry.get(dataset.type).METAINFO['classes']
+    name = f'test_{uuid.uuid4().hex}'
+    hook = f'custom_hooks.{kd_index(cfg)}'
+    options = {
+        'train_dataloader': dict(
+            _delete_=True, batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='SyntheticSamples', key=name, classes=classes)),
+        'val_dataloader': None, 'val_evaluator': None, 'val_cfg': None,
+        'test_dataloader': None, 'test_evaluator': None, 'test_cfg': None,
+        'default_hooks.checkpoint': None,
+        'visualizer': dict(_delete_=True, type='Visualizer', name=name),
+        'experiment_name': name, 'work_dir': str(work_dir), 'log_level': 'WARNING',
+        'model.backbone.init_cfg': None, 'model.pretrained': None,
+        f'{hook}.teacher_ckpt': 'random',
+    }
+    if cfg.model.get('pretrained', 'absent') == 'absent':
+        options.pop('model.pretrained')
+    options['train_cfg.max_epochs' if 'max_epochs' in cfg.train_cfg else 'train_cfg.max_iters'] = 1
+    if 'size' in (cfg.model.get('data_preprocessor') or {}):
+        options['model.data_preprocessor.size'] = SHAPE
+    for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
+        if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
+            options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]
+    return options, name
+
+
+class LookAtStep(Hook):
+    """Notes the losses of the step, and the gradient that the distillation terms alone have on the student."""
+
+    def __init__(self, names):
+        self.names, self.losses, self.gradients, self.steps = names, {}, {}, 0
+
+    def before_train(self, runner):
+        model, parse = runner.model, runner.model.parse_losses
+
+        def parse_losses(losses):
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            for name in self.names:
+                found = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
+                self.gradients[name] = sum(float(part.norm()) for part in found if part is not None)
+            return parse(losses)
+
+        model.parse_losses = parse_losses
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.steps += 1
+        self.losses = {name: float(value) for name, value in outputs.items()}
+
+
+def train_one_step(cfg, work_dir):
+    """One real training step of a config, data, downloads and schedule overridden.
+
+    Returns:
+        tuple: the Runner, what :class:`LookAtStep` saw, the names of the distillation losses.
+    """
+    options, key = smallest_overrides(cfg, work_dir)
+    cfg.merge_from_dict(options)
+    runner = Runner.from_cfg(cfg)
+    SAMPLES[key] = synthetic_batch(runner.model, 2, SHAPE)
+    names = list(cfg.custom_hooks[kd_index(cfg)].losses)
+    look = LookAtStep(names)
+    runner.register_hook(look)
+    try:
+        runner.train()
+    finally:
+        SAMPLES.pop(key)
+    return runner, look, names
