@@ -1,8 +1,8 @@
 # Plain student of the segmentation demo: PSPNet with a narrow ResNet-18, trained from scratch on drawn streets.
-_base_ = [
-    'mmseg::_base_/models/pspnet_r50-d8.py', 'mmseg::_base_/datasets/cityscapes.py',
-    'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_20k.py',
-]
+#
+# As 'mmseg::_base_/...' would read, but found in the onedl forks too (see configs/seg).
+_base_ = [__import__('mmengine').utils.get_installed_path('mmseg') + '/.mim/configs/_base_/' + name for name in (
+    'models/pspnet_r50-d8.py', 'datasets/cityscapes.py', 'default_runtime.py', 'schedules/schedule_20k.py')]
 
 data_root = 'work_dirs/demo/data/streets/'
 size = (192, 96)  # width, height
