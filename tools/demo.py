@@ -64,7 +64,7 @@ TASKS = {
              (96, 192), SEG_QUICK),
     ),
     'bccd': (Task('bccd', 'Detection: GFL, blood cells (BCCD)', 'mmdet', 'real/bccd', 'coco/bbox_mAP', 'bccd',
-                  (240, 320), DET_QUICK),),
+                  (192, 256), DET_QUICK),),
     'camvid': (Task('camvid', 'Segmentation: PSPNet, CamVid', 'mmseg', 'real/camvid', 'mIoU', 'camvid_cityscapes',
                     (144, 192), SEG_QUICK),),
 }
@@ -432,8 +432,6 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     begin = time.time()
-    # A demo that is told to stop takes its trainings with it: one left behind would write into the next one's folder.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Like Ctrl-C: without this, `kill` would end the demo and leave its trainings running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     work_dir = (args.work_dir or ROOT / 'work_dirs' / (args.data + ('_quick' if args.quick else ''))).resolve()

@@ -7,8 +7,8 @@ size = (160, 128)  # width, height
 
 model = dict(
     backbone=dict(
-        depth=18, base_channels=12, stem_channels=12, frozen_stages=-1, norm_eval=False, init_cfg=None),
-    neck=dict(in_channels=[12, 24, 48, 96], out_channels=48, num_outs=3),
+        depth=18, base_channels=8, stem_channels=8, frozen_stages=-1, norm_eval=False, init_cfg=None),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=48, num_outs=3),
     bbox_head=dict(
         num_classes=len(classes), in_channels=48, feat_channels=48, stacked_convs=2, reg_max=8,
         norm_cfg=dict(type='GN', num_groups=8, requires_grad=True),

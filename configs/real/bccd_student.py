@@ -1,12 +1,11 @@
-# Plain student on blood cells (BCCD, COCO format): GFL with a narrow ResNet-18 at half the resolution, from scratch.
+# Plain student on blood cells (BCCD, COCO format): GFL with a narrow ResNet-18 at 0.4 of the resolution, from scratch.
 _base_ = '../demo/det_student.py'
 
 data_root = 'data/bccd/'
 classes = ('RBC', 'WBC', 'Platelets')
-size = (320, 240)  # width, height
+size = (256, 192)  # width, height
 
-model = dict(bbox_head=dict(
-    num_classes=len(classes), anchor_generator=dict(octave_base_scale=6)))
+model = dict(bbox_head=dict(num_classes=len(classes)))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
