@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 from kd_mm import inspection
-from kd_mm.distiller import Distiller, Problems, Term
+from kd_mm.distiller import Distiller
 from kd_mm.taps import StopForward, Tap
 from kd_mm.teacher import RANDOM, Teacher, forward_tensor
+from kd_mm.terms import Problems, Term
 
 #: Rounds before the measured ones: the allocator, the kernels' caches and the taps settle.
 WARMUP = 3

@@ -21,7 +21,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from kd_mm import checkpoint as ckpt
-from kd_mm.distiller import Distiller, Problems, Term
+from kd_mm.distiller import Distiller
 from kd_mm.hooks.distill_hook import DistillHook
 from kd_mm.registry import accepted_arguments
 from kd_mm.synthetic import synthetic_batch
@@ -36,6 +36,7 @@ from kd_mm.teacher import (
     load_config,
     preserved_random_state,
 )
+from kd_mm.terms import Problems, Term
 from kd_mm.types import Features, KDBatch
 
 HOSTS = ('mmdet', 'mmseg')

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the bottom up; a module may import from its own layer's left and from every layer below.
 LAYERS = (
     ('version', ), ('registry', 'types'), ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic'),
-    ('targets', 'taps'), ('adapters', 'regions'), ('losses', ), ('teacher', ), ('distiller', ), ('hooks', ),
+    ('targets', 'taps'), ('adapters', 'regions'), ('losses', ), ('teacher', ), ('terms', ),
+    ('distiller', ), ('hooks', ),
     ('inspection', 'benchmark'))
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -14,11 +14,15 @@ from kd_mm.types import Features, KDBatch
 class KDLoss(nn.Module):
     """Base of the losses: a method implements :meth:`level_loss` for one level and inherits the rest.
 
+    A method that looks at all levels at once (a pyramid fusion, a relation between two layers) sets ``joint`` and
+    implements :meth:`joint_loss` instead; it has one term and one weight.
+
     The total is ``sum_l weight_l(step) * level_loss_l``.  Computation is in float32 under mixed precision (float64
     inputs stay float64), the teacher is detached, and the result is connected to the student even when a region is
     empty.
 
     Class attributes:
+        joint: the levels are compared together, by :meth:`joint_loss`.
         logits: the loss compares class logits, so student and teacher must have the same classes.
         same_channels: student and teacher channels must be equal; an adapter is added by itself when they are not.
         same_size: student and teacher H and W must be equal; the student is resized when they are not.
@@ -28,6 +32,7 @@ class KDLoss(nn.Module):
         loss_weight: number, list (one per level) or schedule, see :class:`kd_mm.schedules.Weight`. Default 1.
     """
 
+    joint = False
     logits = False
     same_channels = True
     same_size = True
@@ -58,9 +63,17 @@ class KDLoss(nn.Module):
         """
         raise NotImplementedError
 
+    def joint_loss(self, student: Features, teacher: Features, batch: KDBatch,
+                   masks: Sequence[Optional[Tensor]]) -> Tensor:
+        """Unweighted loss of all levels together, for a class with ``joint``: a scalar.
+
+        Args: as :meth:`level_loss`, one entry a level.
+        """
+        raise NotImplementedError
+
     def per_level(self, student: Features, teacher: Features, batch: Optional[KDBatch] = None,
                   region: Optional[nn.Module] = None) -> List[Tensor]:
-        """Unweighted losses, one scalar a level.
+        """Unweighted losses, one scalar a level (one in all for a ``joint`` loss).
 
         Raises:
             ValueError: the level counts or the shapes of a level differ, or a region is given for rows.
@@ -78,6 +91,8 @@ class KDLoss(nn.Module):
             teacher = tuple(lift(tensor.detach()) for tensor in teacher)
             self.prepare(student, teacher)
             masks = [None] * len(student) if region is None else list(region(teacher, batch))
+            if self.joint:
+                return [self.joint_loss(student, teacher, batch, masks)]
             return [self.level_loss(level, student[level], teacher[level], batch, masks[level])
                     for level in range(len(student))]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kd_mm import benchmark, inspection
-from kd_mm.distiller import Problems
+from kd_mm.terms import Problems
 
 ROOT = Path(__file__).parent.parent.parent
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_profile', ROOT / 'tools' / 'profile.py')
