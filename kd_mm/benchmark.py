@@ -18,10 +18,15 @@ from kd_mm import inspection
 from kd_mm.distiller import Distiller
 from kd_mm.taps import StopForward, Tap
 from kd_mm.teacher import RANDOM, Teacher, forward_tensor
+from kd_mm.teacher_sources import SELF
 from kd_mm.terms import Problems, Term
 
 #: Rounds before the measured ones: the allocator, the kernels' caches and the taps settle.
 WARMUP = 3
+
+
+def _is_model(teacher: Any) -> bool:
+    return not (isinstance(teacher, str) and teacher == SELF)
 
 
 class Bench:
@@ -52,6 +57,9 @@ class Bench:
 
     def distil(self, arguments: Dict[str, Any]) -> None:
         """Build the distiller with a random teacher, and give its extras to the optimizer as the hook does."""
+        if arguments.get('teachers') is not None or not _is_model(arguments.get('teacher')):
+            raise ValueError('the cost is measured for one teacher with a model of its own; this config has several '
+                             "teachers, or teacher='self'")
         self.distiller = inspection.make_distiller(self.cfg, self.student, dict(arguments, teacher_ckpt=RANDOM))
         self.distiller.train()
         self.distiller.step = inspection.probe_step(self.distiller)

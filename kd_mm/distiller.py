@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from kd_mm import distributed
 from kd_mm.synthetic import synthetic_batch
-from kd_mm.taps import Tap, expand_paths
+from kd_mm.taps import Tap
 from kd_mm.teacher import Teacher, eval_mode, forward_tensor, inherit_weights, preserved_random_state, task_of
+from kd_mm.teacher_sources import SELF, build_teachers
 from kd_mm.terms import Problems, Term
 from kd_mm.types import Features, KDBatch
 
@@ -36,11 +37,14 @@ class Distiller(nn.Module):
 
     Args:
         student: the model in training.
-        teacher: config path, installed config name (``mmdet::...``), config dict or ``nn.Module``.
+        teacher: config path, installed config name (``mmdet::...``), config dict, ``nn.Module``, or one of the other
+            sources of :mod:`kd_mm.teacher_sources`.
         losses: name -> config, see :class:`Term`. Names start with ``loss_``.
         teacher_ckpt: path or URL of the teacher's weights; None for the published weights of an installed config;
             ``'random'`` for none (tests).
         teacher_strict: whether the weights must fit exactly. Default True.
+        teachers: several of them instead: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...)``. Losses
+            say which one they mean with ``teacher='name'`` (or several names, whose outputs are averaged).
         inherit: module paths whose weights :meth:`inherit_weights` copies from the teacher. Default none.
         task_loss_weight: factor on the student's own losses, from 0 (teacher alone). Default 1.
         seed: of the initial adapters and of random masks. Default 0.
@@ -55,9 +59,9 @@ class Distiller(nn.Module):
     student: Any  # a host model: mypy knows nothing of its attributes
 
     def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
-                 teacher_strict: bool = True, inherit: Sequence[str] = (), task_loss_weight: float = 1.0,
-                 seed: int = 0, classes: Optional[Sequence[str]] = None, scope: Optional[str] = None,
-                 max_steps: int = 0):
+                 teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
+                 task_loss_weight: float = 1.0, seed: int = 0, classes: Optional[Sequence[str]] = None,
+                 scope: Optional[str] = None, max_steps: int = 0):
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
@@ -71,7 +75,10 @@ class Distiller(nn.Module):
         self._pending_check: Optional[Tuple[Tensor, List[Tuple[str, int]], int]] = None
         self.terms = nn.ModuleDict()
         self.problems = Problems()
-        self.teacher = None
+        self.teachers: Dict[str, Teacher] = {}
+        #: paths that no tensor forward reaches: label assignment and what belongs to it.
+        self._loss_only: List[str] = []
+        self._skipping = False
 
         if not hasattr(losses, 'items') or not losses:
             self.problems.add(f'losses={losses!r}: give a dict of losses, losses=dict(loss_x=dict(type=..., at=...))')
@@ -84,56 +91,114 @@ class Distiller(nn.Module):
                 self.terms[name] = Term(name, cfg)
             except (KeyError, ValueError) as error:
                 self.problems.add(error)
-        try:
-            self.teacher = Teacher.build(teacher, student, teacher_ckpt, teacher_strict, scope, seed)
-        except (KeyError, ValueError, FileNotFoundError) as error:
-            self.problems.add(error)
-        self._student_taps = self._make_taps('student', student)
-        self._teacher_taps = self._make_taps('teacher', self.teacher.model) if self.teacher is not None else {}
+        self.teachers = build_teachers(
+            student, teacher, teacher_ckpt, teacher_strict, teachers, self.problems, scope=scope, seed=seed,
+            classes=self.classes)
+        self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
+        for term in self.all_terms():
+            self._choose_sources(term)
+        self._student_taps: Dict[str, Tap] = {}
+        self._teacher_taps: Dict[Tuple[str, str], Tap] = {}
+        for term in self.all_terms():
+            self._make_taps(term)
         self._check_data()
         if self.teacher is not None:
             for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
                 self.problems.add(problem)
+        if self.teachers or any(SELF in term.sources for term in self.all_terms()):
             self._prepare()
         self.problems.raise_any()
 
     # ------------------------------------------------------------------ building
 
-    def _make_taps(self, side: str, model: nn.Module) -> Dict[str, Tap]:
-        taps: Dict[str, Tap] = {}
-        for term in self._all_terms():
-            paths = expand_paths(model, getattr(term, f'{side}_at'))
-            setattr(term, f'{side}_paths', paths)
-            for path in paths:
-                if path not in taps:
-                    try:
-                        taps[path] = Tap(model, path, side)
-                    except KeyError as error:
-                        self.problems.add(f'{term.name}: {error.args[0]}')
-        return taps
+    @property
+    def teacher(self) -> Optional[Teacher]:
+        """The first (usually the only) teacher; None in self-distillation."""
+        return next(iter(self.teachers.values()), None)
 
-    def _all_terms(self) -> Iterable[Term]:
+    def _choose_sources(self, term: Term) -> None:
+        """Which teachers a term learns from."""
+        known = [*self.teachers, SELF]
+        wrong = [name for name in term.sources if name not in known]
+        if wrong and (self.teachers or self._alone):  # without any, there is another problem already
+            self.problems.add(f'{term.name}: teacher={wrong[0]!r} is not among {", ".join(map(repr, known))}')
+        elif not term.sources and len(self.teachers) > 1:
+            self.problems.add(f'{term.name}: there are several teachers; say which one with teacher=NAME (or a list of '
+                              f'names, whose outputs are averaged): {", ".join(map(repr, self.teachers))}')
+        elif not term.sources:
+            term.sources = (SELF, ) if self._alone else tuple(self.teachers)
+
+    def _make_taps(self, term: Term) -> None:
+        def add(taps: Dict[Any, Tap], key: Any, model: nn.Module, path: str, side: str) -> None:
+            if key not in taps:
+                taps[key] = Tap(model, path, side)
+
+        try:
+            for path in term.locate('student', self.student):
+                add(self._student_taps, path, self.student, path, 'student')
+        except KeyError as error:
+            self.problems.add(f'{term.name}: {error.args[0]}')
+        for source in term.sources:
+            try:
+                if source == SELF:
+                    for path in term.locate('teacher', self.student):
+                        add(self._student_taps, path, self.student, path, 'student')
+                elif source in self.teachers:
+                    model = self.teachers[source].model
+                    for path in term.locate('teacher', model):
+                        add(self._teacher_taps, (source, path), model, path, self._side(source))
+            except KeyError as error:
+                self.problems.add(f'{term.name}: {error.args[0]}')
+
+    def _side(self, source: str) -> str:
+        """Word for messages."""
+        return 'teacher' if len(self.teachers) == 1 else f'teacher {source!r}'
+
+    def _student_paths(self, terms: Sequence[Term]) -> List[str]:
+        """Every path of the student that these terms read, once."""
+        paths = [path for term in terms for path in term.student_paths]
+        paths += [path for term in terms if SELF in term.sources for path in term.teacher_paths]
+        return list(dict.fromkeys(paths))
+
+    def _keys(self, terms: Sequence[Term], source: str) -> List[Tuple[str, str]]:
+        """Keys of the taps that these terms read in one teacher."""
+        return list(dict.fromkeys((source, path) for term in terms if source in term.sources
+                                  for path in term.teacher_paths))
+
+    def all_terms(self) -> Iterable[Term]:
         return self.terms.values()  # type: ignore[return-value]
 
     def _check_data(self) -> None:
         """Problems of terms with the kind of data and with the classes of both models."""
         task = task_of(self.student)
-        theirs = self.teacher.classes if self.teacher is not None else None
-        for term in self._all_terms():
+        for term in self.all_terms():
             if term.needs_boxes and task == 'segmentation':
                 self.problems.add(f'{term.name}: {type(term.region or term.loss).__name__} needs ground-truth boxes, '
                                   'which segmentation data do not have. Use a loss or region without boxes '
                                   '(SegClassRegion makes regions from the labels)')
-            if term.loss.logits and self.classes and theirs and list(self.classes) != list(theirs):
-                self.problems.add(f'{term.name}: a logit loss needs the same classes in the same order. '
-                                  f'Student ({len(self.classes)}): {_names(self.classes)}. '
-                                  f'Teacher ({len(theirs)}): {_names(theirs)}. Use a feature loss, or a teacher '
-                                  'trained on these classes')
+            for source in term.sources:
+                theirs = self.teachers[source].classes if source in self.teachers else None
+                if term.classes is not None and self.classes and theirs:
+                    try:
+                        term.map_classes(self.classes, theirs)
+                    except ValueError as error:
+                        self.problems.add(error)
+                elif term.classes is not None and source != SELF:
+                    self.problems.add(f'{term.name}: classes={term.classes!r} needs the class names of both models; '
+                                      f'student: {_names(self.classes)}, teacher: {_names(theirs)}')
+                elif term.loss.logits and self.classes and theirs and list(self.classes) != list(theirs):
+                    self.problems.add(f'{term.name}: a logit loss needs the same classes in the same order. '
+                                      f'Student ({len(self.classes)}): {_names(self.classes)}. '
+                                      f'Teacher ({len(theirs)}): {_names(theirs)}. Give classes=\'common\' (or the '
+                                      'names to compare), use a feature loss, or a teacher trained on these classes')
 
     def _usable(self) -> List[Term]:
-        return [term for term in self._all_terms()
-                if all(path in self._student_taps for path in term.student_paths)
-                and all(path in self._teacher_taps for path in term.teacher_paths)]
+        return [term for term in self.all_terms()
+                if term.student_paths and term.teacher_paths and term.sources
+                and all(path in self._student_taps for path in self._student_paths([term]))
+                and all(source == SELF or source in self.teachers for source in term.sources)
+                and all(key in self._teacher_taps for source in term.sources if source != SELF
+                        for key in self._keys([term], source))]
 
     def _prepare(self) -> None:
         """The dry pass: both models on random images, to find widths, sizes and what is not connected."""
@@ -146,16 +211,16 @@ class Distiller(nn.Module):
                 return
             student, teacher, batch = passed
             for term in terms:
-                silent = [f'{side} {path!r}' for side, records, paths in (
-                    ('student', student, term.student_paths), ('teacher', teacher, term.teacher_paths))
-                          for path in paths if not records.get(path)]
+                silent = [f'student {path!r}' for path in self._student_paths([term]) if not student.get(path)]
+                silent += [f'{self._side(source)} {path!r}' for source in term.sources if source != SELF
+                           for _, path in self._keys([term], source) if not teacher.get((source, path))]
                 if silent:
                     self.problems.add(f'{term.name}: the tap at {", ".join(silent)} never fires: the module is not '
                                       'used by the forward pass, or returns no floating-point tensor. '
                                       'List all that do: python tools/list_taps.py CONFIG')
                     continue
                 try:
-                    features = term.collect(student, teacher)
+                    features = self._features(term, student, teacher)
                     self._check_classes(term, *features)
                     term.loss.weight.check(1 if term.loss.joint else len(features[0]), self.max_steps)
                     term.prepare(*features)
@@ -164,12 +229,27 @@ class Distiller(nn.Module):
                     text = str(error.args[0])
                     self.problems.add(text if text.startswith(term.name) else f'{term.name}: {text}')
 
+    def _features(self, term: Term, student: Dict[str, Features],
+                  teacher: Dict[Tuple[str, str], Features]) -> Tuple[Features, Features]:
+        """What a term compares: its levels of both sides, averaged over its teachers."""
+        own: Optional[Features] = None
+        theirs: List[Features] = []
+        for source in term.sources:
+            records = (student if source == SELF else {path: teacher[source, path] for path in term.teacher_paths})
+            own, found = term.collect(student, records)
+            theirs.append(found)
+        assert own is not None
+        try:
+            return own, average(theirs)
+        except ValueError as error:
+            raise ValueError(f'{term.name}: {error}') from error
+
     def _check_classes(self, term: Term, student: Features, teacher: Features) -> None:
         if not term.loss.logits:
             return
         for level, (s, t) in enumerate(zip(student, teacher)):
             if s.shape[1] != t.shape[1]:
-                theirs = self.teacher.classes if self.teacher is not None else None
+                theirs = self.teachers[term.sources[0]].classes if term.sources[0] in self.teachers else None
                 raise ValueError(
                     f'{term.name}, level {level}: a logit loss needs the same classes, but the student has '
                     f'{s.shape[1]} logits ({_names(self.classes)}) and the teacher {t.shape[1]} ({_names(theirs)}). '
@@ -197,19 +277,21 @@ class Distiller(nn.Module):
                          'the tapped module lies before or inside the frozen part (frozen_stages), returns a detached '
                          'tensor, or lies inside a re-entrant activation checkpoint. Tap a later module')
 
-    def _dry_forward(self) -> Optional[Tuple[Dict[str, Features], Dict[str, Features], KDBatch]]:
-        """Features of all taps on random images, at the smallest size that both models take."""
+    def _dry_forward(self) -> Optional[Tuple[Dict[str, Features], Dict[Tuple[str, str], Features], KDBatch]]:
+        """Features of all taps on random images, at the smallest size that all models take."""
         errors: Dict[str, str] = {}
-        assert self.teacher is not None
-        shapes = _dry_shapes(self.student, self.teacher.model)
+        shapes = _dry_shapes(self.student, *(teacher.model for teacher in self.teachers.values()))
         for shape in shapes:
             try:
                 data = self._random_data(shape)
                 batch = self._batch(data['inputs'], data['data_samples'])
                 student = self._dry_student(data)
-                taps = list(self._teacher_taps.values())
-                self.teacher.run(data['inputs'], data['data_samples'], taps, batch, full=True)
-                return student, _read([tap for tap in taps if tap.fired]), batch
+                found: Dict[Tuple[str, str], Features] = {}
+                for source, teacher in self.teachers.items():
+                    taps = {key: tap for key, tap in self._teacher_taps.items() if key[0] == source}
+                    teacher.run(data['inputs'], data['data_samples'], list(taps.values()), batch, full=True)
+                    found.update({key: tap.read() for key, tap in taps.items() if tap.fired})
+                return student, found, batch
             except Exception as error:  # models raise anything at sizes they cannot take
                 errors.setdefault(f'{type(error).__name__}: {error}', f'{shape[0]}x{shape[1]}')
                 self._clear()
@@ -241,7 +323,9 @@ class Distiller(nn.Module):
             try:
                 self.student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
             finally:
-                records.update(_read([tap for tap in silent if tap.fired]))
+                late = _read([tap for tap in silent if tap.fired])
+                self._loss_only = list(late)
+                records.update(late)
                 self._clear()
         return records
 
@@ -288,13 +372,14 @@ class Distiller(nn.Module):
     def _clear(self) -> None:
         for tap in (*self._student_taps.values(), *self._teacher_taps.values()):
             tap.clear()
+        self._restore_task_loss()
         self._inputs, self._active = None, []
 
     # ------------------------------------------------------------------ a step
 
     def active_terms(self) -> List[Term]:
         """Terms whose weight is not 0 at the current step."""
-        return [term for term in self._all_terms() if not term.loss.weight.is_zero(self.step, self.max_steps)]
+        return [term for term in self.all_terms() if not term.loss.weight.is_zero(self.step, self.max_steps)]
 
     def _batch(self, inputs: Tensor, data_samples: Any) -> KDBatch:
         return KDBatch(input_shape=_size(inputs), data_samples=data_samples or (), step=self.step,
@@ -311,13 +396,33 @@ class Distiller(nn.Module):
             raise ValueError(f'the student is given {type(inputs).__name__} inputs, not one batch of images; '
                              'multi-branch (semi-supervised) data are not supported')
         self._inputs = (inputs, data_samples)
-        for path in {path: None for term in self._active for path in term.student_paths}:
+        paths = self._student_paths(self._active)
+        for path in paths:
             self._student_taps[path].arm(_size(inputs))
+        if self.task_loss_weight == 0 and not set(paths) & set(self._loss_only):
+            self._skip_task_loss(paths)
+
+    def _skip_task_loss(self, paths: List[str]) -> None:
+        """Only the forward pass instead of the student's own loss, which counts nothing and may lack its labels."""
+        student = self.student
+
+        def loss(inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
+            forward_tensor(student, inputs, data_samples, paths)
+            return {}
+
+        object.__setattr__(student, 'loss', loss)
+        self._skipping = True
+
+    def _restore_task_loss(self) -> None:
+        if self._skipping:
+            object.__delattr__(self.student, 'loss')
+            self._skipping = False
 
     def end(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         """The student's loss dict with the distillation terms; called after its training forward."""
         for tap in self._student_taps.values():
             tap.disarm()
+        self._restore_task_loss()
         task = {name: value for name, value in losses.items() if 'loss' in name}
         result = dict(losses)
         if self.task_loss_weight != 1.0:
@@ -333,6 +438,12 @@ class Distiller(nn.Module):
             with torch.no_grad():
                 kd = sum(result[term.name].detach() for term in self._active)
                 own = sum(_total(result[name]) for name in task)
+            if not task and self._wrapper:
+                # DDP waits for a gradient of every parameter, also of those that no term reaches.
+                first = self._active[0].name
+                result[first] = result[first] + 0 * sum(
+                    p.flatten()[0] for p in self.student.parameters() if p.requires_grad)
+            with torch.no_grad():
                 if isinstance(own, Tensor):
                     result['kd_task_ratio'] = kd / own.abs().clamp(min=1e-12)
         self._clear()
@@ -340,19 +451,19 @@ class Distiller(nn.Module):
 
     def compute(self, batch: KDBatch, inputs: Tensor, data_samples: Any) -> Dict[str, Tensor]:
         """Distillation terms of the active losses, and their weights for the log."""
-        assert self.teacher is not None
         terms = self._active
-        teacher_taps = [self._teacher_taps[path]
-                        for path in {path: None for term in terms for path in term.teacher_paths}]
-        student = {path: self._student_taps[path].read()
-                   for path in {path: None for term in terms for path in term.student_paths}}
-        self.teacher.run(inputs, data_samples, teacher_taps, batch)
-        teacher = _read(teacher_taps)
+        student = {path: self._student_taps[path].read() for path in self._student_paths(terms)}
+        teacher: Dict[Tuple[str, str], Features] = {}
+        for source, model in self.teachers.items():
+            taps = {key: self._teacher_taps[key] for key in self._keys(terms, source)}
+            if taps:
+                model.run(inputs, data_samples, list(taps.values()), batch)
+                teacher.update({key: tap.read() for key, tap in taps.items()})
         result: Dict[str, Tensor] = {}
         flags: List[Tensor] = []
         where: List[Tuple[str, int]] = []
         for term in terms:
-            levels = term.per_level(*term.collect(student, teacher), batch)
+            levels = term.per_level(*self._features(term, student, teacher), batch)
             weights = term.loss.weight.at(self.step, self.max_steps, len(levels))
             total = sum(level * weight for level, weight in zip(levels, weights))
             assert isinstance(total, Tensor)
@@ -404,6 +515,21 @@ def _names(classes: Optional[Sequence[str]]) -> str:
     if not classes:
         return 'classes unknown'
     return ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')
+
+
+def average(sides: Sequence[Features]) -> Features:
+    """Mean of what several teachers give, level by level.
+
+    Raises:
+        ValueError: they differ in the number of levels or in shape.
+    """
+    if len(sides) == 1:
+        return sides[0]
+    shapes = [[tuple(tensor.shape) for tensor in side] for side in sides]
+    if any(other != shapes[0] for other in shapes[1:]):
+        raise ValueError(f'the outputs of several teachers are averaged, but they differ in shape: {shapes}. Give '
+                         'each teacher a loss of its own')
+    return tuple(torch.stack(level).mean(dim=0) for level in zip(*sides))
 
 
 def _read(taps: Sequence[Tap]) -> Dict[str, Features]:

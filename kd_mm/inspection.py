@@ -181,16 +181,31 @@ def hook_arguments(entry: Dict[str, Any], problems: Problems) -> Dict[str, Any]:
     return DistillHook(**{key: value for key, value in arguments.items() if key in accepted}).config
 
 
+def all_random(arguments: Dict[str, Any]) -> Dict[str, Any]:
+    """``arguments`` with random weights for every teacher."""
+    if arguments.get('teachers') is None:
+        return dict(arguments, teacher_ckpt=RANDOM)
+    return dict(arguments, teachers={name: dict(entry, teacher_ckpt=RANDOM)
+                                     for name, entry in arguments['teachers'].items()})
+
+
 def without_download(arguments: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[str]]:
     """``arguments`` with teacher weights that are on this machine.
 
     Returns:
         The arguments, and a sentence if the weights would have to be fetched; they are random then.
     """
+    if arguments.get('teachers') is not None:
+        entries, notes = {}, []
+        for name, entry in arguments['teachers'].items():
+            found, note = without_download(dict(entry)) if hasattr(entry, 'get') else (entry, None)
+            entries[name] = found
+            notes.extend([note] if note else [])
+        return dict(arguments, teachers=entries), '; '.join(notes) or None
     source = arguments.get('teacher_ckpt')
-    if source is None and not isinstance(arguments['teacher'], nn.Module):
+    if source is None and not isinstance(arguments.get('teacher'), nn.Module):
         try:
-            path = load_config(arguments['teacher'])[2]
+            path = load_config(arguments.get('teacher'))[2]
         except (FileNotFoundError, KeyError, ValueError):
             return arguments, None  # building reports it
         source = default_weights(path)
@@ -507,7 +522,7 @@ class Report:
     warnings: List[str] = field(default_factory=list)
     student: Optional[nn.Module] = None
     distiller: Optional[Distiller] = None
-    weights: Optional[str] = None
+    weights: Any = None
     step: Optional[StepReport] = None
 
 
@@ -545,11 +560,12 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         for entry in entries:
             arguments = hook_arguments(entry, problems)
             if teacher_random:
-                arguments = dict(arguments, teacher_ckpt=RANDOM)
+                arguments = all_random(arguments)
             arguments, missing = without_download(arguments)
             if missing:
                 report.warnings.append(missing)
-            report.weights = arguments['teacher_ckpt']
+            report.weights = arguments.get('teacher_ckpt') if arguments.get('teachers') is None else {
+                name: entry.get('teacher_ckpt') for name, entry in arguments['teachers'].items()}
             if report.student is None:
                 continue
             try:
@@ -567,8 +583,9 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
 def _try_step(report: Report, cfg: Config, shape: Tuple[int, int], batch: int, device: Any,
               problems: Problems) -> None:
     student, distiller = report.student, report.distiller
-    assert student is not None and distiller is not None and distiller.teacher is not None
-    report.warnings.extend(distiller.teacher.notes)
+    assert student is not None and distiller is not None
+    for teacher in distiller.teachers.values():
+        report.warnings.extend(teacher.notes)
     try:
         distiller.step = probe_step(distiller)
         report.step = dry_step(student, distiller, random_batch(student, batch, shape, device))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kd_mm import checkpoint as ckpt
 from kd_mm import targets
+from kd_mm.functional import resize
 from kd_mm.taps import StopForward, Tap
 from kd_mm.types import KDBatch
 
@@ -219,8 +220,23 @@ class Teacher:
         self._from = Normalisation(getattr(student, 'data_preprocessor', None)).to(reference.device)
         self._to = Normalisation(getattr(model, 'data_preprocessor', None)).to(reference.device)
         self.same_input = self._from == self._to
+        #: (H, W) to which the batch is resized first; None leaves it as it is.
+        self.size: Optional[Tuple[int, int]] = None
         self.calls: Dict[str, int] = {}
         self.runs = 0
+
+    def start(self, resumed: bool) -> None:
+        """Training begins: the student has its first weights. A fixed teacher has nothing to do."""
+
+    def after_step(self, step: int, max_steps: int) -> None:
+        """The student's optimizer has made step ``step`` of ``max_steps`` (0: unknown)."""
+
+    def state(self) -> Dict[str, Tensor]:
+        """What a resume needs; nothing for a fixed teacher."""
+        return {}
+
+    def load(self, state: Dict[str, Tensor]) -> None:
+        """Restore :meth:`state`."""
 
     @classmethod
     def build(cls, source: Any, student: nn.Module, checkpoint: Optional[str] = None, strict: bool = True,
@@ -313,6 +329,8 @@ class Teacher:
         self.check_eval()
         self.runs += 1
         images = self.renormalise(inputs, batch)
+        if self.size is not None:
+            images = resize(images, self.size)
         pending = {tap.path: self.calls.get(tap.path, 0) for tap in taps}
         counted = not full and all(pending.values())
 

@@ -1,17 +1,23 @@
 """One entry of ``losses``: where to tap, how to adapt, what to compute; and the list of what is wrong with a config."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
 from kd_mm.adapters import Adapter, auto_adapter
+from kd_mm.levels import Pairs, common_classes, pair_levels, take_classes
 from kd_mm.losses.base import KDLoss
+from kd_mm.places import MARK, find
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
+from kd_mm.taps import expand_paths
 from kd_mm.teacher import eval_mode
 from kd_mm.types import Features, KDBatch
 
-TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region')
+Pick = Callable[[Features], Features]
+TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher')
+#: ``classes=`` for every class name that both models have.
+COMMON = 'common'
 
 
 def _levels(value: Any) -> Tuple[Optional[List[int]], Optional[List[int]]]:
@@ -31,7 +37,9 @@ class Term(nn.Module):
     Args:
         name: key of the loss dict; must start with ``loss_``.
         cfg: the loss's config with the keys ``at`` (or ``student_at`` and ``teacher_at``), ``levels``, ``adapter`` and
-            ``region`` besides the loss's own.
+            ``region`` besides the loss's own; for a logit loss between models of different classes ``classes``
+            (``'common'`` or a list of names); with several teachers ``teacher``: the name of one, or names whose
+            outputs are averaged.
     """
 
     def __init__(self, name: str, cfg: Any):
@@ -63,8 +71,50 @@ class Term(nn.Module):
                 self.adapter = build(self.adapter_cfg, Adapter, 'adapter')
         except (KeyError, ValueError) as error:
             raise ValueError(f'{name}: {error.args[0]}') from error
+        classes = cfg.get('classes')
+        if classes is not None and (not self.loss.logits or (isinstance(classes, str) and classes != COMMON)):
+            raise ValueError(f'{name}: classes={classes!r} is for logit losses, and either {COMMON!r} or a list of '
+                             'class names')
+        self.classes = classes
+        sources = cfg.get('teacher')
+        self.sources: Tuple[str, ...] = (sources, ) if isinstance(sources, str) else tuple(sources or ())
         self.student_paths: List[str] = []
         self.teacher_paths: List[str] = []
+        self.student_pick: Optional[Pick] = None
+        self.teacher_pick: Optional[Pick] = None
+        self.pairs: Optional[Pairs] = None
+        self._chosen: Dict[str, Tuple[int, List[int]]] = {}
+
+    def locate(self, side: str, model: nn.Module) -> List[str]:
+        """Find this term's tap paths in one model.
+
+        Args:
+            side: ``'student'`` or ``'teacher'``.
+
+        Raises:
+            KeyError: a place that the model does not have.
+        """
+        paths: List[str] = []
+        for part in _parts(getattr(self, f'{side}_at')):
+            place = find(model, part) if part.startswith(MARK) else None
+            if place is not None and place.pick is not None:
+                setattr(self, f'{side}_pick', place.pick)
+            paths.extend(expand_paths(model, part if place is None else place.paths))
+        setattr(self, f'{side}_paths', paths)
+        return paths
+
+    def map_classes(self, student: Sequence[str], teacher: Sequence[str]) -> None:
+        """Settle which logits of the two models belong together (``classes=``).
+
+        Raises:
+            ValueError: a class is missing.
+        """
+        wanted = None if isinstance(self.classes, str) else self.classes
+        try:
+            own, theirs = common_classes(student, teacher, wanted)
+        except ValueError as error:
+            raise ValueError(f'{self.name}: {error}') from error
+        self._chosen = {'student': (len(student), own), 'teacher': (len(teacher), theirs)}
 
     @property
     def needs_boxes(self) -> bool:
@@ -81,22 +131,42 @@ class Term(nn.Module):
         Raises:
             ValueError: a level does not exist, or the counts differ.
         """
-        sides = []
-        for records, paths, keep, side in ((student, self.student_paths, self.student_levels, 'student'),
-                                           (teacher, self.teacher_paths, self.teacher_levels, 'teacher')):
-            found = tuple(tensor for path in paths for tensor in records[path])
-            if keep is not None:
-                if any(not -len(found) <= index < len(found) for index in keep):
-                    raise ValueError(f'{self.name}: levels={list(keep)} but {side} {paths} gives {len(found)} levels: '
-                                     f'{_shapes(found)}')
-                found = tuple(found[index] for index in keep)
-            sides.append(found)
-        if len(sides[0]) != len(sides[1]):
+        own, theirs = self._side('student', student), self._side('teacher', teacher)
+        if self.student_levels is None and self.teacher_levels is None:
+            if self.pairs is None:
+                self.pairs = pair_levels(own, theirs)
+            if self.pairs is not None and len(own) > max(s for s, _ in self.pairs) and len(theirs) > max(
+                    t for _, t in self.pairs):
+                own = tuple(own[index] for index, _ in self.pairs)
+                theirs = tuple(theirs[index] for _, index in self.pairs)
+        if len(own) != len(theirs):
             raise ValueError(
-                f'{self.name}: {len(sides[0])} student levels {_shapes(sides[0])} and {len(sides[1])} teacher levels '
-                f'{_shapes(sides[1])}. Pick levels that belong together with levels=[...] or '
+                f'{self.name}: {len(own)} student levels {_shapes(own)} and {len(theirs)} teacher levels '
+                f'{_shapes(theirs)}. Pick levels that belong together with levels=[...] or '
                 'levels=dict(student=[...], teacher=[...])')
-        return sides[0], sides[1]
+        return own, theirs
+
+    def _side(self, side: str, records: Dict[str, Features]) -> Features:
+        """The levels of one side, before they are paired."""
+        paths, keep = getattr(self, f'{side}_paths'), getattr(self, f'{side}_levels')
+        found = tuple(tensor for path in paths for tensor in records[path])
+        pick: Optional[Pick] = getattr(self, f'{side}_pick')
+        if pick is not None:
+            found = pick(found)
+        if keep is not None:
+            if any(not -len(found) <= index < len(found) for index in keep):
+                raise ValueError(f'{self.name}: levels={list(keep)} but {side} {paths} gives {len(found)} levels: '
+                                 f'{_shapes(found)}')
+            found = tuple(found[index] for index in keep)
+        if side in self._chosen:
+            found = tuple(take_classes(tensor, *self._chosen[side]) for tensor in found)
+        return found
+
+    def describe_levels(self) -> str:
+        """Which level met which, where it is not simply one after the other."""
+        if self.pairs is None or all(s == t == index for index, (s, t) in enumerate(self.pairs)):
+            return 'levels by index'
+        return 'levels by stride: ' + ', '.join(f'student {s} with teacher {t}' for s, t in self.pairs)
 
     def prepare(self, student: Features, teacher: Features) -> None:
         """Choose the adapter and create every trainable part, for features like these."""
@@ -118,6 +188,10 @@ class Term(nn.Module):
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         return self.loss.per_level(student, teacher, batch, self.region)
+
+
+def _parts(at: Any) -> List[str]:
+    return [at] if isinstance(at, str) else list(at)
 
 
 def _shapes(features: Features) -> str:

@@ -13,9 +13,10 @@ from kd_mm.registry import MODELS, choices
 ROOT = Path(__file__).resolve().parent.parent
 #: From the bottom up; a module may import from its own layer's left and from every layer below.
 LAYERS = (
-    ('version', ), ('registry', 'types'), ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic'),
+    ('version', ), ('registry', 'types'),
+    ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'),
     ('targets', 'taps'), ('adapters', 'regions'), ('losses', ), ('teacher', ), ('terms', ),
-    ('distiller', ), ('hooks', ),
+    ('teacher_sources', ), ('distiller', ), ('hooks', ),
     ('inspection', 'benchmark'))
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

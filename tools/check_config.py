@@ -35,15 +35,18 @@ def print_row(name, text):
 
 def print_models(cfg, report):
     student, distiller = report.student, report.distiller
-    teacher = distiller.teacher
     millions = sum(parameter.numel() for parameter in student.parameters()) / 1e6
     print_row('student', f'{type(student).__name__}, {millions:.2f} M parameters, of which '
               f'{inspection.parameter_count(student) / 1e6:.2f} M are trained')
-    millions = sum(parameter.numel() for parameter in teacher.model.parameters()) / 1e6
-    print_row('teacher', f'{teacher.name}: {type(teacher.model).__name__}, {millions:.2f} M parameters, '
-              f'weights: {report.weights}')
-    print_row('inputs', "the teacher takes the student's normalised images as they are" if teacher.same_input
-              else 'are re-normalised for the teacher, whose mean, std, channel order or padding differ')
+    if not distiller.teachers:
+        print_row('teacher', "the student itself (teacher='self')")
+    for name, teacher in distiller.teachers.items():
+        millions = sum(parameter.numel() for parameter in teacher.model.parameters()) / 1e6
+        weights = report.weights[name] if isinstance(report.weights, dict) else report.weights
+        print_row(name, f'{teacher.name}: {type(teacher.model).__name__}, {millions:.2f} M parameters, '
+                  f'weights: {weights}')
+        print_row('inputs', "the teacher takes the student's normalised images as they are" if teacher.same_input
+                  else 'are re-normalised for the teacher, whose mean, std, channel order or padding differ')
     print_row('extras', f'{inspection.parameter_count(distiller)} trainable parameters in adapters and losses')
     print_row('inherit', ', '.join(distiller.inherit) or 'nothing')
     print_row('task losses', f'times {distiller.task_loss_weight:g}')

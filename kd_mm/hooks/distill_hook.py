@@ -3,7 +3,7 @@
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -13,6 +13,7 @@ from torch import nn
 from kd_mm.checkpoint import allow_mmengine_checkpoints
 from kd_mm.distiller import Distiller
 from kd_mm.registry import HOOKS
+from kd_mm.teacher_sources import EMATeacher
 
 SIDE_KEY = 'kd_mm'
 
@@ -32,12 +33,16 @@ class DistillHook(Hook):
     under ``checkpoint['kd_mm']`` for a resume.  ``val()`` and ``test()`` build no teacher.
 
     Args:
-        teacher: path of a config, name of an installed one (``mmdet::...``, ``mmseg::...``) or a config dict.
+        teacher: path of a config, name of an installed one (``mmdet::...``, ``mmseg::...``), a config dict; or
+            ``'student'``, ``'self'``, ``dict(type='EMATeacher')``, ``dict(type='package.Class', preprocess=...)``, see
+            :mod:`kd_mm.teacher_sources`.
         losses: dict of loss name (starting with ``loss_``) -> config with ``type``, ``at`` (or ``student_at`` and
             ``teacher_at``), optionally ``levels``, ``adapter``, ``region``, and the loss's own arguments.
         teacher_ckpt: path or URL of the teacher's weights. Default None: the published weights of an installed config.
             ``'random'`` uses untrained weights (tests).
         teacher_strict: whether the weights must fit the config exactly. Default True.
+        teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...)``;
+            each loss then says ``teacher='name'``, or names several whose outputs are averaged. Default none.
         inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``. Default none.
         task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
         adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
@@ -52,12 +57,13 @@ class DistillHook(Hook):
     # Before EMAHook and CheckpointHook: a non-finite loss must stop training before anything is saved.
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, teacher: Any, losses: Any, teacher_ckpt: Optional[str] = None, teacher_strict: bool = True,
-                 inherit: Sequence[str] = (), task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
+    def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
+                 teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
+                 task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0):
         self.config: Dict[str, Any] = dict(
-            teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict, inherit=inherit,
-            task_loss_weight=task_loss_weight, seed=seed)
+            teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
+            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.distiller: Optional[Distiller] = None
         # Here and not later: the host resumes from its own checkpoint before any other method of ours is called.
@@ -85,14 +91,15 @@ class DistillHook(Hook):
             max_steps=runner.max_iters, **self.config)
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
-        assert self.distiller.teacher is not None
-        for note in self.distiller.teacher.notes:
-            print_log(note, 'current', level=30)
+        for teacher in self.distiller.teachers.values():
+            for note in teacher.notes:
+                print_log(note, 'current', level=30)
         self._add_parameters(runner)
-        for term in self.distiller.terms.values():
+        for term in self.distiller.all_terms():
             print_log(f'kd_mm: {term.name}: {type(term.loss).__name__}, student {term.student_paths}, teacher '
                       f'{term.teacher_paths}, adapter {type(term.adapter).__name__ if term.adapter else None}, '
-                      f'{sum(p.numel() for p in term.parameters())} trainable extras', 'current')
+                      f'{sum(p.numel() for p in term.parameters())} trainable extras, '
+                      f'{term.describe_levels()}', 'current')
 
     @staticmethod
     def _trains(runner: Runner) -> bool:
@@ -142,11 +149,22 @@ class DistillHook(Hook):
         if not runner._resume and self.distiller.inherit:
             self.distiller.inherit_weights()
             print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
+        for teacher in self.distiller.teachers.values():
+            if isinstance(teacher, EMATeacher) and teacher.share:
+                average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)), None)
+                if average is not None:
+                    teacher.use(_unwrap(average.module))
+            teacher.start(bool(runner._resume))
         self.distiller.attach()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.distiller is not None:
             self.distiller.step = runner.iter
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.distiller is not None:
+            for teacher in self.distiller.teachers.values():
+                teacher.after_step(runner.iter, runner.max_iters)
 
     def after_train(self, runner: Runner) -> None:
         """Leave the student as a stock model."""
@@ -159,7 +177,11 @@ class DistillHook(Hook):
         if self.distiller is not None:
             self.distiller.raise_if_not_finite()
             state = self.distiller.trainable_modules().state_dict()
-            checkpoint[SIDE_KEY] = dict(state_dict={key: value.detach().cpu() for key, value in state.items()})
+            side: Dict[str, Any] = dict(state_dict=_on_cpu(state))
+            teachers = {name: _on_cpu(teacher.state()) for name, teacher in self.distiller.teachers.items()}
+            if any(teachers.values()):
+                side['teachers'] = {name: state for name, state in teachers.items() if state}
+            checkpoint[SIDE_KEY] = side
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Restore the extras on a resume."""
@@ -174,6 +196,14 @@ class DistillHook(Hook):
                 f'{_keys(saved)}, the config needs {_keys(expected)}). Resume with the config it was written by, or '
                 'start from its weights with load_from')
         modules.load_state_dict(saved)
+        states = (checkpoint.get(SIDE_KEY) or {}).get('teachers', {})
+        for name, teacher in self.distiller.teachers.items():
+            if teacher.state() and name in states:
+                teacher.load(states[name])
+
+
+def _on_cpu(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in state.items()}
 
 
 def _keys(state: Dict[str, torch.Tensor]) -> str:

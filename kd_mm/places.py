@@ -1,0 +1,155 @@
+"""Names for places that every model has under another path: ``'@backbone'``, ``'@neck'``, ``'@logits'``.
+
+``@backbone`` is the backbone.  ``@neck`` is the neck; where there is none, the pixel decoder of a mask transformer;
+else the backbone.  ``@logits`` are the dense class logits, before sigmoid or softmax: those of a one-stage head, of the
+region proposals of a two-stage detector, or of a segmentor's head.
+
+A head whose logits are somewhere else gets its line in a table here, by the name of its class, once for all configs.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from torch import Tensor, nn
+
+from kd_mm.types import Features
+
+MARK = '@'
+PLACES = ('@backbone', '@neck', '@logits')
+
+#: What makes the logits of what the tap gives: (head, outputs) -> outputs.
+Pick = Callable[[Any, Features], Features]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a place is in one model.
+
+    Attributes:
+        paths: tap paths; ``*`` as in :func:`kd_mm.taps.expand_paths`.
+        pick: what to take of the outputs; None for all of it.
+    """
+
+    paths: Tuple[str, ...]
+    pick: Optional[Callable[[Features], Features]] = None
+
+
+def _last(head: Any, outputs: Features) -> Features:
+    """Of a head that refines its prediction (and returns every one only in training) the last."""
+    return outputs[-1:]
+
+
+def _yolo_v3(head: Any, outputs: Features) -> Features:
+    """Of A * (4 box, 1 objectness, K class) channels the class ones."""
+    width = head.num_attrib
+
+    def classes(tensor: Tensor) -> Tensor:
+        count, channels, height, cells = tensor.shape
+        return tensor.reshape(count, channels // width, width, height, cells)[:, :, 5:].flatten(1, 2)
+
+    return tuple(classes(tensor) for tensor in outputs)
+
+
+#: Class of a head (or of a base of it) -> where its class logits are, below the head ('' is the head itself).
+DENSE: Dict[str, Tuple[Tuple[str, ...], Optional[Pick]]] = {
+    # detection
+    'ATSSHead': (('atss_cls', ), None),
+    'AnchorFreeHead': (('conv_cls', ), None),
+    'AnchorHead': (('conv_cls', ), None),
+    'CenterNetHead': (('heatmap_head', ), None),
+    'CornerHead': (('tl_heat.*', 'br_heat.*'), None),
+    'DDODHead': (('atss_cls', ), None),
+    'GARetinaHead': (('retina_cls', ), None),
+    'GFLHead': (('gfl_cls', ), None),
+    'RepPointsHead': (('reppoints_cls_out', ), None),
+    'RetinaHead': (('retina_cls', ), None),
+    'RetinaSepBNHead': (('retina_cls', ), None),
+    'RPNHead': (('rpn_cls', ), None),
+    'RTMDetHead': (('rtm_cls', ), None),
+    'RTMDetInsSepBNHead': (('rtm_cls.*', ), None),
+    'RTMDetSepBNHead': (('rtm_cls.*', ), None),
+    'SABLRetinaHead': (('retina_cls', ), None),
+    'SOLOHead': (('conv_cls', ), None),
+    'SSDHead': (('cls_convs.*', ), None),
+    'TOODHead': (('tood_cls', ), None),
+    'VFNetHead': (('vfnet_cls', ), None),
+    'YOLOFHead': (('cls_score', ), None),
+    'YOLOV3Head': (('convs_pred.*', ), _yolo_v3),
+    'YOLOXHead': (('multi_level_conv_cls.*', ), None),
+    # segmentation
+    'BaseDecodeHead': (('conv_seg', ), None),
+    'IterativeDecodeHead': (('', ), _last),
+    'SegmenterMaskTransformerHead': (('', ), None),
+}
+#: Heads that derive from one of the above and have no dense class logits: queries, points, something else than classes.
+NONE = ('ATSSVLFusionHead', 'EmbeddingRPNHead', 'MaskFormerHead', 'PointHead', 'SideAdapterCLIPHead', 'VPDDepthHead')
+
+
+def find(model: nn.Module, place: str) -> Place:
+    """Where ``place`` is in ``model``.
+
+    Raises:
+        KeyError: no such name, or the model has no such place; the message says what to write instead.
+
+    Example:
+        >>> model = nn.Module(); model.backbone = nn.Identity()
+        >>> find(model, '@neck').paths
+        ('backbone',)
+    """
+    if place not in PLACES:
+        raise KeyError(f'{place!r} is no place; there are {", ".join(map(repr, PLACES))}')
+    if place == '@logits':
+        return _logits(model)
+    candidates = ('backbone', ) if place == '@backbone' else (
+        'neck', 'panoptic_head.pixel_decoder', 'decode_head.pixel_decoder', 'backbone')
+    for path in candidates:
+        if isinstance(_lookup(model, path), nn.Module):
+            return Place((path, ))
+    raise KeyError(f'{type(model).__name__} has none of {", ".join(candidates)} for {place!r}; give a module path')
+
+
+def _logits(model: nn.Module) -> Place:
+    for path in ('bbox_head', 'mask_head', 'rpn_head', 'decode_head'):
+        head = _lookup(model, path)
+        if isinstance(head, nn.ModuleList):  # a cascade refines its prediction: the last head that is dense counts
+            members = [(f'{path}.{index}', member) for index, member in enumerate(head)]
+        elif isinstance(head, nn.Module):
+            members = [(path, head)]
+        else:
+            continue
+        for name, member in reversed(members):
+            # A cascade of proposal heads is one module with a list inside.
+            stages = getattr(member, 'stages', None)
+            if isinstance(stages, nn.ModuleList) and not _entry(member):
+                name, member = f'{name}.stages.{len(stages) - 1}', stages[-1]
+            entry = _entry(member)
+            if entry is not None:
+                paths = tuple(f'{name}.{path}' if path else name for path in entry[0])
+                pick = entry[1]
+                return Place(paths, None if pick is None else _bind(pick, member))
+    heads = [type(_lookup(model, path)).__name__ for path in ('bbox_head', 'rpn_head', 'panoptic_head', 'decode_head')
+             if isinstance(_lookup(model, path), nn.Module)]
+    raise KeyError(f'{type(model).__name__} with {", ".join(heads) or "no known head"} has no dense class logits that '
+                   "are known here ('@logits'): tap features ('@neck'), or give the path of the logits")
+
+
+def _bind(pick: Pick, head: Any) -> Callable[[Features], Features]:
+    return lambda outputs: pick(head, outputs)
+
+
+def _entry(head: nn.Module) -> Optional[Tuple[Tuple[str, ...], Optional[Pick]]]:
+    """The table's line for the closest class of a head."""
+    for cls in type(head).__mro__:
+        if cls.__name__ in NONE:
+            return None
+        if cls.__name__ in DENSE:
+            paths, _ = entry = DENSE[cls.__name__]
+            if all(not path or isinstance(_lookup(head, path.removesuffix('.*')), nn.Module) for path in paths):
+                return entry
+    return None
+
+
+def _lookup(owner: Any, path: str) -> Any:
+    for part in path.split('.'):
+        owner = getattr(owner, part, None)
+    return owner
