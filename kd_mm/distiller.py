@@ -551,6 +551,8 @@ def _arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Any,
     return given.get('inputs'), given.get('data_samples'), given.get('mode', 'tensor')
 
 
+# A compiled train_step (compile=True) breaks here and goes on: which taps are armed changes from step to step.
+@torch.compiler.disable
 def _before_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: Any) -> None:
     inputs, data_samples, mode = _arguments(args, kwargs)
     # A copy of the student (an EMA model made while attached) carries the hooks too, and is none of our business.
@@ -558,6 +560,7 @@ def _before_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: 
         distiller.begin(inputs, data_samples)
 
 
+@torch.compiler.disable
 def _after_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     if module is not distiller.student or not module.training or _arguments(args, kwargs)[2] != 'loss':
         return None

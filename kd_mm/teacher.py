@@ -363,6 +363,8 @@ def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequenc
     wanted = [path for path in paths if path.startswith('auxiliary_head')] if isinstance(auxiliary, nn.Module) else []
     if task_of(model) is None:
         return model(inputs)
+    if paths and _predicts_boxes_twice(model) and not any(path.startswith('mask_head') for path in paths):
+        return model.bbox_head.forward(model.extract_feat(inputs))
     if not wanted:
         return model(inputs, data_samples, mode='tensor')
     features: List[Any] = []
@@ -389,6 +391,15 @@ def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequenc
     for head in heads:
         head.forward(features[-1])
     return output
+
+
+def _predicts_boxes_twice(model: Any) -> bool:
+    """Whether the raw forward of mmdet calls the box head once more, to give the mask head its instances.
+
+    YOLACT, CondInst and their like; in training the box head runs once, and taps count the calls.
+    """
+    return (isinstance(getattr(model, 'mask_head', None), nn.Module) and not hasattr(model, 'roi_head')
+            and isinstance(getattr(model, 'bbox_head', None), nn.Module))
 
 
 def inherit_weights(student: nn.Module, teacher: nn.Module, paths: Sequence[str], apply: bool = True) -> List[str]:

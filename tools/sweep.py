@@ -51,7 +51,7 @@ KINDS = ('neck', 'backbone', 'logits')
 HOSTS = ('mmdet', 'mmseg')
 NOT_THERE = 'no dense class logits'
 SHAPES = ((64, 96), (128, 128), (224, 224), (256, 256), (512, 512))
-LIMIT = 240  # seconds a family
+LIMIT = 240  # seconds of processor time a family
 
 #: Folders that are no family of detectors or segmentors, or need what is not installed.
 LEFT_OUT = {
@@ -60,12 +60,14 @@ LEFT_OUT = {
                          'strongsort', 'reid'), 'tracking, video or re-identification'),
         **dict.fromkeys(('glip', 'grounding_dino', 'mm_grounding_dino'),
                         'needs a language model (download of BERT, package transformers)'),
+        'common': 'parts for other configs, no model',
         'soft_teacher': 'semi-supervised multi-branch data, which the hook refuses',
     },
     'mmseg': {},
 }
 #: The config of a folder that stands for it, where the smallest is not what the family is known for.
 CHOSEN = {
+    'mmdet/cascade_rpn': 'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
     'mmdet/guided_anchoring': 'ga-retinanet_r50-caffe_fpn_1x_coco.py',
     'mmdet/yolo': 'yolov3_mobilenetv2_8xb24-320-300e_coco.py',
     'mmdet/rtmdet': 'rtmdet_tiny_8xb32-300e_coco.py',
@@ -256,7 +258,7 @@ def try_family(path, host):
         keys = list(model.state_dict())
         losses = losses_for(host)
         while losses:
-            problems = distil(model, small, batch, losses, record, keys)
+            problems = distil(small, batch, losses, record, keys)
             if problems is None:
                 break
             for name in list(losses):
@@ -273,8 +275,11 @@ def try_family(path, host):
     return record
 
 
-def distil(model, cfg, batch, losses, record, keys):
+def distil(cfg, batch, losses, record, keys):
     """Two steps with these losses; None, or the problems that kept them from starting."""
+    model = build_model(cfg, cfg.default_scope)  # the Runner initialises it, after it has made the optimizer
+    if getattr(model.data_preprocessor, 'size', None) is not None:
+        model.data_preprocessor.size = tuple(record['shape'])
     observer = Observer(list(losses))
     entry = dict(type='kd_mm.DistillHook', teacher=dict(model=cfg.model.to_dict(), default_scope=cfg.default_scope),
                  teacher_ckpt='random', losses=losses, seed=1)
@@ -283,6 +288,8 @@ def distil(model, cfg, batch, losses, record, keys):
         wrapper = dict(wrapper, type='OptimWrapper')
         for key in ('loss_scale', 'dtype'):
             wrapper.pop(key, None)
+    # Random weights can have gradients whose norm is infinite: clipping would then set every one to 0.
+    wrapper.pop('clip_grad', None)
     with tempfile.TemporaryDirectory() as folder:
         name = f'sweep_{os.getpid()}_{time.time_ns()}'
         runner = Runner(
@@ -369,7 +376,7 @@ def isolated(function, *arguments, limit=LIMIT):
         if not os.environ.get('KD_MM_SWEEP_TRACE'):
             os.dup2(null, 1)
             os.dup2(null, 2)
-        signal.alarm(limit)
+        signal.setitimer(signal.ITIMER_PROF, limit)  # processor time: a busy machine is nobody's fault
         try:
             result = function(*arguments)
         except BaseException as error:  # everything has to get to the parent
@@ -384,18 +391,19 @@ def isolated(function, *arguments, limit=LIMIT):
     if text:
         return json.loads(text)
     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    return dict(refused=f'took more than {limit} s' if killed == signal.SIGALRM else f'the process died ({status})')
+    return dict(refused=f'took more than {limit} s' if killed == signal.SIGPROF else f'the process died ({status})')
 
 
 def try_candidates(name, configs):
     """The first config of a folder that builds and trains by itself."""
-    host, first = name.split('/')[0], None
+    host, first, before = name.split('/')[0], None, {}
     for path in configs[:4]:
         record = isolated(try_family, path, host)
         record.setdefault('config', path.name)
         if 'refused' not in record:
-            return record
+            return dict(record, before=before) if before else record
         first = first or record
+        before[path.name] = record['refused']
     return first
 
 

@@ -81,6 +81,10 @@ class DistillHook(Hook):
             raise ValueError('custom_hooks lists kd_mm.DistillHook twice; put all losses into the `losses` of one')
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise RuntimeError('kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported')
+        kinds = [kind.__name__ for kind in type(getattr(_unwrap(runner.model), 'data_preprocessor', None)).__mro__]
+        if 'MultiBranchDataPreprocessor' in kinds:
+            raise ValueError('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) '
+                             'are not supported. Distil the detector inside, on one branch')
         dataset = runner.train_dataloader.dataset
         if len(dataset) == 0:
             raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
@@ -89,6 +93,7 @@ class DistillHook(Hook):
         self.distiller = Distiller(
             _unwrap(runner.model), classes=metainfo.get('classes'), scope=runner.default_scope,
             max_steps=runner.max_iters, **self.config)
+        self._check_folded(runner)
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
         for teacher in self.distiller.teachers.values():
@@ -105,6 +110,18 @@ class DistillHook(Hook):
     def _trains(runner: Runner) -> bool:
         loop = getattr(runner, '_train_loop', None)
         return loop is not None and not isinstance(loop, dict) and not isinstance(runner.optim_wrapper, dict)
+
+    def _check_folded(self, runner: Runner) -> None:
+        """Refuse taps inside modules that the Runner is about to flatten (``efficient_conv_bn_eval``)."""
+        assert self.distiller is not None
+        folded = runner.cfg.get('efficient_conv_bn_eval') or ()
+        for module in [folded] if isinstance(folded, str) else folded:
+            for term in self.distiller.all_terms():
+                inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
+                if inside:
+                    raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
+                                     f'is not called as a module any more. Tap {module!r} or what comes after it, or '
+                                     'leave the option out')
 
     def _add_parameters(self, runner: Runner) -> None:
         """A parameter group for the extras that every scheduler treats like the student's own.
