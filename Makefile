@@ -4,11 +4,13 @@
 #
 # STACK=onedl    the maintained forks of the hosts instead of the published ones
 # PYTHON=...     the interpreter for the virtual environment
+# JOBS=2         tests side by side
 # QUICK=1        demo in under 3 minutes;   SEEDS=3   demo with mean and spread
 
 STACK ?= upstream
 PYTHON ?= python3
 SEEDS ?= 1
+JOBS ?= 2
 ARGS ?=
 VENV := $(if $(filter upstream,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
@@ -26,7 +28,7 @@ lint: env
 	@$(RUN) -m mypy
 
 test: lint
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 clean:
 	rm -rf work_dirs .venv .venv-onedl

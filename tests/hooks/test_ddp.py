@@ -1,5 +1,7 @@
 """Two real processes over gloo against one process on the joined batch."""
 
+import json
+import math
 import socket
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_coco
 
 WORKER = Path(__file__).with_name('ddp_worker.py')
 
@@ -18,7 +21,11 @@ def free_port():
 
 
 def launch(root, out, batch, counts, ranks):
-    arguments = [str(WORKER), str(root), str(out), str(batch), str(counts), 'pytorch' if ranks > 1 else 'none']
+    return run([str(WORKER), str(root), str(out), str(batch), str(counts), 'pytorch' if ranks > 1 else 'none'], out,
+               ranks)
+
+
+def run(arguments, out, ranks):
     command = [sys.executable, *arguments]
     if ranks > 1:
         command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={ranks}',
@@ -41,3 +48,22 @@ def test_two_processes_equal_one_on_the_joined_batch(cityscapes_root, tmp_path, 
         for key, value in joined[part].items():
             torch.testing.assert_close(first[part][key], second[part][key], rtol=0, atol=0, msg=f'ranks: {key}')
             torch.testing.assert_close(first[part][key], value, rtol=1e-4, atol=1e-6, msg=f'joined: {key}')
+
+
+def test_uneven_batches_and_a_rank_without_boxes(tmp_path):
+    root = write_coco(tmp_path / 'coco', images=7, empty=0)
+    content = json.loads((root / 'annotations.json').read_text())
+    content['annotations'] = [box for box in content['annotations'] if box['image_id'] % 2 == 0]
+    (root / 'annotations.json').write_text(json.dumps(content))
+    first, second = run([str(WORKER.with_name('ddp_boxes_worker.py')), str(root), str(tmp_path / 'two')],
+                        tmp_path / 'two', 2)
+    assert [len(step) for step in first['boxes']] == [2, 2] and [len(step) for step in second['boxes']] == [2, 1]
+    assert all(count > 0 for step in first['boxes'] for count in step)
+    assert all(count == 0 for step in second['boxes'] for count in step)
+    for rank in (first, second):
+        assert all(math.isfinite(value) for step in rank['losses'] for value in step.values())
+    assert all(step['loss_fg'] == 0 for step in second['losses']) and first['losses'][0]['loss_fg'] > 0
+    for part in ('student', 'extras'):
+        for key, value in first[part].items():
+            if 'running_' not in key and 'num_batches' not in key:  # batch norm's statistics are each rank's own
+                torch.testing.assert_close(second[part][key], value, rtol=0, atol=0, msg=key)
