@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm import distributed
+from kd_mm.peer import PeerTeacher
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Tap
 from kd_mm.teacher import Teacher, eval_mode, forward_tensor, inherit_weights, preserved_random_state, task_of
@@ -97,6 +98,7 @@ class Distiller(nn.Module):
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
         for term in self.all_terms():
             self._choose_sources(term)
+            self._mirror(term, losses.get(term.name))
         self._student_taps: Dict[str, Tap] = {}
         self._teacher_taps: Dict[Tuple[str, str], Tap] = {}
         for term in self.all_terms():
@@ -127,6 +129,19 @@ class Distiller(nn.Module):
                               f'names, whose outputs are averaged): {", ".join(map(repr, self.teachers))}')
         elif not term.sources:
             term.sources = (SELF, ) if self._alone else tuple(self.teachers)
+
+    def _mirror(self, term: Term, cfg: Any) -> None:
+        """A term with a peer has its mirror: what the peer learns from the student."""
+        peers = [source for source in term.sources if isinstance(self.teachers.get(source), PeerTeacher)]
+        if peers and len(term.sources) > 1:
+            self.problems.add(f'{term.name}: a peer cannot be averaged with other teachers; give each its own loss')
+        for source in peers:
+            self.teachers[source].add(term.name, cfg)  # type: ignore[attr-defined]
+
+    @property
+    def peers(self) -> Dict[str, PeerTeacher]:
+        """The teachers that are students themselves."""
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, PeerTeacher)}
 
     def _make_taps(self, term: Term) -> None:
         def add(taps: Dict[Any, Tap], key: Any, model: nn.Module, path: str, side: str) -> None:
@@ -224,6 +239,10 @@ class Distiller(nn.Module):
                     self._check_classes(term, *features)
                     term.loss.weight.check(1 if term.loss.joint else len(features[0]), self.max_steps)
                     term.prepare(*features)
+                    for peer in self.peers.values():
+                        if term.name in peer.terms:
+                            mirror: Any = peer.terms[term.name]
+                            mirror.prepare(features[1], features[0])
                     self._check_reach(term, *features, batch)
                 except (KeyError, ValueError) as error:
                     text = str(error.args[0])
@@ -390,7 +409,7 @@ class Distiller(nn.Module):
         self._clear()
         self.raise_if_not_finite()
         self._active = self.active_terms()
-        if not self._active:
+        if not self._active and not self.peers:
             return
         if not isinstance(inputs, Tensor):
             raise ValueError(f'the student is given {type(inputs).__name__} inputs, not one batch of images; '
@@ -399,7 +418,7 @@ class Distiller(nn.Module):
         paths = self._student_paths(self._active)
         for path in paths:
             self._student_taps[path].arm(_size(inputs))
-        if self.task_loss_weight == 0 and not set(paths) & set(self._loss_only):
+        if self.task_loss_weight == 0 and self._active and not set(paths) & set(self._loss_only):
             self._skip_task_loss(paths)
 
     def _skip_task_loss(self, paths: List[str]) -> None:
@@ -429,22 +448,21 @@ class Distiller(nn.Module):
             for name, value in task.items():
                 result[name] = ([item * self.task_loss_weight for item in value] if isinstance(value, (list, tuple))
                                 else value * self.task_loss_weight)
-        if self._active:
+        if self._active or self.peers:
             inputs, data_samples = self._inputs
             for name, value in self.compute(self._batch(inputs, data_samples), inputs, data_samples).items():
                 if name in result:
                     raise ValueError(f'the student already has a loss named {name!r}; rename the distillation loss')
                 result[name] = value
-            with torch.no_grad():
-                kd = sum(result[term.name].detach() for term in self._active)
-                own = sum(_total(result[name]) for name in task)
             if not task and self._wrapper:
                 # DDP waits for a gradient of every parameter, also of those that no term reaches.
                 first = self._active[0].name
                 result[first] = result[first] + 0 * sum(
                     p.flatten()[0] for p in self.student.parameters() if p.requires_grad)
             with torch.no_grad():
-                if isinstance(own, Tensor):
+                kd = sum(result[term.name].detach() for term in self._active)
+                own = sum(_total(result[name]) for name in task)
+                if isinstance(own, Tensor) and isinstance(kd, Tensor):
                     result['kd_task_ratio'] = kd / own.abs().clamp(min=1e-12)
         self._clear()
         return result
@@ -456,14 +474,16 @@ class Distiller(nn.Module):
         teacher: Dict[Tuple[str, str], Features] = {}
         for source, model in self.teachers.items():
             taps = {key: self._teacher_taps[key] for key in self._keys(terms, source)}
-            if taps:
+            if taps or source in self.peers:
                 model.run(inputs, data_samples, list(taps.values()), batch)
                 teacher.update({key: tap.read() for key, tap in taps.items()})
         result: Dict[str, Tensor] = {}
         flags: List[Tensor] = []
         where: List[Tuple[str, int]] = []
+        compared: Dict[str, Tuple[Features, Features]] = {}
         for term in terms:
-            levels = term.per_level(*self._features(term, student, teacher), batch)
+            compared[term.name] = self._features(term, student, teacher)
+            levels = term.per_level(*compared[term.name], batch)
             weights = term.loss.weight.at(self.step, self.max_steps, len(levels))
             total = sum(level * weight for level, weight in zip(levels, weights))
             assert isinstance(total, Tensor)
@@ -471,6 +491,11 @@ class Distiller(nn.Module):
             result[f'kd_weight_{term.label}'] = total.new_tensor(sum(weights) / len(weights))
             flags.extend(torch.isfinite(level.detach()) for level in levels)
             where.extend((term.name, index) for index in range(len(levels)))
+        for peer in self.peers.values():
+            result.update(peer.learn({name: (theirs, own) for name, (own, theirs) in compared.items()
+                                      if name in peer.terms}, batch))
+        if not flags:
+            return result
         self._pending_check = (torch.stack(flags), where, self.step)
         if inputs.device.type == 'cpu':
             self.raise_if_not_finite()

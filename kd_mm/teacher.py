@@ -110,9 +110,10 @@ def _without_pretrained(value: Any) -> Any:
     return value
 
 
-def build_model(cfg: Config, scope: Optional[str]) -> Any:
-    """Build the model of a config under its own scope, without pretrained weights."""
-    model_cfg = _without_pretrained(copy.deepcopy(cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else cfg.model))
+def build_model(cfg: Config, scope: Optional[str], pretrained: bool = False) -> Any:
+    """Build the model of a config under its own scope, without pretrained weights unless they are asked for."""
+    model_cfg = copy.deepcopy(cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else cfg.model)
+    model_cfg = model_cfg if pretrained else _without_pretrained(model_cfg)
     if cfg.get('data_preprocessor') and 'data_preprocessor' not in model_cfg:
         model_cfg['data_preprocessor'] = copy.deepcopy(dict(cfg.data_preprocessor))
     scope = cfg.get('default_scope') or scope or 'mmengine'
@@ -231,11 +232,11 @@ class Teacher:
     def after_step(self, step: int, max_steps: int) -> None:
         """The student's optimizer has made step ``step`` of ``max_steps`` (0: unknown)."""
 
-    def state(self) -> Dict[str, Tensor]:
+    def state(self) -> Dict[str, Any]:
         """What a resume needs; nothing for a fixed teacher."""
         return {}
 
-    def load(self, state: Dict[str, Tensor]) -> None:
+    def load(self, state: Dict[str, Any]) -> None:
         """Restore :meth:`state`."""
 
     @classmethod

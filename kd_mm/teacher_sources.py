@@ -7,6 +7,7 @@ path, ``'mmdet::...'``, config dict       a model of the host (:mod:`kd_mm.teach
 ``'student'``                             another copy of the student, with the weights of ``teacher_ckpt`` (born again)
 ``'self'``                                the student's own pass, at the taps ``teacher_at`` (no second model)
 ``dict(type='EMATeacher', ...)``          the running average of the student (mean teacher)
+``dict(type='PeerTeacher', ...)``         a second student, trained in the same run (:mod:`kd_mm.peer`)
 ``dict(type='package.Class', ...)``       any class or function that gives an ``nn.Module``
 ========================================  =============================================================================
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm import checkpoint as ckpt
+from kd_mm.peer import PeerTeacher
 from kd_mm.registry import accepted_arguments
 from kd_mm.schedules import Weight
 from kd_mm.teacher import RANDOM, Normalisation, Teacher, load_weights, preserved_random_state
@@ -181,13 +183,18 @@ def build_teacher(source: Any, student: nn.Module, checkpoint: Optional[str], st
     if isinstance(source, str) and source == STUDENT:
         return build_copy(student, checkpoint, strict, seed, classes)
     kind = source.get('type') if hasattr(source, 'get') and 'model' not in source else None
-    if isinstance(kind, str) and kind.split('.')[-1] == EMATeacher.__name__ and kind.split('.')[0] in (
-            'kd_mm', EMATeacher.__name__):
+    ours = kind.removeprefix('kd_mm.') if isinstance(kind, str) else ''
+    if ours in ('EMATeacher', 'PeerTeacher'):
         arguments = {key: value for key, value in source.items() if key != 'type'}
-        known = [name for name in accepted_arguments(EMATeacher) if name not in ('student', 'classes')]
+        known = ['config', 'optim_wrapper'] if ours == 'PeerTeacher' else [
+            name for name in accepted_arguments(EMATeacher) if name not in ('student', 'classes')]
         wrong = sorted(set(arguments) - set(known))
-        if wrong:
-            raise ValueError(f'EMATeacher has no argument {wrong[0]!r}; it takes {", ".join(known)}')
+        if wrong or (ours == 'PeerTeacher' and 'config' not in arguments):
+            fault = f'has no argument {wrong[0]!r}' if wrong else 'needs `config`'
+            raise ValueError(f'{ours} {fault}; it takes {", ".join(known)}')
+        if ours == 'PeerTeacher':
+            return PeerTeacher.create(arguments['config'], student, checkpoint, strict, scope, seed,
+                                      arguments.get('optim_wrapper'))
         return EMATeacher(student, classes=list(classes) if classes else None, **arguments)
     if isinstance(kind, str) and '.' in kind and kind.split('.')[0] not in _HOSTS:
         return build_plain(dict(source), student, checkpoint, strict, seed)

@@ -172,11 +172,16 @@ class DistillHook(Hook):
                 if average is not None:
                     teacher.use(_unwrap(average.module))
             teacher.start(bool(runner._resume))
+        for peer in self.distiller.peers.values():
+            peer.start_optimizer(runner.cfg.optim_wrapper, runner.max_iters, _lr_scale(runner))
         self.distiller.attach()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.distiller is not None:
             self.distiller.step = runner.iter
+            group = runner.optim_wrapper.optimizer.param_groups[0]
+            for peer in self.distiller.peers.values():
+                peer.rate = group['lr'] / group['initial_lr'] if group.get('initial_lr') else 1.0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.distiller is not None:
@@ -199,6 +204,8 @@ class DistillHook(Hook):
             if any(teachers.values()):
                 side['teachers'] = {name: state for name, state in teachers.items() if state}
             checkpoint[SIDE_KEY] = side
+            for name, peer in self.distiller.peers.items():
+                peer.save(runner.work_dir, name, checkpoint.get('meta', {}))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Restore the extras on a resume."""
@@ -219,8 +226,13 @@ class DistillHook(Hook):
                 teacher.load(states[name])
 
 
-def _on_cpu(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    return {key: value.detach().cpu().clone() for key, value in state.items()}
+def _on_cpu(state: Any) -> Any:
+    """A nested state without anything that changes later."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, (list, tuple)) else state
 
 
 def _keys(state: Dict[str, torch.Tensor]) -> str:

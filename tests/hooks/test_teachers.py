@@ -214,6 +214,77 @@ def test_born_again(det, tmp_path):
     assert all(step['loss_cwd'] > 0 for step in record.losses)
 
 
+# -------------------------------------------------------------------------------------------- two students
+
+
+def peer_hook(cfg, losses=None, **extra):
+    return dict(type='kd_mm.DistillHook', teacher=dict(type='PeerTeacher', config=wide(cfg), **extra),
+                teacher_ckpt='random', losses=losses or dict(
+                    loss_kd=dict(type='SigmoidKDLoss', at='@logits'),
+                    loss_hint=dict(type='FitNetLoss', at='neck')))
+
+
+def test_mutual_learning(det, tmp_path):
+    losses = dict(loss_kd=dict(type='SigmoidKDLoss', at='@logits'), loss_hint=dict(type='FitNetLoss', at='neck'))
+    runner, record = train(det, [peer_hook(det, losses)])
+    distiller = distiller_of(runner)
+    peer = distiller.teacher
+    for step in record.losses:
+        assert step['loss_kd'] > 0 and step['loss_hint'] > 0
+        assert step['peer_total'] > step['peer_task'] > 0  # it learns from the student too
+    assert not any('peer' in key for key in runner.model.state_dict())
+    # Widths 16 and 24: each side has an adapter to the other one's.
+    assert distiller.terms['loss_hint'].adapter is not None and peer.terms['loss_hint'].adapter is not None
+    saved = torch.load(tmp_path / 'peer_teacher.pth', weights_only=False)
+    plain = build_model(load_config(wide(det))[0], 'mmdet')
+    plain.load_state_dict(saved['state_dict'], strict=True)
+    assert all(torch.equal(value, peer.model.state_dict()[key]) for key, value in saved['state_dict'].items())
+
+
+def test_a_peer_without_terms_is_trained_as_if_alone(det, tmp_path):
+    """With weight 0 both train on their own: the peer as the plain Runner trains its config."""
+    det.train_dataloader.sampler.shuffle = False
+    det.param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3)]
+    losses = dict(loss_kd=dict(type='SigmoidKDLoss', at='@logits', loss_weight=0))
+    runner, _ = train(det, [peer_hook(det, losses)])
+    peer = distiller_of(runner).teacher
+    start = {}
+
+    class Begin(Hook):
+        def before_train(self, runner):
+            start.update({key: value.clone() for key, value in distiller_of(runner).teacher.model.state_dict().items()})
+
+    train(det, [peer_hook(det, losses), Begin()])
+    alone = copy.deepcopy(det)
+    alone.model = Config(wide(det)).model
+    alone.work_dir, alone.load_from = str(tmp_path / 'alone'), str(tmp_path / 'start.pth')
+    torch.save(dict(state_dict=start), alone.load_from)
+    plain, _ = train(alone, [])
+    for key, value in plain.model.state_dict().items():
+        torch.testing.assert_close(peer.model.state_dict()[key], value, rtol=1e-5, atol=1e-7, msg=key)
+
+
+def test_mutual_learning_resumes(det, tmp_path):
+    det.train_cfg.max_iters, det.default_hooks.checkpoint.interval = 4, 2
+    det.train_dataloader.sampler.shuffle = False
+    whole, _ = train(det, [peer_hook(det)])
+    rest = copy.deepcopy(det)
+    rest.work_dir = str(tmp_path / 'rest')
+    rest.load_from, rest.resume = str(tmp_path / 'iter_2.pth'), True
+    resumed, _ = train(rest, [peer_hook(det)])
+    for one, two in ((whole.model, resumed.model),
+                     (distiller_of(whole).teacher.model, distiller_of(resumed).teacher.model)):
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
+
+
+def test_bad_peers(det):
+    with pytest.raises(ValueError, match='PeerTeacher needs `config`; it takes config, optim_wrapper'):
+        Distiller(student_of(det), dict(type='PeerTeacher'), dict(loss_x=CWD))
+    scaled = dict(type='AmpOptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    with pytest.raises(ValueError, match='loss scaling .* is not supported'):
+        train(det, [peer_hook(det, optim_wrapper=scaled)])
+
+
 # -------------------------------------------------------------------------------------------- any other network
 
 
