@@ -43,8 +43,8 @@ class CCLoss(KDLoss):
     the samples are by default the cells of all images, as they are (an embedding of the teacher trained along can make
     both sides constant).
 
-    As published: torchdistill is ``normalize=False, distance='norm', samples='image'``: it takes the root of the squares
-    (the paper does not), and its embeddings are not made unit vectors, for which the Taylor series stands.
+    As published: torchdistill is ``normalize=False, distance='norm', samples='image'``: it takes the root of the
+    squares (the paper does not), and its embeddings are not made unit vectors, for which the Taylor series stands.
 
     Memory: M^2 numbers a few times, which ``limit`` bounds.
 

@@ -2,7 +2,6 @@
 
 from typing import Any, Optional
 
-import torch
 from torch import Tensor, nn
 
 from kd_mm.functional import apply_weights, nonzero, one_of, parameter_options, safe_sqrt, unit_norm
@@ -43,6 +42,7 @@ def factor_gap(student: Tensor, teacher: Tensor, p: int, mask: Optional[Tensor] 
     its cells and over the images that have any.
 
     Example:
+        >>> import torch
         >>> factor_gap(torch.ones(2, 3, 4, 4), 5 * torch.ones(2, 3, 4, 4), 2)
         tensor(0.)
     """
@@ -58,6 +58,7 @@ def relative_error(rebuilt: Tensor, target: Tensor, mask: Optional[Tensor] = Non
     """``sum (rebuilt - target)^2 / sum target^2``, both weighted by the region: 1 when nothing is rebuilt.
 
     Example:
+        >>> import torch
         >>> relative_error(torch.zeros(1, 2, 3, 3), torch.ones(1, 2, 3, 3))
         tensor(1.)
     """
@@ -109,6 +110,7 @@ class FTLoss(KDLoss):
         ValueError: an option has a bad value, or there are pre-training steps and nothing to train.
 
     Example:
+        >>> import torch
         >>> from kd_mm.registry import build
         >>> loss = build(dict(type='FTLoss'))
         >>> loss(torch.randn(2, 4, 8, 8), torch.randn(2, 6, 8, 8)).shape

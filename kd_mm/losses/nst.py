@@ -55,8 +55,8 @@ class NSTLoss(KDLoss):
 
     means over images and pairs of channels.  Neither the number of channels nor their order matters.
 
-    As published: mdistiller, with the defaults.  The paper's kernels are these with degree 1 and 2 and a Gaussian, which
-    is not here.
+    As published: mdistiller, with the defaults.  The paper's kernels are these with degree 1 and 2 and a Gaussian,
+    which is not here.
 
     Memory: the products are between channels, so it grows with N * C^2; nothing of the size of cells times cells is
     held (degree 2 could also be written so), nor C^2 * H * W, which mdistiller's broadcast holds.

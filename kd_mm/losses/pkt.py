@@ -40,14 +40,14 @@ class PKTLoss(KDLoss):
 
     As published: mdistiller is the default on rows (its features are pooled to one vector an image).
 
-    Memory: the logarithm needs every one of the M^2 probabilities, no order of products avoids them; ``limit`` bounds M,
-    by random draws.
+    Memory: the logarithm needs every one of the M^2 probabilities, no order of products avoids them; ``limit`` bounds
+    M, by random draws.
 
     Args:
         eps: added to norms and probabilities, above 0. Default 1e-7 [C].
         samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
         limit: the most samples; more are drawn at random, for each step anew. None for all. Default 1024.
-        loss_weight: see :class:`KDLoss`. Default 30000 [C: mdistiller, for 64 images a batch]. The mean is over M^2, and
+        loss_weight: see :class:`KDLoss`. Default 30000 [C: mdistiller, for 64 images a batch]. The mean is over M^2 and
             a row sums to 1, so the loss goes as 1 / M.
 
     A region chooses the cells: they are drawn by its weights; with 'image' it multiplies the maps.

@@ -88,7 +88,8 @@ class VIDLoss(KDLoss):
                 nn.Conv2d(width, width, 1, bias=False, **options)))
             # log(exp(v) - 1), the inverse of softplus, in the form that does not overflow.
             start = self.init_variance - self.eps
-            self.log_scales.append(nn.Parameter(torch.full((width, ), start + math.log(-math.expm1(-start)), **options)))
+            start += math.log(-math.expm1(-start))
+            self.log_scales.append(nn.Parameter(torch.full((width, ), start, **options)))
 
     def variance(self, level: int) -> Tensor:
         """(C,), the predicted variance of each channel of the teacher."""

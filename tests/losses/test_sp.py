@@ -51,7 +51,8 @@ def test_relations_do_not_see_rotations():
 def test_samples():
     student, teacher = random_rows(3, 4, 2, 2), random_rows(3, 6, 2, 2)
     images = similarity_gap(student.flatten(1), teacher.flatten(1)).item()
-    cells = similarity_gap(student.permute(0, 2, 3, 1).reshape(12, 4), teacher.permute(0, 2, 3, 1).reshape(12, 6)).item()
+    rows = student.permute(0, 2, 3, 1).reshape(12, 4), teacher.permute(0, 2, 3, 1).reshape(12, 6)
+    cells = similarity_gap(*rows).item()
     assert value(student, teacher, samples='image') == pytest.approx(images, rel=1e-12)
     assert value(student, teacher) == pytest.approx(cells, rel=1e-12)
     large = random_rows(3, 6, 5, 4)
