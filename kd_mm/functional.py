@@ -169,7 +169,7 @@ def draw(weights: Tensor, limit: Optional[int], generator: torch.Generator) -> T
         return inside
     # The largest log(u) / w are a weighted draw without replacement (Efraimidis and Spirakis).
     keys = torch.rand(weights.numel(), generator=generator).clamp(min=1e-30).log().to(weights.device) / weights.float()
-    return keys.masked_fill(weights <= 0, -float('inf')).topk(limit).indices
+    return keys.topk(limit).indices  # a weight of 0 made the key -inf
 
 
 #: What the relations of a map (N, C, H, W) are between: see :func:`relation_rows`.

@@ -11,10 +11,10 @@ def value(student, teacher, **options):
 
 def test_every_case_by_hand():
     #                        active teacher: below, at, above   silent teacher: below, at, above; at the boundary
-    student = torch.tensor([-0.5, 1.0, 3.0, -2.0, -1.0, 0.5, 0.0])
+    student = torch.tensor([-0.5, 1.0, 3.0, -2.0, -1.0, 0.5, 0.5])
     teacher = torch.tensor([0.1, 9.0, 0.1, -0.1, -9.0, -0.1, 0.0])
-    assert boundary_gap(student, teacher, 1.0).tolist() == [2.25, 0.0, 0.0, 0.0, 0.0, 2.25, 1.0]
-    assert boundary_gap(student, teacher, 2.0).tolist() == [6.25, 1.0, 0.0, 0.0, 1.0, 6.25, 4.0]
+    assert boundary_gap(student, teacher, 1.0).tolist() == [2.25, 0.0, 0.0, 0.0, 0.0, 2.25, 2.25]
+    assert boundary_gap(student, teacher, 2.0).tolist() == [6.25, 1.0, 0.0, 0.0, 1.0, 6.25, 6.25]
 
 
 def test_only_the_sign_of_the_teacher_counts():
