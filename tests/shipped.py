@@ -59,6 +59,8 @@ def smallest_overrides(cfg, work_dir):
     for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
         if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
             options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]
+        if loss.get('pretrain_steps'):  # until then the student gets nothing from it
+            options[f'{hook}.losses.{loss_name}.pretrain_steps'] = 0
     return options, name
 
 

@@ -53,3 +53,55 @@ def test_checks():
     for bad in (0, -1, float('nan')):
         with pytest.raises(ValueError, match='must be above 0'):
             F.positive('X', 'tau', bad)
+
+
+def test_unit_norm():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    unit = F.unit_norm(x)
+    assert unit.tolist() == [pytest.approx([0.6, 0.8]), [0.0, 0.0]]
+    unit.sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_draw_takes_the_weighted_ones():
+    weights = torch.zeros(50)
+    weights[10:20] = 1.0
+    assert F.draw(weights, None, F.seeded_generator(0)).tolist() == list(range(10, 20))
+    assert F.draw(weights, 10, F.seeded_generator(0)).tolist() == list(range(10, 20))
+    chosen = F.draw(weights, 4, F.seeded_generator(0))
+    assert chosen.unique().numel() == 4 and ((chosen >= 10) & (chosen < 20)).all()
+    assert torch.equal(chosen, F.draw(weights.double(), 4, F.seeded_generator(0)))
+    assert not torch.equal(chosen, F.draw(weights, 4, F.seeded_generator(1)))
+    # Entry 0 has half of all weight, so it is half of all single draws.
+    weights = torch.ones(101)
+    weights[0] = 100.0
+    first = [0 in F.draw(weights, 1, F.seeded_generator(seed)).tolist() for seed in range(200)]
+    assert 70 < sum(first) < 130
+
+
+def test_relation_rows_of_cells():
+    x = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    mask = torch.zeros(2, 1, 4, 5)
+    mask[1, 0, 2, 3] = mask[0, 0, 1, 4] = 0.5
+    student, teacher = F.relation_rows(x, -x, mask, 'cell', 7, F.seeded_generator(0))
+    assert torch.equal(student, torch.stack([x[0, :, 1, 4], x[1, :, 2, 3]])) and torch.equal(teacher, -student)
+    student, teacher = F.relation_rows(x, 2 * x, None, 'cell', 7, F.seeded_generator(0))
+    assert student.shape == (7, 3) and torch.equal(teacher, 2 * student)
+    rows = torch.randn(9, 4)
+    assert torch.equal(F.relation_rows(rows, rows, None, 'cell', None, F.seeded_generator(0))[0], rows)
+    assert F.relation_rows(rows, rows, None, 'cell', 5, F.seeded_generator(0))[0].shape == (5, 4)
+
+
+def test_relation_rows_of_images():
+    x, mask = torch.ones(3, 2, 2, 2), torch.zeros(3, 1, 2, 2)
+    mask[0, 0, 0, 0], mask[2] = 1.0, 1.0
+    student, teacher = F.relation_rows(x, x, mask, 'image', None, F.seeded_generator(0))
+    assert student.tolist() == [[1, 0, 0, 0] * 2, [1] * 8] and torch.equal(student, teacher)
+    assert F.relation_rows(x, torch.ones(3, 5, 4, 4), None, 'image', None, F.seeded_generator(0))[1].shape == (3, 80)
+
+
+@pytest.mark.parametrize('limit', [1, 0, 2.5, True, 'all'])
+def test_sample_limit(limit):
+    with pytest.raises(ValueError, match='limit='):
+        F.sample_limit('X', limit)
+    assert F.sample_limit('X', None) is None

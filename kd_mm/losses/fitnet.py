@@ -4,25 +4,13 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from kd_mm.functional import apply_weights, one_of, safe_sqrt, weighted_mean
+from kd_mm.functional import apply_weights, one_of, safe_sqrt, unit_norm, weighted_mean
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
 
 DISTANCES = ('l2', 'l1')
 REDUCTIONS = ('mean', 'batch_mean', 'sum', 'norm')
-
-
-def unit_norm(features: Tensor, eps: float = 1e-12) -> Tensor:
-    """Each sample divided by the L2 norm of all its elements (at least ``eps``).
-
-    Example:
-        >>> import torch
-        >>> unit_norm(torch.full((1, 4, 1, 1), 3.0)).flatten()
-        tensor([0.5000, 0.5000, 0.5000, 0.5000])
-    """
-    norm = safe_sqrt(features.flatten(1).square().sum(dim=1)).clamp(min=eps)
-    return features / norm.view(-1, *[1] * (features.dim() - 1))
 
 
 def hint_loss(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None, distance: str = 'l2',

@@ -61,7 +61,14 @@ def identity_generators(loss):
     loss.mask_ratio = 0.0
 
 
-@pytest.mark.parametrize('name', NAMES)
+#: Losses that equal inputs do not bring to 0, by design: the file of each says what does.
+NEVER_ZERO = {'ABLoss', 'FTLoss', 'VIDLoss'}
+#: Losses that look at the whole map on purpose: generators, attentions and convolutions reach over the border.
+LOOK_OUTSIDE = {'MGDLoss', 'FGDLoss', 'FTLoss'}
+JOINT = {name for name in NAMES if MODELS.module_dict[name].joint}
+
+
+@pytest.mark.parametrize('name', sorted(set(NAMES) - NEVER_ZERO))
 def test_zero_for_equal_inputs(name):
     loss, features = make_loss(name), make_features(dtype=torch.float64)
     loss.prepare(features, features)
@@ -121,7 +128,7 @@ def test_float32_agrees_with_float64(name):
     assert torch.isclose(single.double(), wide, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', sorted(set(NAMES) - JOINT))
 def test_weights_of_levels_and_schedules(name):
     loss, (student, teacher) = make_loss(name, loss_weight=[2.0, 0.5]), make_pair(dtype=torch.float64)
     batch = make_batch()
@@ -164,9 +171,8 @@ def test_no_boxes_is_finite(name):
     assert torch.isfinite(loss(student, teacher, boxed, GTBoxRegion()))
 
 
-@pytest.mark.parametrize('name', sorted(set(NAMES) - {'MGDLoss', 'FGDLoss'}))
+@pytest.mark.parametrize('name', sorted(set(NAMES) - LOOK_OUTSIDE))
 def test_outside_of_the_region_nothing_counts(name):
-    # The generator of MGD and the attentions of FGD look at the whole map on purpose.
     loss, (student, teacher) = make_loss(name), make_pair(dtype=torch.float64)
     batch, region = make_batch(), GTBoxRegion()
     masks = region(student, batch)

@@ -4,7 +4,6 @@ What a user types runs as a process of its own; the rest calls ``main`` with the
 """
 
 import copy
-import importlib.util
 import json
 import os
 import runpy
@@ -15,69 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_cityscapes, write_coco
-from mmengine.config import Config
-from stock import retinanet_model, segmentor
+from stock import TOOLS, det_config, seg_config, tool, write_stock_cityscapes, write_stock_coco
 
-from kd_mm.checkpoint import load_file, package_folder, zoo_config
-
-TOOLS = Path(__file__).parent.parent.parent / 'tools'
-sys.path.insert(0, str(TOOLS))  # tools/test.py takes the shared parts from tools/train.py
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(f'kd_mm_tool_{name}', TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from kd_mm.checkpoint import load_file, package_folder
 
 TRAIN, TEST = tool('train'), tool('test')
-
-
-def write_stock_coco(root):
-    """COCO's own layout and categories, so that nothing but the data root of a stock config changes."""
-    from mmdet.datasets import CocoDataset
-    root = Path(root)
-    (root / 'annotations').mkdir(parents=True)
-    for split in ('train2017', 'val2017'):
-        source = write_coco(root / 'raw', images=4, seed=len(split))
-        (source / 'images').rename(root / split)
-        content = json.loads((source / 'annotations.json').read_text())
-        content['categories'] = [dict(id=index, name=name)
-                                 for index, name in enumerate(CocoDataset.METAINFO['classes'], 1)]
-        (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
-    return root
-
-
-def write_stock_cityscapes(root):
-    root = Path(write_cityscapes(root, images=4))
-    for kind in ('leftImg8bit', 'gtFine'):
-        (root / kind / 'val').symlink_to(root / kind / 'train')
-    return root
-
-
-def det_config():
-    """The stock RetinaNet config, narrow and with small images."""
-    cfg = Config.fromfile(str(zoo_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')))
-    cfg.merge_from_dict({
-        'model': retinanet_model(classes=80), 'train_cfg.max_epochs': 1,
-        'model.test_cfg.score_thr': 0.0,  # two steps teach nothing, and without any box there is no metric
-        'train_dataloader.dataset.pipeline.2.scale': (64, 64), 'val_dataloader.dataset.pipeline.1.scale': (64, 64),
-        'test_dataloader.dataset.pipeline.1.scale': (64, 64)})
-    return cfg
-
-
-def seg_config(tmp):
-    """The stock FCN config, narrow and with small crops."""
-    cfg = Config.fromfile(str(zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')))
-    cfg.model = segmentor(tmp, tmp).model
-    cfg.merge_from_dict({
-        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2,
-        'train_dataloader.dataset.pipeline.2.scale': (64, 64),
-        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
-        'val_dataloader.dataset.pipeline.1.scale': (64, 64), 'test_dataloader.dataset.pipeline.1.scale': (64, 64)})
-    return cfg
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,105 @@
+"""Correlation congruence."""
+
+import math
+from typing import Any, Optional
+
+import torch.nn.functional as F
+from mmengine.dist import get_rank
+from torch import Tensor
+
+from kd_mm.functional import SAMPLES, one_of, positive, relation_rows, safe_sqrt, sample_limit, seeded_generator
+from kd_mm.losses.base import KDLoss
+from kd_mm.registry import MODELS
+from kd_mm.types import KDBatch
+
+KERNELS = ('gaussian', 'bilinear')
+DISTANCES = ('squared', 'norm')
+
+
+def taylor_gaussian(rows: Tensor, gamma: float, order: int) -> Tensor:
+    """``exp(-2 gamma) sum_{p=0..order} (2 gamma)^p / p! (f_i . f_j)^p``: (M, M).
+
+    For unit rows it tends to ``exp(-gamma |f_i - f_j|^2)`` as the order grows.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1., 0.], [0., 1.]])
+        >>> torch.allclose(taylor_gaussian(x, 0.4, 12), torch.exp(-0.4 * torch.cdist(x, x)**2))
+        True
+    """
+    products = rows @ rows.t()
+    terms = [math.exp(-2 * gamma) * (2 * gamma)**p / math.factorial(p) * products**p for p in range(1, order + 1)]
+    return sum(terms, products.new_full((), math.exp(-2 * gamma)))
+
+
+@MODELS.register_module()
+class CCLoss(KDLoss):
+    """Correlation congruence (Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019).
+
+    ``|| K(F_s) - K(F_t) ||^2 / M^2``, K a kernel between the M samples: a Gaussian by its Taylor series (see
+    :func:`taylor_gaussian`) or the plain products.
+
+    The published samples are the images of a batch, after a linear embedding of both sides that is trained too.  Here
+    the samples are by default the cells of all images, as they are (an embedding of the teacher trained along can make
+    both sides constant).
+
+    As published: torchdistill is ``normalize=False, distance='norm', samples='image'``: it takes the root of the
+    squares (the paper does not), and its embeddings are not made unit vectors, for which the Taylor series stands.
+
+    Memory: M^2 numbers a few times, which ``limit`` bounds.
+
+    Args:
+        kernel: 'gaussian' or 'bilinear'. Default 'gaussian' [P].
+        gamma: of the Gaussian, above 0. Default 0.4 [C: torchdistill].
+        order: last power of the Taylor series, from 1. Default 2 [C: torchdistill].
+        normalize: make the samples unit vectors first. Default True.
+        distance: 'squared' (default, the mean of the squares [P]) or 'norm' (their root over M^2).
+        samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+        limit: the most samples; more are drawn at random, for each step anew. None for all. Default 1024.
+        loss_weight: see :class:`KDLoss`. Default 1; torchdistill's 0.003 is for 'norm' [C].
+
+    A region chooses the cells: they are drawn by its weights; with 'image' it multiplies the maps.
+
+    Returns:
+        A scalar per level, per pair of samples; summed over levels.
+
+    Raises:
+        ValueError: an option has a bad value.
+
+    Example:
+        >>> import torch
+        >>> from kd_mm.registry import build
+        >>> x = torch.randn(2, 4, 8, 8)
+        >>> bool(build(dict(type='CCLoss'))(3 * x.flip(1), x) < 1e-6)
+        True
+    """
+
+    same_channels = False
+
+    def __init__(self, kernel: str = 'gaussian', gamma: float = 0.4, order: int = 2, normalize: bool = True,
+                 distance: str = 'squared', samples: str = 'cell', limit: Optional[int] = 1024,
+                 loss_weight: Any = 1.0):
+        super().__init__(loss_weight)
+        self.kernel = one_of('CCLoss', 'kernel', kernel, KERNELS)
+        self.gamma = positive('CCLoss', 'gamma', gamma)
+        if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+            raise ValueError(f'CCLoss: order={order!r} must be a whole number from 1')
+        self.order = order
+        self.normalize = normalize
+        self.distance = one_of('CCLoss', 'distance', distance, DISTANCES)
+        self.samples = one_of('CCLoss', 'samples', samples, SAMPLES)
+        self.limit = sample_limit('CCLoss', limit)
+        self.same_size = samples == 'cell'
+
+    def relations(self, rows: Tensor) -> Tensor:
+        """(M, D) -> (M, M)."""
+        if self.normalize:
+            rows = F.normalize(rows, dim=1)
+        return rows @ rows.t() if self.kernel == 'bilinear' else taylor_gaussian(rows, self.gamma, self.order)
+
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
+                   mask: Optional[Tensor]) -> Tensor:
+        generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
+        s, t = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
+        total = (self.relations(s) - self.relations(t)).square().sum()
+        return (safe_sqrt(total) if self.distance == 'norm' else total) / max(s.shape[0], 1)**2

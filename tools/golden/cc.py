@@ -1,0 +1,11 @@
+"""Correlation congruence."""
+
+from golden.vector import Vector, recipe
+
+
+@recipe('cc')
+def cc(v: Vector) -> None:
+    loss = dict(type='CCLoss', gamma=v.number('gamma'), order=v.number('max_p'), normalize=False, distance='norm',
+                loss_weight=1.0)
+    v.run(loss)
+    v.run(dict(loss, kernel='bilinear'), prefix='variant_bilinear_')

@@ -1,0 +1,12 @@
+"""Similarity-preserving distillation."""
+
+from golden.vector import Vector, recipe
+from kd_mm.losses.sp import similarity_gap_factored
+
+
+@recipe('sp')
+def sp(v: Vector) -> None:
+    loss = dict(type='SPLoss', samples='image', loss_weight=v.number('loss_weight'))
+    outcome = v.run(loss)
+    v.check('loss', similarity_gap_factored(outcome.student[0].flatten(1), outcome.teacher[0].flatten(1)))
+    v.run(dict(loss, norm='l1'), prefix='variant_torchdistill_l1_')
