@@ -136,13 +136,15 @@ def unit_vectors(tensor: Tensor, dim: int, eps: float = 0.0) -> Tensor:
     return tensor / (nonzero(norm) + eps)
 
 
-def attention_vector(features: Tensor, p: float = 2.0, mask: Optional[Tensor] = None) -> Tensor:
+def attention_vector(features: Tensor, p: float = 2.0, mask: Optional[Tensor] = None,
+                     size: Optional[Tuple[int, int]] = None) -> Tensor:
     """``mean_c |F|^p`` over the cells as one vector of length 1 for each image.
 
     Args:
         features: (N, C, H, W).
         p: exponent, at least 1.
         mask: (N, 1, H, W) or None; the attention is multiplied by it before it is brought to length 1.
+        size: the attention is averaged to this size first, if it has another.
 
     Returns:
         (N, H*W); zero for an image whose mask is empty.
@@ -152,7 +154,10 @@ def attention_vector(features: Tensor, p: float = 2.0, mask: Optional[Tensor] = 
         tensor([[0.4472, 0.8944]])
     """
     energy = features.square() if p == 2 else features.abs().pow(p)
-    return unit_vectors(apply_weights(energy.mean(dim=1, keepdim=True), mask).flatten(1), dim=1)
+    energy = apply_weights(energy.mean(dim=1, keepdim=True), mask)
+    if size is not None and tuple(energy.shape[2:]) != tuple(size):
+        energy = F.adaptive_avg_pool2d(energy, size)
+    return unit_vectors(energy.flatten(1), dim=1)
 
 
 def channel_affinity(features: Tensor, mask: Optional[Tensor] = None) -> Tensor:

@@ -72,6 +72,8 @@ def test_attention_vector():
     assert F.attention_vector(2**0.5 * x, p=1.0).tolist() == [pytest.approx([1 / 9**0.5, 8**0.5 / 9**0.5])]
     assert F.attention_vector(x, mask=torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)).tolist() == [[0.0, 1.0]]
     assert F.attention_vector(x, mask=torch.zeros(1, 1, 1, 2)).tolist() == [[0.0, 0.0]]
+    wide = x.repeat_interleave(2, dim=3)  # mean squares 1 1 4 4
+    assert F.attention_vector(wide, size=(1, 2)).tolist() == [pytest.approx([1 / 17**0.5, 4 / 17**0.5])]
 
 
 def test_channel_affinity():

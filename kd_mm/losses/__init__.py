@@ -1,18 +1,25 @@
 """Distillation losses, one file a method."""
 
+from kd_mm.losses.aicsd import AICSDLoss
 from kd_mm.losses.at import ATLoss
 from kd_mm.losses.base import KDLoss
+from kd_mm.losses.bpkd import BPKDLoss
 from kd_mm.losses.cwd import CWDLoss
 from kd_mm.losses.dist import DISTLoss
 from kd_mm.losses.dkd import DKDLoss
+from kd_mm.losses.dsd import DSDLoss
 from kd_mm.losses.fgd import FGDLoss
 from kd_mm.losses.fitnet import FitNetLoss
+from kd_mm.losses.ickd import ICKDLoss
+from kd_mm.losses.idd import IDDLoss
 from kd_mm.losses.ifvd import IFVDLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
 from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 from kd_mm.losses.skd_pairwise import SKDPairwiseLoss
+from kd_mm.losses.zero_first_order import ZeroFirstOrderLoss
 
-__all__ = ['ATLoss', 'CWDLoss', 'DISTLoss', 'DKDLoss', 'FGDLoss', 'FitNetLoss', 'IFVDLoss', 'KDLoss', 'MGDLoss',
-           'PKDLoss', 'SKDPairwiseLoss', 'SigmoidKDLoss', 'SoftmaxKDLoss']
+__all__ = ['AICSDLoss', 'ATLoss', 'BPKDLoss', 'CWDLoss', 'DISTLoss', 'DKDLoss', 'DSDLoss', 'FGDLoss', 'FitNetLoss',
+           'ICKDLoss', 'IDDLoss', 'IFVDLoss', 'KDLoss', 'MGDLoss', 'PKDLoss', 'SKDPairwiseLoss', 'SigmoidKDLoss',
+           'SoftmaxKDLoss', 'ZeroFirstOrderLoss']

@@ -73,6 +73,11 @@ def test_equals_the_plain_way():
     assert value(student, teacher, LABELS, num_classes=4) == pytest.approx(value(student, teacher, some), rel=1e-12)
 
 
+def test_a_cell_without_class_is_its_own_centre():
+    found = class_similarity(draw(1, 3, 1, 2), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]).double())
+    assert found[0].tolist() == pytest.approx([1.0, 1.0])
+
+
 def test_centres_of_the_batch():
     student, teacher = draw(2, 3, 2, 3), draw(2, 5, 2, 3, seed=1)
     rows = [tensor.transpose(0, 1).reshape(1, tensor.shape[1], 1, 12) for tensor in (student, teacher)]
