@@ -48,6 +48,14 @@ def test_bodies_are_the_channel_wise_loss_there():
     assert value(student, teacher, TWO, edge=0.0, body=5.0, tau=2.0) == pytest.approx(5 * expected)
 
 
+def test_an_image_without_labels_does_not_count():
+    student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
+    labels = TWO.seg_map.clone()
+    labels[1] = 255
+    first = value(student[:1], teacher[:1], KDBatch(seg_map=labels[:1]))
+    assert value(student, teacher, KDBatch(seg_map=labels)) == pytest.approx(first, rel=1e-12)
+
+
 def test_the_classes_count_the_same():
     # Class 2 has a single edge between it and class 0, in one column of the second image only.
     labels = TWO.seg_map.clone()

@@ -57,6 +57,8 @@ def test_closed_form_of_the_classes():
     found, filled = category_similarity(logits, 4.0)
     assert filled is None
     assert found[0].flatten().tolist() == pytest.approx([0.625, 0.5, 0.5, 0.5])
+    empty, filled = category_similarity(logits, 4.0, mask=torch.zeros(1, 1, 2, 4))
+    assert filled.tolist() == [[False]] and empty.abs().sum() == 0
     other = torch.zeros_like(logits)
     flat = torch.ones(1, 3, 2, 4).double()
     assert value((flat, logits), (flat, other), psd=0.0, csd=8.0) == pytest.approx(8 * 0.125**2 / 4)
