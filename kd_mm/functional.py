@@ -227,3 +227,108 @@ def sample_limit(owner: str, limit: Optional[int]) -> Optional[int]:
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 2):
         raise ValueError(f'{owner}: limit={limit!r} must be a whole number from 2, or None')
     return limit
+
+
+def unit_vectors(tensor: Tensor, dim: int, eps: float = 0.0) -> Tensor:
+    """``x / (|x| + eps)`` along ``dim``; a zero vector stays zero and its gradient stays finite.
+
+    Example:
+        >>> unit_vectors(torch.tensor([[3., 4.], [0., 0.]]), dim=1)
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    norm = safe_sqrt(tensor.square().sum(dim=dim, keepdim=True))
+    return tensor / (nonzero(norm) + eps)
+
+
+def attention_vector(features: Tensor, p: float = 2.0, mask: Optional[Tensor] = None,
+                     size: Optional[Tuple[int, int]] = None) -> Tensor:
+    """``mean_c |F|^p`` over the cells as one vector of length 1 for each image.
+
+    Args:
+        features: (N, C, H, W).
+        p: exponent, at least 1.
+        mask: (N, 1, H, W) or None; the attention is multiplied by it before it is brought to length 1.
+        size: the attention is averaged to this size first, if it has another.
+
+    Returns:
+        (N, H*W); zero for an image whose mask is empty.
+
+    Example:
+        >>> attention_vector(torch.tensor([1., 2.]).view(1, 1, 1, 2), p=1)
+        tensor([[0.4472, 0.8944]])
+    """
+    energy = features.square() if p == 2 else features.abs().pow(p)
+    energy = apply_weights(energy.mean(dim=1, keepdim=True), mask)
+    if size is not None and tuple(energy.shape[2:]) != tuple(size):
+        energy = F.adaptive_avg_pool2d(energy, size)
+    return unit_vectors(energy.flatten(1), dim=1)
+
+
+def channel_affinity(features: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """``sum_i m_i F_ci F_di`` between all pairs of channels, each row brought to length 1.
+
+    Args:
+        features: (N, C, H, W).
+        mask: (N, 1, H, W) or None.
+
+    Returns:
+        (N, C, C).
+
+    Example:
+        >>> channel_affinity(torch.tensor([3., 4.]).view(1, 2, 1, 1))[0]
+        tensor([[0.6000, 0.8000],
+                [0.6000, 0.8000]])
+    """
+    weighted = apply_weights(features, mask).flatten(2)
+    return unit_vectors(weighted @ features.flatten(2).transpose(1, 2), dim=2)
+
+
+def spatial_log_softmax(features: Tensor, tau: float = 1.0,
+                        mask: Optional[Tensor] = None) -> Tuple[Tensor, Optional[Tensor]]:
+    """Logarithm of the distribution over the cells, ``p(i)`` proportional to ``m_i * exp(F_i / tau)``.
+
+    Outside of the mask it is a large negative number and not infinite: the difference of two infinities is NaN.
+
+    Args:
+        features: (N, C, H, W).
+        tau: temperature, above 0.
+        mask: (N, 1, H, W), not negative, or None.
+
+    Returns:
+        (N, C, H*W); and whether each image has any cell, (N, 1), or None without mask. Images without get numbers that
+        are to be thrown away.
+
+    Example:
+        >>> log_p, _ = spatial_log_softmax(torch.zeros(1, 1, 2, 2))
+        >>> log_p.exp().flatten()
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    values = features.flatten(2) / tau
+    if mask is None:
+        return F.log_softmax(values, dim=2), None
+    weights = mask.to(values.dtype).flatten(2)
+    filled = (weights > 0).any(dim=2)
+    inside = (weights > 0) | ~filled[:, :, None]
+    bonus = torch.where(weights > 0, weights, torch.ones_like(weights)).log()
+    return F.log_softmax((values + bonus).masked_fill(~inside, -1e30), dim=2), filled
+
+
+def class_centres(features: Tensor, members: Tensor) -> Tuple[Tensor, Tensor]:
+    """Weighted mean of the cells of each class, for each image: one product of matrices, no loop over classes.
+
+    Args:
+        features: (N, C, P).
+        members: weight of each cell in each class, (N, P, K).
+
+    Returns:
+        Centres (N, C, K), zero for a class without cells; the sums of the weights (N, K).
+
+    Example:
+        >>> members = torch.tensor([[[1., 0.], [1., 0.], [0., 1.]]])
+        >>> centres, counts = class_centres(torch.tensor([[[1., 3., 5.]]]), members)
+        >>> centres.flatten(), counts.flatten()
+        (tensor([2., 5.]), tensor([2., 1.]))
+    """
+    counts = members.sum(dim=1)
+    return features @ members / nonzero(counts)[:, None], counts

@@ -69,6 +69,20 @@ def gt_labels(batch: KDBatch) -> List[Tensor]:
     return labels
 
 
+def row_labels(batch: KDBatch, rows: int) -> Tensor:
+    """Target classes of logits that come as rows (RoIs), (M,).
+
+    Raises:
+        ValueError: nobody gave them, or not as many as there are rows.
+    """
+    if batch.row_labels is None:
+        raise ValueError("this loss needs the target class of every row (KDBatch.row_labels) and nobody gave it. Use "
+                         "target='teacher_argmax'")
+    if tuple(batch.row_labels.shape) != (rows, ):
+        raise ValueError(f'row_labels of shape {tuple(batch.row_labels.shape)} for {rows} rows')
+    return batch.row_labels
+
+
 def has_seg_map(batch: KDBatch) -> bool:
     """Whether the batch carries segmentation labels."""
     return batch.seg_map is not None or (len(batch.data_samples) > 0 and all(
@@ -105,3 +119,28 @@ def valid_pixels(batch: KDBatch, size: Tuple[int, int], ignore_index: Optional[i
     if not has_seg_map(batch):
         return None
     return seg_map(batch, size) != (batch.ignore_index if ignore_index is None else ignore_index)
+
+
+def class_members(batch: KDBatch, features: Tensor, classes: Optional[int] = None,
+                  mask: Optional[Tensor] = None) -> Tensor:
+    """Weight of each cell in each class, (N, H*W, K): 1 (or the mask's weight) in its own class, 0 elsewhere.
+
+    Args:
+        batch: gives the labels.
+        features: (N, C, H, W); size, device and dtype of the result.
+        classes: K; labels from K on are in no class. None: the highest label and one, at least 1.
+        mask: weights (N, 1, H, W) or None.
+
+    Raises:
+        ValueError: the data has no segmentation map.
+    """
+    labels = seg_map(batch, (features.shape[2], features.shape[3])).to(features.device).flatten(1).long()
+    known = (labels != batch.ignore_index) & (labels >= 0)
+    if classes is None:
+        classes = int(labels.where(known, torch.zeros_like(labels)).max()) + 1 if labels.numel() else 1
+    known = known & (labels < classes)
+    weights = known.to(features.dtype)
+    if mask is not None:
+        weights = weights * mask.to(features.dtype).flatten(1)
+    members = features.new_zeros(*labels.shape, classes)
+    return members.scatter_(2, labels.where(known, torch.zeros_like(labels))[:, :, None], weights[:, :, None])

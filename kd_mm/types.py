@@ -29,6 +29,8 @@ class KDBatch:
         boxes: N tensors (M, 4) in input pixels.
         labels: N tensors (M,) of class indices.
         img_shapes: N pairs (h, w): image sizes before padding.
+        row_labels: (M,) target classes of logits that come as rows (RoIs), all images one after the other; given by
+            whoever makes the rows, a data sample does not know them.
         seg_map: (N, Hin, Win) integer labels.
         ignore_index: label of ``seg_map`` that no loss may look at.
         step: iteration number, from 0; schedules and random masks depend on it.
@@ -41,6 +43,7 @@ class KDBatch:
     boxes: Optional[List[Tensor]] = None
     labels: Optional[List[Tensor]] = None
     img_shapes: Optional[List[Tuple[int, int]]] = None
+    row_labels: Optional[Tensor] = None
     seg_map: Optional[Tensor] = None
     ignore_index: int = 255
     step: int = 0

@@ -105,3 +105,52 @@ def test_sample_limit(limit):
     with pytest.raises(ValueError, match='limit='):
         F.sample_limit('X', limit)
     assert F.sample_limit('X', None) is None
+
+
+def test_unit_vectors():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    y = F.unit_vectors(x, dim=1)
+    assert y.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 0.0]]
+    assert F.unit_vectors(x, dim=1, eps=5.0)[0].tolist() == pytest.approx([0.3, 0.4])
+    (y * torch.tensor([[1.0, 2.0], [1.0, 2.0]])).sum().backward()
+    # Along the vector itself the gradient is zero.
+    assert (x.grad[0] * x.detach()[0]).sum().item() == pytest.approx(0.0, abs=1e-12)
+    assert torch.isfinite(x.grad).all()
+
+
+def test_attention_vector():
+    x = torch.tensor([[[[0.0, -2.0]], [[2**0.5, 2.0]]]])  # mean squares 1 and 4
+    assert F.attention_vector(x).tolist() == [pytest.approx([1 / 17**0.5, 4 / 17**0.5])]
+    assert F.attention_vector(2**0.5 * x, p=1.0).tolist() == [pytest.approx([1 / 9**0.5, 8**0.5 / 9**0.5])]
+    assert F.attention_vector(x, mask=torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)).tolist() == [[0.0, 1.0]]
+    assert F.attention_vector(x, mask=torch.zeros(1, 1, 1, 2)).tolist() == [[0.0, 0.0]]
+    wide = x.repeat_interleave(2, dim=3)  # mean squares 1 1 4 4
+    assert F.attention_vector(wide, size=(1, 2)).tolist() == [pytest.approx([1 / 17**0.5, 4 / 17**0.5])]
+
+
+def test_channel_affinity():
+    x = torch.tensor([[[[1.0, 1.0]], [[0.0, 1.0]]]])  # channels (1, 1) and (0, 1): products 2, 1, 1
+    gram = F.channel_affinity(x)[0]
+    assert gram.flatten().tolist() == pytest.approx([2 / 5**0.5, 1 / 5**0.5, 1 / 2**0.5, 1 / 2**0.5])
+    part = F.channel_affinity(x, torch.tensor([3.0, 0.0]).view(1, 1, 1, 2))[0]
+    assert part.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+def test_spatial_log_softmax():
+    x = torch.zeros(2, 1, 1, 3)
+    log_p, filled = F.spatial_log_softmax(x)
+    assert filled is None and log_p.exp().sum(dim=2).flatten().tolist() == pytest.approx([1.0, 1.0])
+    mask = torch.tensor([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]]).view(2, 1, 1, 3)
+    log_p, filled = F.spatial_log_softmax(x, 2.0, mask)
+    assert filled.tolist() == [[True], [False]]
+    assert log_p[0].exp().flatten().tolist() == pytest.approx([0.25, 0.75, 0.0])
+    assert torch.isfinite(log_p).all()
+    scaled, _ = F.spatial_log_softmax(torch.tensor([0.0, 4.0]).view(1, 1, 1, 2), 4.0)
+    assert (scaled[0, 0, 1] - scaled[0, 0, 0]).item() == pytest.approx(1.0)
+
+
+def test_class_centres():
+    features = torch.tensor([[[1.0, 3.0, 5.0], [0.0, 2.0, 9.0]]])
+    members = torch.tensor([[[1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
+    centres, counts = F.class_centres(features, members)
+    assert centres.tolist() == [[[2.5, 5.0, 0.0], [1.5, 9.0, 0.0]]] and counts.tolist() == [[4.0, 2.0, 0.0]]

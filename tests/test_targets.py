@@ -92,3 +92,27 @@ def test_valid_pixels():
     assert targets.valid_pixels(batch, (2, 2), ignore_index=7).tolist() == [[[True, True], [False, True]]]
     batch.ignore_index = 0
     assert targets.valid_pixels(batch, (2, 2)).tolist() == [[[False, True], [True, True]]]
+
+
+def test_row_labels():
+    labels = torch.tensor([1, 0, 4])
+    assert targets.row_labels(KDBatch(row_labels=labels), 3) is labels
+    with pytest.raises(ValueError, match=r'shape \(3,\) for 4 rows'):
+        targets.row_labels(KDBatch(row_labels=labels), 4)
+    with pytest.raises(ValueError, match='teacher_argmax'):
+        targets.row_labels(KDBatch(labels=[labels]), 3)
+
+
+def test_class_members():
+    batch = KDBatch(seg_map=torch.tensor([[[0, 2], [255, 1]]], dtype=torch.uint8))
+    like = torch.zeros(1, 5, 2, 2, dtype=torch.float64)
+    members = targets.class_members(batch, like)
+    assert members.dtype == torch.float64
+    assert members[0].tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert targets.class_members(batch, like, 2)[0].tolist() == [[1, 0], [0, 0], [0, 0], [0, 1]]
+    mask = torch.tensor([0.5, 2.0, 1.0, 0.0]).view(1, 1, 2, 2)
+    assert targets.class_members(batch, like, mask=mask)[0].tolist() == [[0.5, 0, 0], [0, 0, 2], [0, 0, 0], [0, 0, 0]]
+    assert targets.class_members(KDBatch(seg_map=torch.full((1, 2, 2), 255)), like).shape == (1, 4, 1)
+    assert targets.class_members(KDBatch(seg_map=torch.zeros(1, 8, 8)), like).shape == (1, 4, 1)
+    with pytest.raises(ValueError, match='segmentation map'):
+        targets.class_members(KDBatch(), like)

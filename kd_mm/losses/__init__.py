@@ -1,13 +1,22 @@
 """Distillation losses, one file a method."""
 
 from kd_mm.losses.ab import ABLoss
+from kd_mm.losses.aicsd import AICSDLoss
+from kd_mm.losses.at import ATLoss
 from kd_mm.losses.base import KDLoss
+from kd_mm.losses.bpkd import BPKDLoss
 from kd_mm.losses.cc import CCLoss
 from kd_mm.losses.cwd import CWDLoss
+from kd_mm.losses.dist import DISTLoss
+from kd_mm.losses.dkd import DKDLoss
+from kd_mm.losses.dsd import DSDLoss
 from kd_mm.losses.fgd import FGDLoss
 from kd_mm.losses.fitnet import FitNetLoss
 from kd_mm.losses.fsp import FSPLoss
 from kd_mm.losses.ft import FTLoss
+from kd_mm.losses.ickd import ICKDLoss
+from kd_mm.losses.idd import IDDLoss
+from kd_mm.losses.ifvd import IFVDLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
 from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.nst import NSTLoss
@@ -15,8 +24,38 @@ from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.pkt import PKTLoss
 from kd_mm.losses.rkd import RKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
+from kd_mm.losses.skd_pairwise import SKDPairwiseLoss
 from kd_mm.losses.sp import SPLoss
 from kd_mm.losses.vid import VIDLoss
+from kd_mm.losses.zero_first_order import ZeroFirstOrderLoss
 
-__all__ = ['ABLoss', 'CCLoss', 'CWDLoss', 'FGDLoss', 'FSPLoss', 'FTLoss', 'FitNetLoss', 'KDLoss', 'MGDLoss', 'NSTLoss',
-           'PKDLoss', 'PKTLoss', 'RKDLoss', 'SPLoss', 'SigmoidKDLoss', 'SoftmaxKDLoss', 'VIDLoss']
+__all__ = [
+    'ABLoss',
+    'AICSDLoss',
+    'ATLoss',
+    'BPKDLoss',
+    'CCLoss',
+    'CWDLoss',
+    'DISTLoss',
+    'DKDLoss',
+    'DSDLoss',
+    'FGDLoss',
+    'FSPLoss',
+    'FTLoss',
+    'FitNetLoss',
+    'ICKDLoss',
+    'IDDLoss',
+    'IFVDLoss',
+    'KDLoss',
+    'MGDLoss',
+    'NSTLoss',
+    'PKDLoss',
+    'PKTLoss',
+    'RKDLoss',
+    'SKDPairwiseLoss',
+    'SPLoss',
+    'SigmoidKDLoss',
+    'SoftmaxKDLoss',
+    'VIDLoss',
+    'ZeroFirstOrderLoss',
+]

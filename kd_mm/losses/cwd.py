@@ -2,11 +2,9 @@
 
 from typing import Any, Optional, Sequence, Union
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import one_of, positive
+from kd_mm.functional import one_of, positive, spatial_log_softmax
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -34,21 +32,13 @@ def channel_wise_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, 
         (N, C), not multiplied by tau squared; 0 for an image whose mask is empty.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(2, 3, 4, 4)
         >>> channel_wise_divergence(x + 5, x).abs().max().item() < 1e-5
         True
     """
-    student, teacher = student.flatten(2) / tau, teacher.flatten(2) / tau
-    filled = None
-    if mask is not None:
-        weights = mask.to(student.dtype).flatten(2)
-        filled = (weights > 0).any(dim=2)
-        inside = (weights > 0) | ~filled[:, :, None]
-        bonus = torch.where(weights > 0, weights, torch.ones_like(weights)).log()
-        # A finite stand-in for -inf: the difference of two -inf would be NaN.
-        student = (student + bonus).masked_fill(~inside, -1e30)
-        teacher = (teacher + bonus).masked_fill(~inside, -1e30)
-    log_s, log_t = F.log_softmax(student, dim=2), F.log_softmax(teacher, dim=2)
+    log_s, filled = spatial_log_softmax(student, tau, mask)
+    log_t, _ = spatial_log_softmax(teacher, tau, mask)
     terms = log_t.exp() * (log_t - log_s if divergence == 'kl' else -log_s)
     rows = terms.sum(dim=2)
     return rows if filled is None else rows * filled.to(rows.dtype)
@@ -84,6 +74,7 @@ class CWDLoss(KDLoss):
         ValueError: an option is not among its choices, or ``student_channels`` is missing or of the wrong length.
 
     Example:
+        >>> import torch
         >>> from kd_mm.registry import build
         >>> loss = build(dict(type='CWDLoss', tau=4.0, loss_weight=3.0))
         >>> loss(torch.randn(2, 19, 8, 8), torch.randn(2, 19, 8, 8)).shape

@@ -1,0 +1,159 @@
+"""Distillation from a stronger teacher: relations of predictions."""
+
+from typing import Any, Optional, Sequence, Tuple
+
+from torch import Tensor
+
+from kd_mm.functional import nonzero, one_of, positive, safe_sqrt
+from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.registry import MODELS
+from kd_mm.types import KDBatch
+
+ACTIVATIONS = ('softmax', 'sigmoid')
+
+
+def pearson(first: Tensor, second: Tensor, dims: Sequence[int], weights: Optional[Tensor] = None,
+            eps: float = 1e-8) -> Tensor:
+    """Pearson correlation over ``dims``: ``sum(w a b) / (sqrt(sum w a^2) sqrt(sum w b^2) + eps)`` of centred a and b.
+
+    Args:
+        first: any shape.
+        second: the same shape.
+        dims: what is correlated.
+        weights: not negative, broadcastable, or None for 1.
+        eps: added to the product of the norms; the correlation of a constant is 0.
+
+    Returns:
+        The shape of ``first`` without ``dims``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1., 2., 4.]])
+        >>> round(pearson(x, 3 * x + 1, [1]).item(), 4)
+        1.0
+    """
+    dims = list(dims)
+    if weights is None:
+        a = first - first.mean(dim=dims, keepdim=True)
+        b = second - second.mean(dim=dims, keepdim=True)
+        wa, wb = a, b
+    else:
+        total = nonzero(weights.expand_as(first).sum(dim=dims, keepdim=True))
+        a = first - (first * weights).sum(dim=dims, keepdim=True) / total
+        b = second - (second * weights).sum(dim=dims, keepdim=True) / total
+        wa, wb = a * weights, b * weights
+    norms = safe_sqrt((wa * a).sum(dim=dims)) * safe_sqrt((wb * b).sum(dim=dims))
+    return (wa * b).sum(dim=dims) / (norms + eps)
+
+
+def dist_terms(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None,
+               eps: float = 1e-8) -> Tuple[Tensor, Tensor]:
+    """The two relations of DIST between class scores.
+
+    Args:
+        student: scores (M, K) or (N, K, H, W).
+        teacher: scores of the same shape.
+        mask: weights (N, 1, H, W) of the cells, or None.
+        eps: see :func:`pearson`.
+
+    Returns:
+        inter, ``1 -`` the mean over cells of the correlation across classes; intra, ``1 -`` the mean over classes of
+        the correlation across all cells of the batch. Both 0 where nothing is weighted.
+
+    Example:
+        >>> import torch
+        >>> p = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]])
+        >>> [round(term.item(), 4) for term in dist_terms(p, p)]
+        [0.0, 0.0]
+    """
+    if student.dim() == 2:
+        student, teacher = student[:, :, None, None], teacher[:, :, None, None]
+    rows = 1 - pearson(student, teacher, [1], None, eps)
+    columns = 1 - pearson(student, teacher, [0, 2, 3], mask, eps)
+    if mask is None:
+        return rows.sum() / max(rows.numel(), 1), columns.mean() if rows.numel() else rows.sum()
+    weights = mask[:, 0].to(rows.dtype)
+    return (rows * weights).sum() / nonzero(weights.sum()), columns.mean() * (weights.sum() > 0).to(rows.dtype)
+
+
+@MODELS.register_module()
+class DISTLoss(KDLoss):
+    """DIST (Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022).
+
+    With class scores p (softmax or sigmoid of logits / tau), Pearson's r, and cells (pixels, RoIs) as rows::
+
+        tau^2 * (beta * (1 - mean over cells of r across the classes)
+                 + gamma * (1 - mean over classes of r across all cells of the batch))
+
+    A student only has to agree up to scale and offset of the scores, which a strong teacher's are far from.
+
+    As published: one code for rows and, after all pixels of the batch have become rows, for segmentation; the sigmoid
+    variant for RetinaNet takes the A*K channels of a cell as one row, unrelated anchors together
+    (``anchors=1``).  mmrazor's ``DISTLoss`` is for rows only: a map given to it is correlated over the images at each
+    pixel, which is not this loss.
+
+    Args:
+        beta: weight of the relation across classes. Default 1 [C].
+        gamma: weight of the relation across cells. Default 1 [C].
+        tau: temperature, above 0. Default 1 [C: detection, segmentation and ImageNet].
+        activation: 'softmax' (default; segmentation, RoI heads) or 'sigmoid' (dense heads) [C].
+        anchors: anchors of a cell, whose classes then are rows of their own; only for maps of channels (anchor, class),
+            as mmdet's anchor heads order them. Default 1 [C].
+        eps: added to the product of the two norms. Default 1e-8 [C]. It keeps classes that are nowhere in the batch
+            quiet; equal inputs give about 1e-7 instead of 0.
+        mask_ignored: leave out the pixels whose label is ignored, where the data has labels (no reference does).
+            Default True.
+        loss_weight: see :class:`KDLoss`. Default 1 [C: detection and segmentation; 0.4 on an auxiliary head, 2 for
+            ImageNet].
+
+    Inputs are logits (N, K, H, W) or (M, K).  A region weighs the cells; RoI rows take none.
+
+    Returns:
+        A scalar per level, 0 to 4 for the default weights; summed over levels.
+
+    Raises:
+        ValueError: an option has a bad value, the channels are no multiple of ``anchors``, or a region for RoI rows.
+
+    Example:
+        >>> import torch
+        >>> from kd_mm.registry import build
+        >>> loss = build(dict(type='DISTLoss'))
+        >>> z = torch.randn(2, 19, 8, 8)
+        >>> bool(loss(z, z) < 1e-5)
+        True
+    """
+
+    logits = True
+
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, activation: str = 'softmax',
+                 anchors: int = 1, eps: float = 1e-8, mask_ignored: bool = True, loss_weight: Any = 1.0):
+        super().__init__(loss_weight)
+        for name, value in (('beta', beta), ('gamma', gamma)):
+            if not value >= 0:
+                raise ValueError(f'DISTLoss: {name}={value!r} must not be negative')
+        if not (isinstance(anchors, int) and anchors >= 1):
+            raise ValueError(f'DISTLoss: anchors={anchors!r} must be a whole number from 1')
+        self.beta, self.gamma = beta, gamma
+        self.eps = positive('DISTLoss', 'eps', eps)
+        self.tau = positive('DISTLoss', 'tau', tau)
+        self.activation = one_of('DISTLoss', 'activation', activation, ACTIVATIONS)
+        self.anchors = anchors
+        self.mask_ignored = mask_ignored
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Class scores of logits, whose anchors have become images of their own."""
+        if self.anchors > 1:
+            if logits.dim() != 4 or logits.shape[1] % self.anchors:
+                raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(logits.shape)}')
+            logits = logits.reshape(-1, logits.shape[1] // self.anchors, *logits.shape[2:])
+        logits = logits / self.tau
+        return logits.softmax(dim=1) if self.activation == 'softmax' else logits.sigmoid()
+
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
+                   mask: Optional[Tensor]) -> Tensor:
+        if self.mask_ignored:
+            mask = labelled(student, batch, mask)
+        if mask is not None:
+            mask = mask.to(student.dtype).repeat_interleave(self.anchors, dim=0)
+        inter, intra = dist_terms(self.scores(student), self.scores(teacher), mask, self.eps)
+        return self.tau**2 * (self.beta * inter + self.gamma * intra)

@@ -1,0 +1,138 @@
+"""Decoupled knowledge distillation of class logits."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_mm.functional import nonzero, one_of, positive
+from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.registry import MODELS
+from kd_mm.targets import row_labels, seg_map
+from kd_mm.types import KDBatch
+
+TARGETS = ('labels', 'teacher_argmax')
+
+
+def decoupled_terms(student: Tensor, teacher: Tensor, target: Tensor, tau: float = 1.0) -> Tuple[Tensor, Tensor]:
+    """The two parts of a softmax divergence, one number for each row or pixel.
+
+    TCKD is ``KL(b_t || b_s)`` of the two outcomes "target class or not", NCKD is ``KL`` of the softmax over the other
+    classes.  ``TCKD + (1 - p_t(target)) * NCKD`` is the whole divergence.
+
+    Args:
+        student: logits (M, K) or (N, K, H, W), K at least 2.
+        teacher: logits of the same shape.
+        target: class indices in 0..K-1, (M,) or (N, H, W).
+        tau: temperature, above 0.
+
+    Returns:
+        TCKD and NCKD, each of the shape of ``target``, not multiplied by tau squared.
+
+    Example:
+        >>> z = torch.tensor([[0., 1., 2.]])
+        >>> decoupled_terms(z, z, torch.tensor([1]))
+        (tensor([0.]), tensor([0.]))
+    """
+    index = target[:, None]
+    hidden = torch.zeros_like(student, dtype=torch.bool).scatter_(1, index, True)
+    sides = []
+    for logits in (student / tau, teacher / tau):
+        whole = logits.logsumexp(dim=1)
+        # A finite stand-in for -inf, whose differences are no NaN.
+        others = logits.masked_fill(hidden, -1e30)
+        sides.append((logits.gather(1, index)[:, 0] - whole, others.logsumexp(dim=1) - whole,
+                      F.log_softmax(others, dim=1)))
+    (hit_s, miss_s, rest_s), (hit_t, miss_t, rest_t) = sides
+    tckd = hit_t.exp() * (hit_t - hit_s) + miss_t.exp() * (miss_t - miss_s)
+    return tckd, (rest_t.exp() * (rest_t - rest_s)).sum(dim=1)
+
+
+@MODELS.register_module()
+class DKDLoss(KDLoss):
+    """Decoupled distillation (Zhao et al., Decoupled Knowledge Distillation, CVPR 2022).
+
+    ``tau^2 * mean over rows or pixels of (alpha * TCKD + beta * NCKD)``: how sure the teacher is of the target class,
+    and how it ranks the other classes, see :func:`decoupled_terms`.  In a plain divergence NCKD has the factor
+    ``1 - p_t(target)``, so that it vanishes just where the teacher is sure.
+
+    As published: detectron2's Faster R-CNN on RoI rows, mmrazor and mdistiller with the same formula.  mmrazor's
+    ``reduction='mean'`` and ``'none'`` both run as a sum (a deprecated argument wins) and are not offered.  For pixels
+    nothing was published; the weights are those of RoIs.
+
+    The target class comes from
+
+    - maps (N, K, H, W) with ``target='labels'``: the segmentation map at the size of the logits; pixels without one are
+      left out always;
+    - rows (M, K) with ``target='labels'``: ``KDBatch.row_labels``, which whoever makes the rows must give;
+    - ``target='teacher_argmax'``: the teacher's best class, for either shape and without labels. TCKD then has no truth
+      in it: it only says how sure to be of what the teacher believes.
+
+    Args:
+        alpha: weight of TCKD, not negative. Default 1 [C].
+        beta: weight of NCKD, not negative. Default 0.25 [C: detection]; 8 with tau=4 in classification [C].
+        tau: temperature, above 0. Default 1 [C: detection].
+        target: 'labels' (default [C]) or 'teacher_argmax'.
+        mask_ignored: with 'teacher_argmax', leave out the pixels whose label is ignored, where the data has labels.
+            Default True.
+        loss_weight: see :class:`KDLoss`. Default 1 [C].
+
+    A region weighs the pixels; RoI rows take none.
+
+    Returns:
+        A scalar per level, per row or valid pixel; summed over levels.
+
+    Raises:
+        ValueError: an option has a bad value, there are less than two classes, or there are no labels.
+
+    Example:
+        >>> from kd_mm.registry import build
+        >>> loss = build(dict(type='DKDLoss'))
+        >>> batch = KDBatch(seg_map=torch.randint(0, 5, (2, 32, 32)))
+        >>> z = torch.randn(2, 5, 8, 8)
+        >>> loss(z, z, batch).item()
+        0.0
+    """
+
+    logits = True
+
+    def __init__(self, alpha: float = 1.0, beta: float = 0.25, tau: float = 1.0, target: str = 'labels',
+                 mask_ignored: bool = True, loss_weight: Any = 1.0):
+        super().__init__(loss_weight)
+        for name, value in (('alpha', alpha), ('beta', beta)):
+            if not value >= 0:
+                raise ValueError(f'DKDLoss: {name}={value!r} must not be negative')
+        self.alpha, self.beta = alpha, beta
+        self.tau = positive('DKDLoss', 'tau', tau)
+        self.target = one_of('DKDLoss', 'target', target, TARGETS)
+        self.mask_ignored = mask_ignored
+
+    def targets(self, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+        """Class indices (M,) or (N, H, W), and the weights of the same shape: 0 where there is no target."""
+        if self.target == 'teacher_argmax':
+            target = teacher.argmax(dim=1)
+            if self.mask_ignored:
+                mask = labelled(teacher, batch, mask)
+            known = torch.ones_like(target, dtype=torch.bool)
+        else:
+            if teacher.dim() == 4:
+                target = seg_map(batch, (teacher.shape[2], teacher.shape[3])).to(teacher.device).long()
+                known = target != batch.ignore_index
+            else:
+                target = row_labels(batch, teacher.shape[0]).to(teacher.device).long()
+                known = torch.ones_like(target, dtype=torch.bool)
+            known = known & (target >= 0) & (target < teacher.shape[1])
+            target = target.where(known, torch.zeros_like(target))
+        weights = known.to(teacher.dtype)
+        return target, weights if mask is None else weights * mask[:, 0].to(teacher.dtype)
+
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
+                   mask: Optional[Tensor]) -> Tensor:
+        if student.shape[1] < 2:
+            raise ValueError(f'DKDLoss, level {level}: {student.shape[1]} class has no other classes to rank. Use '
+                             'SigmoidKDLoss')
+        target, weights = self.targets(teacher, batch, mask)
+        tckd, nckd = decoupled_terms(student, teacher, target, self.tau)
+        total = ((self.alpha * tckd + self.beta * nckd) * weights).sum()
+        return self.tau**2 * total / nonzero(weights.sum())

@@ -1,0 +1,121 @@
+"""Regions along the borders between the classes of a segmentation map."""
+
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_mm.functional import one_of, parameter_options
+from kd_mm.regions.base import RegionMask
+from kd_mm.registry import MODELS
+from kd_mm.targets import seg_map
+from kd_mm.types import Features, KDBatch
+
+MODES = ('edge', 'body')
+
+#: most numbers of the label maps, one a class, that are held at once.
+BLOCK = 2**24
+
+
+def odd_width(owner: str, width: int) -> int:
+    """``width`` if it is an odd whole number from 3.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> odd_width('EdgeRegion', 7)
+        7
+    """
+    if not (isinstance(width, int) and width >= 3 and width % 2):
+        raise ValueError(f'{owner}: width={width!r} must be an odd whole number from 3')
+    return width
+
+
+def label_edges(labels: Tensor, width: int, ignore_index: int) -> Tuple[Tensor, Tensor]:
+    """Pixels whose window holds more than one label, and those that have a label.
+
+    Args:
+        labels: (N, H, W); ignored pixels make no edge and are at none.
+        width: edge of the window in pixels, odd.
+        ignore_index: their label.
+
+    Returns:
+        Two (N, 1, H, W), bool.
+
+    Example:
+        >>> edges, known = label_edges(torch.tensor([[[0, 0, 0, 1, 255]]]), 3, 255)
+        >>> edges.int().flatten(), known.int().flatten()
+        (tensor([0, 0, 1, 1, 0], dtype=torch.int32), tensor([1, 1, 1, 1, 0], dtype=torch.int32))
+    """
+    known = (labels != ignore_index)[:, None]
+    # Labels up to 2**24 are exact in float32, the only type that max_pool2d takes on every device.
+    values = labels[:, None].float()
+    highest = F.max_pool2d(values.masked_fill(~known, -1e9), width, 1, width // 2)
+    lowest = -F.max_pool2d((-values).masked_fill(~known, -1e9), width, 1, width // 2)
+    return (highest != lowest) & known, known
+
+
+def class_edges(batch: KDBatch, features: Tensor, classes: int, width: int) -> Tuple[Tensor, Tensor]:
+    """Share of each cell that lies at the edge of each class, and the share that does not.
+
+    For class k the edge is the dilation less the erosion of its pixels: where the window holds k and something else.
+
+    Args:
+        batch: gives the labels.
+        features: (N, C, H, W); size, device and dtype of the result.
+        classes: K.
+        width: edge of the window in pixels of the label map, odd.
+
+    Returns:
+        Two (N, K, H, W) within 0..1, whose sum is the labelled share of the cell.
+    """
+    labels, size = seg_map(batch).to(features.device), (features.shape[2], features.shape[3])
+    mixed, known = label_edges(labels, width, batch.ignore_index)
+    chunk, parts = max(BLOCK // max(labels.numel(), 1), 1), []
+    for start in range(0, classes, chunk):
+        wanted = torch.arange(start, min(start + chunk, classes), device=labels.device).view(1, -1, 1, 1)
+        own = F.max_pool2d((labels[:, None] == wanted).float(), width, 1, width // 2)
+        parts.append(F.adaptive_avg_pool2d(own * mixed.float(), size))
+    edges = torch.cat(parts, dim=1).to(features.dtype)
+    share = F.adaptive_avg_pool2d(known.float(), size).to(features.dtype)
+    return edges, (share - edges).clamp(min=0)
+
+
+@MODELS.register_module()
+class EdgeRegion(RegionMask):
+    """Cells along the borders between classes, or the rest of the labelled cells.
+
+    A cell's weight is the share of its pixels at a border (``mode='edge'``) or labelled and at none (``mode='body'``);
+    the borders are found in the label map itself, before it is made smaller.
+
+    Args:
+        mode: 'edge' (default) or 'body'.
+        width: edge of the window in pixels of the label map, odd, at least 3: a pixel is at a border if the window
+            around it holds more than one class. Default 7.
+
+    Returns:
+        L tensors (N, 1, H, W) within 0..1.
+
+    Raises:
+        ValueError: an option has a bad value, or the data has no segmentation map.
+
+    Example:
+        >>> batch = KDBatch(seg_map=torch.tensor([[[0, 0, 0, 0, 0, 0, 1, 1]]]))
+        >>> EdgeRegion(width=3)((torch.zeros(1, 8, 1, 4), ), batch)[0].flatten()
+        tensor([0.0000, 0.0000, 0.5000, 0.5000])
+    """
+
+    needs_seg_map = True
+
+    def __init__(self, mode: str = 'edge', width: int = 7):
+        super().__init__()
+        self.mode = one_of('EdgeRegion', 'mode', mode, MODES)
+        self.width = odd_width('EdgeRegion', width)
+
+    def forward(self, features: Features, batch: KDBatch) -> Features:
+        mixed, known = label_edges(seg_map(batch).to(features[0].device), self.width, batch.ignore_index)
+        chosen = (mixed if self.mode == 'edge' else known & ~mixed).float()
+        return tuple(F.adaptive_avg_pool2d(chosen, (tensor.shape[2], tensor.shape[3])).to(**parameter_options(tensor))
+                     for tensor in features)

@@ -1,0 +1,116 @@
+import pytest
+import torch
+
+from kd_mm.regions import EdgeRegion, RegionMask
+from kd_mm.regions.edge import class_edges
+from kd_mm.registry import build
+from kd_mm.types import KDBatch
+
+
+class Given(RegionMask):
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, features, batch):
+        return (self.mask, )
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def value(student, teacher, batch, region=None, **options):
+    return build(dict(type='BPKDLoss', width=3, **options))(student, teacher, batch, region).item()
+
+
+#: The edge is the two columns in the middle, for both classes; class 2 is nowhere.
+TWO = KDBatch(seg_map=torch.tensor([0, 0, 0, 1, 1, 1]).expand(2, 4, 6))
+
+
+def test_edges_are_the_pixel_loss_there():
+    student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
+    pixels = build(dict(type='SoftmaxKDLoss', tau=2.0))(student[..., 2:4], teacher[..., 2:4]).item()
+    assert value(student, teacher, TWO, edge=3.0, body=0.0, tau=2.0) == pytest.approx(3 * pixels)
+    # Outside of the edge nothing counts.
+    moved = student.clone()
+    moved[..., :2] += draw(2, 3, 4, 2)
+    assert value(moved, teacher, TWO, body=0.0) == pytest.approx(value(student, teacher, TWO, body=0.0))
+
+
+def test_bodies_are_the_channel_wise_loss_there():
+    student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
+    cut = [tensor[..., [0, 1, 4, 5]] for tensor in (student, teacher)]
+    two = build(dict(type='CWDLoss', tau=2.0, loss_weight=1.0))(*(side[:, :2] for side in cut)).item()
+    # The third class has no edge, so its body is the whole map.
+    whole = build(dict(type='CWDLoss', tau=2.0, loss_weight=1.0))(student[:, 2:], teacher[:, 2:]).item()
+    expected = (2 * two + whole) / 3
+    assert value(student, teacher, TWO, edge=0.0, body=5.0, tau=2.0) == pytest.approx(5 * expected)
+
+
+def test_an_image_without_labels_does_not_count():
+    student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
+    labels = TWO.seg_map.clone()
+    labels[1] = 255
+    first = value(student[:1], teacher[:1], KDBatch(seg_map=labels[:1]))
+    assert value(student, teacher, KDBatch(seg_map=labels)) == pytest.approx(first, rel=1e-12)
+
+
+def test_the_classes_count_the_same():
+    # Class 2 has a single edge between it and class 0, in one column of the second image only.
+    labels = TWO.seg_map.clone()
+    labels[1, :, :3] = 2
+    batch = KDBatch(seg_map=labels)
+    student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
+    pixel = build(dict(type='SoftmaxKDLoss'))
+    images = [pixel(student[i:i + 1, ..., 2:4], teacher[i:i + 1, ..., 2:4]).item() for i in (0, 1)]
+    expected = (images[0] + (images[0] + images[1]) / 2 + images[1]) / 3
+    assert value(student, teacher, batch, body=0.0) == pytest.approx(expected)
+
+
+def test_cells_share_edge_and_body():
+    batch = KDBatch(seg_map=torch.tensor([[[0, 0, 0, 0, 1, 1, 255, 255]]]))
+    edges, bodies = class_edges(batch, torch.zeros(1, 5, 1, 4).double(), 2, 3)
+    assert edges.dtype == torch.float64
+    assert edges[0, :, 0].tolist() == [[0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0]]
+    assert bodies[0, :, 0].tolist() == [[1, 0.5, 0.5, 0], [1, 0.5, 0.5, 0]]
+
+
+def test_chunks_of_classes_do_not_change_the_numbers(monkeypatch):
+    batch = KDBatch(seg_map=torch.randint(0, 7, (2, 8, 8), generator=torch.Generator().manual_seed(0)))
+    like = torch.zeros(2, 7, 4, 4)
+    whole = class_edges(batch, like, 7, 3)
+    monkeypatch.setattr('kd_mm.regions.edge.BLOCK', 3 * 128)
+    assert all(torch.equal(a, b) for a, b in zip(class_edges(batch, like, 7, 3), whole))
+
+
+def test_region_multiplies_the_shares():
+    student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
+    mask = torch.zeros(2, 1, 4, 6)
+    mask[:, :, :2] = 2.0
+    top = KDBatch(seg_map=TWO.seg_map[:, :2])
+    expected = value(student[:, :, :2], teacher[:, :, :2], top)
+    assert value(student, teacher, TWO, Given(mask)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_nothing_labelled_is_zero():
+    student = draw(1, 3, 2, 2).requires_grad_()
+    loss = build(dict(type='BPKDLoss'))(student, draw(1, 3, 2, 2), KDBatch(seg_map=torch.full((1, 2, 2), 255)))
+    loss.backward()
+    assert loss.item() == 0.0 and student.grad.abs().sum() == 0
+    with pytest.raises(ValueError, match='segmentation map'):
+        value(student, student, KDBatch())
+    with pytest.raises(ValueError, match='needs maps'):
+        value(draw(4, 3), draw(4, 3), TWO)
+
+
+def test_any_loss_takes_the_edge():
+    student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
+    found = build(dict(type='SoftmaxKDLoss'))(student, teacher, TWO, EdgeRegion(width=3)).item()
+    assert found == pytest.approx(value(student, teacher, TWO, body=0.0))
+
+
+@pytest.mark.parametrize('options', [dict(edge=-1), dict(body=float('nan')), dict(tau=0), dict(width=4)])
+def test_bad_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        build(dict(type='BPKDLoss', **options))
