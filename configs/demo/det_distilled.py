@@ -4,7 +4,7 @@ _base_ = './det_student.py'
 custom_hooks = [dict(
     type='kd_mm.DistillHook',
     teacher='{{ fileDirname }}/det_teacher.py',
-    teacher_ckpt='work_dirs/demo/detection/teacher_seed0/epoch_6.pth',
+    teacher_ckpt='work_dirs/demo/detection/teacher_seed0/epoch_8.pth',
     inherit=('bbox_head',),
     losses=dict(
         loss_pkd=dict(type='PKDLoss', at='neck', loss_weight=10.0),

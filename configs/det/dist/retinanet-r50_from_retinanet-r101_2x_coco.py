@@ -1,0 +1,12 @@
+# DIST on the sigmoid scores of the shared head. Card: README.md in this folder.
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
+
+custom_hooks = [
+    dict(
+        type='kd_mm.DistillHook',
+        teacher='mmdet::retinanet/retinanet_r101_fpn_2x_coco.py',
+        teacher_ckpt='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r101_fpn_2x_coco/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth',  # noqa: E501
+        losses=dict(
+            # The head is shared by the levels: one call, and so one level here, for each of P3 to P7.
+            loss_dist=dict(type='DISTLoss', at='bbox_head.retina_cls', activation='sigmoid')))
+]
