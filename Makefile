@@ -1,6 +1,7 @@
 # make demo      the main job on generated data: teacher, plain student, distilled student, for both tasks
 # make test      lint, types and all tests
-# Both set everything up by themselves on a fresh machine (.venv; about ten minutes, once).
+# make sweep     distillation with every family of the hosts; writes tests/compat.json and configs/README.md
+# Each sets everything up by themselves on a fresh machine (.venv; about ten minutes, once).
 #
 # STACK=onedl    the maintained forks of the hosts instead of the published ones
 # PYTHON=...     the interpreter for the virtual environment
@@ -15,7 +16,7 @@ ARGS ?=
 VENV := $(if $(filter upstream,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint env clean
+.PHONY: demo test sweep lint env clean
 
 env:
 	@$(PYTHON) tools/setup_env.py --stack $(STACK)
@@ -26,6 +27,9 @@ demo: env
 lint: env
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
+
+sweep: env
+	@$(RUN) tools/sweep.py $(ARGS)
 
 test: lint
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)

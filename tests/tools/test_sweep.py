@@ -1,0 +1,91 @@
+"""A fixed sample of the families, through the code of ``tools/sweep.py``; and that the sweep can fail."""
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from stock import detector
+
+from kd_mm.taps import Tap
+from kd_mm.teacher import build_model, load_config
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location('sweep', ROOT / 'tools' / 'sweep.py')
+sweep = importlib.util.module_from_spec(SPEC)
+sys.modules['sweep'] = sweep
+SPEC.loader.exec_module(sweep)
+
+SAMPLE = ()
+
+
+def family(name):
+    return next(item for item in sweep.families() if item[0] == name)
+
+
+@pytest.mark.parametrize('name', SAMPLE)
+def test_family(name):
+    _, configs, reason = family(name)
+    assert reason is None
+    record = sweep.isolated(sweep.try_family, configs[0], name.split('/')[0])
+    assert sweep.passed(record), record
+    recorded = json.loads(sweep.RESULTS.read_text())['families'][name]
+    assert recorded['kinds'] == record['kinds']
+
+
+def test_the_sample_is_large_and_mixed():
+    assert len(SAMPLE) >= 20 and {name.split('/')[0] for name in SAMPLE} == {'mmdet', 'mmseg'}
+
+
+def test_table_is_rendered_from_the_results():
+    data = json.loads(sweep.RESULTS.read_text())
+    assert sweep.TABLE.read_text() == sweep.render(data)
+    assert {name for name, *_ in sweep.families()} <= set(data['families']) or 'onedl' in torch.__path__[0]
+
+
+def test_faults_are_found(coco_root, tmp_path, monkeypatch):
+    """An adapter outside the optimizer, and a loss that nobody needs."""
+    path = tmp_path / 'small.py'
+    cfg = detector(coco_root, tmp_path / 'work')
+    cfg.dump(path)
+    record = sweep.try_family(path, 'mmdet')
+    assert sweep.passed(record), record
+    from kd_mm.hooks import DistillHook
+    monkeypatch.setattr(DistillHook, '_add_parameters', lambda self, runner: None)
+    record = sweep.try_family(path, 'mmdet')
+    assert 'adapter parameters untrained' in record['kinds']['backbone'] and record['kinds']['neck'] == 'ok'
+    assert not sweep.passed(record)
+    monkeypatch.undo()
+    monkeypatch.setattr(sweep, 'losses_for', lambda host: {
+        'loss_kd_neck': dict(type='PKDLoss', at='@neck'), 'loss_kd_logits': dict(type='PKDLoss', at='nothing')})
+    record = sweep.try_family(path, 'mmdet')
+    assert record['kinds']['neck'] == 'ok' and "no module 'nothing'" in record['kinds']['logits']
+
+
+def test_traces_are_found(coco_root, tmp_path):
+    cfg = detector(coco_root, tmp_path)
+    model = build_model(load_config(cfg.to_dict())[0], 'mmdet')
+    assert sweep.traces(model) == []
+    tap = Tap(model, 'neck')
+    tap.arm()
+    assert sweep.traces(model) == ['neck.forward']
+    tap.disarm()
+    object.__setattr__(model, 'loss', lambda: None)
+    assert sweep.traces(model) == ['loss']
+
+
+def busy():
+    end = time.process_time() + 60
+    while time.process_time() < end:
+        pass
+
+
+def test_a_family_that_hangs_or_dies_is_its_own():
+    assert sweep.isolated(busy, limit=1) == dict(refused='took more than 1 s')
+    assert sweep.isolated(lambda: os.kill(os.getpid(), signal.SIGKILL))['refused'].startswith('the process died')
+    assert sweep.isolated(lambda: 1 / 0)['refused'] == 'failed: ZeroDivisionError: division by zero'
