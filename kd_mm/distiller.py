@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kd_mm import distributed
 from kd_mm.synthetic import synthetic_batch
-from kd_mm.taps import Tap, expand_paths
+from kd_mm.taps import Tap
 from kd_mm.teacher import Teacher, eval_mode, forward_tensor, inherit_weights, preserved_random_state, task_of
 from kd_mm.terms import Problems, Term
 from kd_mm.types import Features, KDBatch
@@ -102,9 +102,7 @@ class Distiller(nn.Module):
     def _make_taps(self, side: str, model: nn.Module) -> Dict[str, Tap]:
         taps: Dict[str, Tap] = {}
         for term in self._all_terms():
-            paths = expand_paths(model, getattr(term, f'{side}_at'))
-            setattr(term, f'{side}_paths', paths)
-            for path in paths:
+            for path in term.find_paths(side, model):
                 if path not in taps:
                     try:
                         taps[path] = Tap(model, path, side)
@@ -140,6 +138,7 @@ class Distiller(nn.Module):
         terms = self._usable()
         if not terms:
             return
+        assert self.teacher is not None
         with preserved_random_state(self.seed), torch.enable_grad(), eval_mode(self.student):
             passed = self._dry_forward()
             if passed is None:
@@ -158,8 +157,9 @@ class Distiller(nn.Module):
                     features = term.collect(student, teacher)
                     self._check_classes(term, *features)
                     term.loss.weight.check(1 if term.loss.joint else len(features[0]), self.max_steps)
+                    term.bind(self.student, self.teacher.model, student, teacher)
                     term.prepare(*features)
-                    self._check_reach(term, *features, batch)
+                    self._check_reach(term, *features, term.with_logits(batch, student, teacher))
                 except (KeyError, ValueError) as error:
                     text = str(error.args[0])
                     self.problems.add(text if text.startswith(term.name) else f'{term.name}: {text}')
@@ -352,7 +352,7 @@ class Distiller(nn.Module):
         flags: List[Tensor] = []
         where: List[Tuple[str, int]] = []
         for term in terms:
-            levels = term.per_level(*term.collect(student, teacher), batch)
+            levels = term.per_level(*term.collect(student, teacher), term.with_logits(batch, student, teacher))
             weights = term.loss.weight.at(self.step, self.max_steps, len(levels))
             total = sum(level * weight for level, weight in zip(levels, weights))
             assert isinstance(total, Tensor)

@@ -122,3 +122,22 @@ def weighted_mean(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         return values.sum() / max(values.numel(), 1)
     mask = mask.to(values.dtype)
     return (values * mask).sum() / (nonzero(mask.sum()) * max(values.shape[1], 1))
+
+
+def cell_mean(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """Sum over channels, mean over images and cells, weighted by a region.
+
+    ``sum(m * v) / sum(m)``; 0 (still connected to ``values``) where the whole mask is zero.
+
+    Args:
+        values: (N, C, H, W).
+        mask: (N, 1, H, W), not negative, or None.
+
+    Returns:
+        A scalar, C times :func:`weighted_mean`.
+
+    Example:
+        >>> cell_mean(torch.tensor([1., 3.]).view(1, 1, 1, 2), torch.tensor([3., 1.]).view(1, 1, 1, 2))
+        tensor(1.5000)
+    """
+    return weighted_mean(values, mask) * max(values.shape[1], 1)

@@ -1,5 +1,6 @@
 """One entry of ``losses``: where to tap, how to adapt, what to compute; and the list of what is wrong with a config."""
 
+import dataclasses
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from kd_mm.adapters import Adapter, auto_adapter
 from kd_mm.losses.base import KDLoss
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
+from kd_mm.taps import expand_paths, resolve
 from kd_mm.teacher import eval_mode
 from kd_mm.types import Features, KDBatch
 
@@ -63,8 +65,20 @@ class Term(nn.Module):
                 self.adapter = build(self.adapter_cfg, Adapter, 'adapter')
         except (KeyError, ValueError) as error:
             raise ValueError(f'{name}: {error.args[0]}') from error
+        #: every tap of a side: those of the features first, then those of the region's logits.
         self.student_paths: List[str] = []
         self.teacher_paths: List[str] = []
+        self._features: Dict[str, int] = {}
+
+    def find_paths(self, side: str, model: nn.Module) -> List[str]:
+        """Module paths of all taps of one side, patterns expanded."""
+        paths = expand_paths(model, getattr(self, f'{side}_at'))
+        self._features[side] = len(paths)
+        at = {} if self.region is None else self.region.logits_at
+        if side in at:
+            paths = [*paths, *expand_paths(model, at[side])]
+        setattr(self, f'{side}_paths', paths)
+        return paths
 
     @property
     def needs_boxes(self) -> bool:
@@ -81,22 +95,42 @@ class Term(nn.Module):
         Raises:
             ValueError: a level does not exist, or the counts differ.
         """
-        sides = []
-        for records, paths, keep, side in ((student, self.student_paths, self.student_levels, 'student'),
-                                           (teacher, self.teacher_paths, self.teacher_levels, 'teacher')):
-            found = tuple(tensor for path in paths for tensor in records[path])
-            if keep is not None:
-                if any(not -len(found) <= index < len(found) for index in keep):
-                    raise ValueError(f'{self.name}: levels={list(keep)} but {side} {paths} gives {len(found)} levels: '
-                                     f'{_shapes(found)}')
-                found = tuple(found[index] for index in keep)
-            sides.append(found)
+        sides = [tuple(tensor for _, tensor in self._levels_of(side, records, logits=False))
+                 for side, records in (('student', student), ('teacher', teacher))]
         if len(sides[0]) != len(sides[1]):
             raise ValueError(
                 f'{self.name}: {len(sides[0])} student levels {_shapes(sides[0])} and {len(sides[1])} teacher levels '
                 f'{_shapes(sides[1])}. Pick levels that belong together with levels=[...] or '
                 'levels=dict(student=[...], teacher=[...])')
         return sides[0], sides[1]
+
+    def _levels_of(self, side: str, records: Dict[str, Features], logits: bool) -> List[Tuple[str, Tensor]]:
+        """Path and tensor of the levels of one side, those that ``levels`` keeps."""
+        all_paths, split = getattr(self, f'{side}_paths'), self._features[side]
+        paths, keep = all_paths[split:] if logits else all_paths[:split], getattr(self, f'{side}_levels')
+        found = [(path, tensor) for path in paths for tensor in records[path]]
+        if keep is not None and found:
+            if any(not -len(found) <= index < len(found) for index in keep):
+                raise ValueError(f'{self.name}: levels={list(keep)} but {side} {paths} gives {len(found)} levels: '
+                                 f'{_shapes([tensor for _, tensor in found])}')
+            found = [found[index] for index in keep]
+        return found
+
+    def with_logits(self, batch: KDBatch, student: Dict[str, Features], teacher: Dict[str, Features]) -> KDBatch:
+        """The batch with what the region's own taps recorded; the batch itself for a region without taps."""
+        if self.region is None or not self.region.logits_at:
+            return batch
+        return dataclasses.replace(
+            batch,
+            student_logits=tuple(tensor.detach() for _, tensor in self._levels_of('student', student, logits=True)),
+            teacher_logits=tuple(tensor.detach() for _, tensor in self._levels_of('teacher', teacher, logits=True)))
+
+    def bind(self, student_model: nn.Module, teacher_model: nn.Module, student: Dict[str, Features],
+             teacher: Dict[str, Features]) -> None:
+        """Show the loss the modules behind its levels."""
+        self.loss.bind(*([resolve(model, path, side)[0] for path, _ in self._levels_of(side, records, logits=False)]
+                         for side, model, records in (('student', student_model, student),
+                                                      ('teacher', teacher_model, teacher))))
 
     def prepare(self, student: Features, teacher: Features) -> None:
         """Choose the adapter and create every trainable part, for features like these."""
@@ -120,7 +154,7 @@ class Term(nn.Module):
         return self.loss.per_level(student, teacher, batch, self.region)
 
 
-def _shapes(features: Features) -> str:
+def _shapes(features: Sequence[Tensor]) -> str:
     return '[' + ', '.join('x'.join(map(str, tensor.shape)) for tensor in features) + ']'
 
 

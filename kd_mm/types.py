@@ -33,6 +33,8 @@ class KDBatch:
         ignore_index: label of ``seg_map`` that no loss may look at.
         step: iteration number, from 0; schedules and random masks depend on it.
         max_steps: iterations of the whole training, 0 if unknown.
+        student_logits, teacher_logits: class logits (N, A*K, H, W), one a level, for regions made of predictions; a
+            distiller fills them in from the region's own taps (``logits_at``).
         seed: base of the random masks; they depend on (seed, rank, step) alone, so a resumed run draws the same.
     """
 
@@ -43,6 +45,8 @@ class KDBatch:
     img_shapes: Optional[List[Tuple[int, int]]] = None
     seg_map: Optional[Tensor] = None
     ignore_index: int = 255
+    student_logits: Features = ()
+    teacher_logits: Features = ()
     step: int = 0
     max_steps: int = 0
     seed: int = 0

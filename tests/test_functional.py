@@ -53,3 +53,11 @@ def test_checks():
     for bad in (0, -1, float('nan')):
         with pytest.raises(ValueError, match='must be above 0'):
             F.positive('X', 'tau', bad)
+
+
+def test_cell_mean():
+    values = torch.tensor([[1.0, 3.0], [10.0, 30.0]]).view(1, 2, 1, 2)
+    mask = torch.tensor([3.0, 1.0]).view(1, 1, 1, 2)
+    assert F.cell_mean(values).item() == pytest.approx(22.0)
+    assert F.cell_mean(values, mask).item() == pytest.approx((3 * 11 + 33) / 4)
+    assert F.cell_mean(values, 0 * mask).item() == 0.0

@@ -1,7 +1,14 @@
 """Regions: where to imitate."""
 
 from kd_mm.regions.base import RegionMask
+from kd_mm.regions.fine_grained import FineGrainedRegion
 from kd_mm.regions.gt_box import GTBoxRegion
+from kd_mm.regions.level_box import LevelBoxRegion
+from kd_mm.regions.prediction_gap import PredictionGapRegion
 from kd_mm.regions.seg_class import SegClassRegion
+from kd_mm.regions.teacher_score import TeacherScoreRegion
 
-__all__ = ['GTBoxRegion', 'RegionMask', 'SegClassRegion']
+__all__ = [
+    'FineGrainedRegion', 'GTBoxRegion', 'LevelBoxRegion', 'PredictionGapRegion', 'RegionMask', 'SegClassRegion',
+    'TeacherScoreRegion'
+]
