@@ -7,7 +7,9 @@ from kd_mm.losses.fbkd import FBKDLoss
 from kd_mm.losses.fgd import FGDLoss
 from kd_mm.losses.fgfi import FGFILoss
 from kd_mm.losses.fitnet import FitNetLoss
+from kd_mm.losses.freekd import FreeKDLoss
 from kd_mm.losses.frs import FRSLoss
+from kd_mm.losses.icd import ICDLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
 from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.ofd import OFDLoss
@@ -17,6 +19,6 @@ from kd_mm.losses.reviewkd import ReviewKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 
 __all__ = [
-    'CWDLoss', 'DeFeatLoss', 'FBKDLoss', 'FGDLoss', 'FGFILoss', 'FRSLoss', 'FitNetLoss', 'KDLoss', 'MGDLoss',
-    'OFDLoss', 'PFILoss', 'PKDLoss', 'ReviewKDLoss', 'SigmoidKDLoss', 'SoftmaxKDLoss'
+    'CWDLoss', 'DeFeatLoss', 'FBKDLoss', 'FGDLoss', 'FGFILoss', 'FRSLoss', 'FitNetLoss', 'FreeKDLoss', 'ICDLoss',
+    'KDLoss', 'MGDLoss', 'OFDLoss', 'PFILoss', 'PKDLoss', 'ReviewKDLoss', 'SigmoidKDLoss', 'SoftmaxKDLoss'
 ]
