@@ -28,6 +28,7 @@ class KDBatch:
         data_samples: the host's data samples, one an image.
         boxes: N tensors (M, 4) in input pixels.
         labels: N tensors (M,) of class indices.
+        instances: N tensors (M, 4), boxes whose features are to be compared; None for the ground truth.
         masks: N tensors (M, h, w), 1 in the pixels of each object, from the upper left corner of the input.
         img_shapes: N pairs (h, w): image sizes before padding.
         seg_map: (N, Hin, Win) integer labels.
@@ -43,6 +44,7 @@ class KDBatch:
     data_samples: Sequence[Any] = ()
     boxes: Optional[List[Tensor]] = None
     labels: Optional[List[Tensor]] = None
+    instances: Optional[List[Tensor]] = None
     masks: Optional[List[Tensor]] = None
     img_shapes: Optional[List[Tuple[int, int]]] = None
     seg_map: Optional[Tensor] = None

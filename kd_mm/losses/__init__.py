@@ -9,9 +9,11 @@ from kd_mm.losses.fgfi import FGFILoss
 from kd_mm.losses.fitnet import FitNetLoss
 from kd_mm.losses.freekd import FreeKDLoss
 from kd_mm.losses.frs import FRSLoss
+from kd_mm.losses.gid import GIDLoss
 from kd_mm.losses.icd import ICDLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
 from kd_mm.losses.mgd import MGDLoss
+from kd_mm.losses.mimic import MimicLoss
 from kd_mm.losses.ofd import OFDLoss
 from kd_mm.losses.pfi import PFILoss
 from kd_mm.losses.pkd import PKDLoss
@@ -19,6 +21,7 @@ from kd_mm.losses.reviewkd import ReviewKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 
 __all__ = [
-    'CWDLoss', 'DeFeatLoss', 'FBKDLoss', 'FGDLoss', 'FGFILoss', 'FRSLoss', 'FitNetLoss', 'FreeKDLoss', 'ICDLoss',
-    'KDLoss', 'MGDLoss', 'OFDLoss', 'PFILoss', 'PKDLoss', 'ReviewKDLoss', 'SigmoidKDLoss', 'SoftmaxKDLoss'
+    'CWDLoss', 'DeFeatLoss', 'FBKDLoss', 'FGDLoss', 'FGFILoss', 'FRSLoss', 'FitNetLoss', 'FreeKDLoss', 'GIDLoss',
+    'ICDLoss', 'KDLoss', 'MGDLoss', 'MimicLoss', 'OFDLoss', 'PFILoss', 'PKDLoss', 'ReviewKDLoss', 'SigmoidKDLoss',
+    'SoftmaxKDLoss'
 ]
