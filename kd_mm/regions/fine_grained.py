@@ -97,7 +97,7 @@ class FineGrainedRegion(RegionMask):
         >>> batch = KDBatch(input_shape=(32, 32), boxes=[torch.tensor([[-8., -8., 24., 24.]])])
         >>> region = FineGrainedRegion(strides=[8], scales=[4], ratios=[1])
         >>> region((torch.zeros(1, 8, 4, 4), ), batch)[0].sum().item()
-        8.0
+        5.0
     """
 
     needs_boxes = True
