@@ -238,15 +238,24 @@ class Distiller(nn.Module):
                     features = self._features(term, student, teacher)
                     self._check_classes(term, *features)
                     term.loss.weight.check(1 if term.loss.joint else len(features[0]), self.max_steps)
+                    records = self._records(term, term.sources[0], student, teacher)
+                    first = self.teachers.get(term.sources[0])
+                    term.bind(self.student, self.student if first is None else first.model, student, records)
                     term.prepare(*features)
                     for peer in self.peers.values():
                         if term.name in peer.terms:
                             mirror: Any = peer.terms[term.name]
                             mirror.prepare(features[1], features[0])
-                    self._check_reach(term, *features, batch)
+                    self._check_reach(term, *features, term.with_logits(batch, student, records))
                 except (KeyError, ValueError) as error:
                     text = str(error.args[0])
                     self.problems.add(text if text.startswith(term.name) else f'{term.name}: {text}')
+
+    @staticmethod
+    def _records(term: Term, source: str, student: Dict[str, Features],
+                 teacher: Dict[Tuple[str, str], Features]) -> Dict[str, Features]:
+        """What the taps of one of a term's teachers recorded, by path."""
+        return student if source == SELF else {path: teacher[source, path] for path in term.teacher_paths}
 
     def _features(self, term: Term, student: Dict[str, Features],
                   teacher: Dict[Tuple[str, str], Features]) -> Tuple[Features, Features]:
@@ -254,8 +263,7 @@ class Distiller(nn.Module):
         own: Optional[Features] = None
         theirs: List[Features] = []
         for source in term.sources:
-            records = (student if source == SELF else {path: teacher[source, path] for path in term.teacher_paths})
-            own, found = term.collect(student, records)
+            own, found = term.collect(student, self._records(term, source, student, teacher))
             theirs.append(found)
         assert own is not None
         try:
@@ -483,7 +491,8 @@ class Distiller(nn.Module):
         compared: Dict[str, Tuple[Features, Features]] = {}
         for term in terms:
             compared[term.name] = self._features(term, student, teacher)
-            levels = term.per_level(*compared[term.name], batch)
+            records = self._records(term, term.sources[0], student, teacher)
+            levels = term.per_level(*compared[term.name], term.with_logits(batch, student, records))
             weights = term.loss.weight.at(self.step, self.max_steps, len(levels))
             total = sum(level * weight for level, weight in zip(levels, weights))
             assert isinstance(total, Tensor)

@@ -332,3 +332,22 @@ def class_centres(features: Tensor, members: Tensor) -> Tuple[Tensor, Tensor]:
     """
     counts = members.sum(dim=1)
     return features @ members / nonzero(counts)[:, None], counts
+
+
+def cell_mean(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """Sum over channels, mean over images and cells, weighted by a region.
+
+    ``sum(m * v) / sum(m)``; 0 (still connected to ``values``) where the whole mask is zero.
+
+    Args:
+        values: (N, C, H, W).
+        mask: (N, 1, H, W), not negative, or None.
+
+    Returns:
+        A scalar, C times :func:`weighted_mean`.
+
+    Example:
+        >>> cell_mean(torch.tensor([1., 3.]).view(1, 1, 1, 2), torch.tensor([3., 1.]).view(1, 1, 1, 2))
+        tensor(1.5000)
+    """
+    return weighted_mean(values, mask) * max(values.shape[1], 1)

@@ -83,6 +83,31 @@ def row_labels(batch: KDBatch, rows: int) -> Tensor:
     return batch.row_labels
 
 
+def gt_masks(batch: KDBatch) -> List[Tensor]:
+    """Instance masks of every image, bool (M, h, w), from the upper left corner of the padded input.
+
+    Raises:
+        ValueError: the data has no masks.
+    """
+    if batch.masks is not None:
+        return [masks > 0 for masks in batch.masks]
+    found: List[Tensor] = []
+    for sample in batch.data_samples:
+        instances = getattr(sample, 'gt_instances', None)
+        if instances is None or 'masks' not in instances:
+            found = []
+            break
+        masks = instances.masks
+        if not isinstance(masks, Tensor):  # mmdet's bitmap and polygon masks
+            masks = masks.to_tensor(dtype=torch.bool, device='cpu')
+        found.append(masks > 0)
+    if not found:
+        raise ValueError('this region needs instance masks and the data has none (data_samples[i].gt_instances.masks). '
+                         'Load them with dict(type=\'LoadAnnotations\', with_bbox=True, with_mask=True), or use '
+                         'GTBoxRegion')
+    return found
+
+
 def has_seg_map(batch: KDBatch) -> bool:
     """Whether the batch carries segmentation labels."""
     return batch.seg_map is not None or (len(batch.data_samples) > 0 and all(

@@ -1,5 +1,6 @@
 """One entry of ``losses``: where to tap, how to adapt, what to compute; and the list of what is wrong with a config."""
 
+import dataclasses
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from kd_mm.losses.base import KDLoss
 from kd_mm.places import MARK, find
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.taps import expand_paths
+from kd_mm.taps import expand_paths, resolve
 from kd_mm.teacher import eval_mode
 from kd_mm.types import Features, KDBatch
 
@@ -78,10 +79,13 @@ class Term(nn.Module):
         self.classes = classes
         sources = cfg.get('teacher')
         self.sources: Tuple[str, ...] = (sources, ) if isinstance(sources, str) else tuple(sources or ())
+        if self.region is not None and self.region.logits_at and len(self.sources) > 1:
+            raise ValueError(f'{name}: {type(self.region).__name__} looks at the logits of one teacher; name one')
+        #: every tap of a side: those of the features first, then those of the region's logits.
         self.student_paths: List[str] = []
         self.teacher_paths: List[str] = []
-        self.student_pick: Optional[Pick] = None
-        self.teacher_pick: Optional[Pick] = None
+        self._features: Dict[str, int] = {}
+        self._picks: Dict[Tuple[str, bool], Pick] = {}
         self.pairs: Optional[Pairs] = None
         self._chosen: Dict[str, Tuple[int, List[int]]] = {}
 
@@ -94,13 +98,20 @@ class Term(nn.Module):
         Raises:
             KeyError: a place that the model does not have.
         """
+        paths = self._expand(side, model, getattr(self, f'{side}_at'), logits=False)
+        self._features[side] = len(paths)
+        if self.region is not None and side in self.region.logits_at:
+            paths.extend(self._expand(side, model, self.region.logits_at[side], logits=True))
+        setattr(self, f'{side}_paths', paths)
+        return paths
+
+    def _expand(self, side: str, model: nn.Module, at: Any, logits: bool) -> List[str]:
         paths: List[str] = []
-        for part in _parts(getattr(self, f'{side}_at')):
+        for part in _parts(at):
             place = find(model, part) if part.startswith(MARK) else None
             if place is not None and place.pick is not None:
-                setattr(self, f'{side}_pick', place.pick)
+                self._picks[side, logits] = place.pick
             paths.extend(expand_paths(model, part if place is None else place.paths))
-        setattr(self, f'{side}_paths', paths)
         return paths
 
     def map_classes(self, student: Sequence[str], teacher: Sequence[str]) -> None:
@@ -132,13 +143,9 @@ class Term(nn.Module):
             ValueError: a level does not exist, or the counts differ.
         """
         own, theirs = self._side('student', student), self._side('teacher', teacher)
-        if self.student_levels is None and self.teacher_levels is None:
-            if self.pairs is None:
-                self.pairs = pair_levels(own, theirs)
-            if self.pairs is not None and len(own) > max(s for s, _ in self.pairs) and len(theirs) > max(
-                    t for _, t in self.pairs):
-                own = tuple(own[index] for index, _ in self.pairs)
-                theirs = tuple(theirs[index] for _, index in self.pairs)
+        if self.student_levels is None and self.teacher_levels is None and self.pairs is None:
+            self.pairs = pair_levels(own, theirs)
+        own, theirs = self._paired(own, theirs)
         if len(own) != len(theirs):
             raise ValueError(
                 f'{self.name}: {len(own)} student levels {_shapes(own)} and {len(theirs)} teacher levels '
@@ -146,21 +153,49 @@ class Term(nn.Module):
                 'levels=dict(student=[...], teacher=[...])')
         return own, theirs
 
+    def _paired(self, student: Sequence[Any], teacher: Sequence[Any]) -> Tuple[Tuple[Any, ...], Tuple[Any, ...]]:
+        """One entry a level of each side, those that belong together."""
+        if self.pairs is None or len(student) <= max(s for s, _ in self.pairs) or len(teacher) <= max(
+                t for _, t in self.pairs):
+            return tuple(student), tuple(teacher)
+        return tuple(student[s] for s, _ in self.pairs), tuple(teacher[t] for _, t in self.pairs)
+
     def _side(self, side: str, records: Dict[str, Features]) -> Features:
         """The levels of one side, before they are paired."""
-        paths, keep = getattr(self, f'{side}_paths'), getattr(self, f'{side}_levels')
-        found = tuple(tensor for path in paths for tensor in records[path])
-        pick: Optional[Pick] = getattr(self, f'{side}_pick')
-        if pick is not None:
-            found = pick(found)
-        if keep is not None:
-            if any(not -len(found) <= index < len(found) for index in keep):
-                raise ValueError(f'{self.name}: levels={list(keep)} but {side} {paths} gives {len(found)} levels: '
-                                 f'{_shapes(found)}')
-            found = tuple(found[index] for index in keep)
+        found = tuple(tensor for _, tensor in self._levels_of(side, records, logits=False))
         if side in self._chosen:
             found = tuple(take_classes(tensor, *self._chosen[side]) for tensor in found)
         return found
+
+    def _levels_of(self, side: str, records: Dict[str, Features], logits: bool) -> List[Tuple[str, Tensor]]:
+        """Path and tensor of the levels of one side (of the region's taps with ``logits``), those that are kept."""
+        every, split = getattr(self, f'{side}_paths'), self._features[side]
+        paths, keep = every[split:] if logits else every[:split], getattr(self, f'{side}_levels')
+        found = [(path, tensor) for path in paths for tensor in records[path]]
+        if (side, logits) in self._picks:
+            picked = self._picks[side, logits](tuple(tensor for _, tensor in found))
+            found = [(paths[-1], tensor) for tensor in picked]
+        if keep is not None and found:
+            if any(not -len(found) <= index < len(found) for index in keep):
+                raise ValueError(f'{self.name}: levels={list(keep)} but {side} {paths} gives {len(found)} levels: '
+                                 f'{_shapes([tensor for _, tensor in found])}')
+            found = [found[index] for index in keep]
+        return found
+
+    def with_logits(self, batch: KDBatch, student: Dict[str, Features], teacher: Dict[str, Features]) -> KDBatch:
+        """The batch with what the region's own taps recorded; the batch itself for a region without taps."""
+        if self.region is None or not self.region.logits_at:
+            return batch
+        own, theirs = self._paired(*([tensor.detach() for _, tensor in self._levels_of(side, records, logits=True)]
+                                     for side, records in (('student', student), ('teacher', teacher))))
+        return dataclasses.replace(batch, student_logits=own, teacher_logits=theirs)
+
+    def bind(self, student_model: nn.Module, teacher_model: nn.Module, student: Dict[str, Features],
+             teacher: Dict[str, Features]) -> None:
+        """Show the loss the modules behind its levels."""
+        self.loss.bind(*map(list, self._paired(*(
+            [resolve(model, path, side)[0] for path, _ in self._levels_of(side, records, logits=False)]
+            for side, model, records in (('student', student_model, student), ('teacher', teacher_model, teacher))))))
 
     def describe_levels(self) -> str:
         """Which level met which, where it is not simply one after the other."""
@@ -194,7 +229,7 @@ def _parts(at: Any) -> List[str]:
     return [at] if isinstance(at, str) else list(at)
 
 
-def _shapes(features: Features) -> str:
+def _shapes(features: Sequence[Tensor]) -> str:
     return '[' + ', '.join('x'.join(map(str, tensor.shape)) for tensor in features) + ']'
 
 

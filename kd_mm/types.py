@@ -28,6 +28,8 @@ class KDBatch:
         data_samples: the host's data samples, one an image.
         boxes: N tensors (M, 4) in input pixels.
         labels: N tensors (M,) of class indices.
+        instances: N tensors (M, 4), boxes whose features are to be compared; None for the ground truth.
+        masks: N tensors (M, h, w), 1 in the pixels of each object, from the upper left corner of the input.
         img_shapes: N pairs (h, w): image sizes before padding.
         row_labels: (M,) target classes of logits that come as rows (RoIs), all images one after the other; given by
             whoever makes the rows, a data sample does not know them.
@@ -35,6 +37,8 @@ class KDBatch:
         ignore_index: label of ``seg_map`` that no loss may look at.
         step: iteration number, from 0; schedules and random masks depend on it.
         max_steps: iterations of the whole training, 0 if unknown.
+        student_logits, teacher_logits: class logits (N, A*K, H, W), one a level, for regions made of predictions; a
+            distiller fills them in from the region's own taps (``logits_at``).
         seed: base of the random masks; they depend on (seed, rank, step) alone, so a resumed run draws the same.
     """
 
@@ -42,10 +46,14 @@ class KDBatch:
     data_samples: Sequence[Any] = ()
     boxes: Optional[List[Tensor]] = None
     labels: Optional[List[Tensor]] = None
+    instances: Optional[List[Tensor]] = None
+    masks: Optional[List[Tensor]] = None
     img_shapes: Optional[List[Tuple[int, int]]] = None
     row_labels: Optional[Tensor] = None
     seg_map: Optional[Tensor] = None
     ignore_index: int = 255
+    student_logits: Features = ()
+    teacher_logits: Features = ()
     step: int = 0
     max_steps: int = 0
     seed: int = 0

@@ -154,3 +154,11 @@ def test_class_centres():
     members = torch.tensor([[[1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
     centres, counts = F.class_centres(features, members)
     assert centres.tolist() == [[[2.5, 5.0, 0.0], [1.5, 9.0, 0.0]]] and counts.tolist() == [[4.0, 2.0, 0.0]]
+
+
+def test_cell_mean():
+    values = torch.tensor([[1.0, 3.0], [10.0, 30.0]]).view(1, 2, 1, 2)
+    mask = torch.tensor([3.0, 1.0]).view(1, 1, 1, 2)
+    assert F.cell_mean(values).item() == pytest.approx(22.0)
+    assert F.cell_mean(values, mask).item() == pytest.approx((3 * 11 + 33) / 4)
+    assert F.cell_mean(values, 0 * mask).item() == 0.0

@@ -19,7 +19,7 @@ import golden.cwd  # noqa: E402  check_golden made it importable
 from golden.vector import find_recipe  # noqa: E402
 
 #: How many vectors there are: one that is lost would otherwise go unnoticed.
-COUNT = 51
+COUNT = 59
 FILES = sorted(path.relative_to(ROOT / 'golden').with_suffix('').as_posix()
                for path in (ROOT / 'golden').rglob('*.npz'))
 
@@ -60,6 +60,8 @@ def copy(tmp_path):
     ('seg/cwd_cirkd_feat', 'grad_param_align_weight'), ('seg/pixel_kd_skd', 'ext_loss_ignore_masked'),
     ('seg/pixel_kd_cirkd_t1', 'gt_seg_map'), ('det/sigmoid_kd_bckd', 'label_weights_0'),
 ])
+
+
 def test_a_wrong_number_fails(copy, name, key):
     change = (lambda a: 1 - a) if 'mask' in key and 'param' not in key or 'label_weights' in key else (
         lambda a: np.full_like(a, 255)) if key == 'gt_seg_map' else (lambda a: a * (1 + 1e-6) + (key == 'gt_bboxes_1'))

@@ -7,21 +7,32 @@ from kd_mm.losses.base import KDLoss
 from kd_mm.losses.bpkd import BPKDLoss
 from kd_mm.losses.cc import CCLoss
 from kd_mm.losses.cwd import CWDLoss
+from kd_mm.losses.defeat import DeFeatLoss
 from kd_mm.losses.dist import DISTLoss
 from kd_mm.losses.dkd import DKDLoss
 from kd_mm.losses.dsd import DSDLoss
+from kd_mm.losses.fbkd import FBKDLoss
 from kd_mm.losses.fgd import FGDLoss
+from kd_mm.losses.fgfi import FGFILoss
 from kd_mm.losses.fitnet import FitNetLoss
+from kd_mm.losses.freekd import FreeKDLoss
+from kd_mm.losses.frs import FRSLoss
 from kd_mm.losses.fsp import FSPLoss
 from kd_mm.losses.ft import FTLoss
+from kd_mm.losses.gid import GIDLoss
+from kd_mm.losses.icd import ICDLoss
 from kd_mm.losses.ickd import ICKDLoss
 from kd_mm.losses.idd import IDDLoss
 from kd_mm.losses.ifvd import IFVDLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
 from kd_mm.losses.mgd import MGDLoss
+from kd_mm.losses.mimic import MimicLoss
 from kd_mm.losses.nst import NSTLoss
+from kd_mm.losses.ofd import OFDLoss
+from kd_mm.losses.pfi import PFILoss
 from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.pkt import PKTLoss
+from kd_mm.losses.reviewkd import ReviewKDLoss
 from kd_mm.losses.rkd import RKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 from kd_mm.losses.skd_pairwise import SKDPairwiseLoss
@@ -39,19 +50,30 @@ __all__ = [
     'DISTLoss',
     'DKDLoss',
     'DSDLoss',
+    'DeFeatLoss',
+    'FBKDLoss',
     'FGDLoss',
+    'FGFILoss',
+    'FRSLoss',
     'FSPLoss',
     'FTLoss',
     'FitNetLoss',
+    'FreeKDLoss',
+    'GIDLoss',
+    'ICDLoss',
     'ICKDLoss',
     'IDDLoss',
     'IFVDLoss',
     'KDLoss',
     'MGDLoss',
+    'MimicLoss',
     'NSTLoss',
+    'OFDLoss',
+    'PFILoss',
     'PKDLoss',
     'PKTLoss',
     'RKDLoss',
+    'ReviewKDLoss',
     'SKDPairwiseLoss',
     'SPLoss',
     'SigmoidKDLoss',

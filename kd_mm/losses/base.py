@@ -43,6 +43,17 @@ class KDLoss(nn.Module):
         super().__init__()
         self.weight = Weight(loss_weight)
 
+    def bind(self, student: Sequence[Any], teacher: Sequence[Any]) -> None:
+        """Look at the tapped modules, for a method that needs more of them than their outputs.
+
+        A distiller calls it once, before :meth:`prepare`; in plain-tensor use nobody does.  A loss may read parameters
+        (a batch norm's, say) and must keep no reference: neither model is a part of the loss.  The base does nothing.
+
+        Args:
+            student: the module behind each level of the student (the same one several times if it gives several).
+            teacher: the module behind each level of the teacher.
+        """
+
     def prepare(self, student: Features, teacher: Features) -> None:
         """Create the method's own trainable parts, sized by one pair of (adapted) features.
 

@@ -1,5 +1,7 @@
 """Region masks: where on the feature map to imitate."""
 
+from typing import Any, Dict
+
 from torch import nn
 
 from kd_mm.types import Features, KDBatch
@@ -13,10 +15,16 @@ class RegionMask(nn.Module):
 
     Class attributes:
         needs_boxes, needs_seg_map: the targets the region is made of.
+
+    Attributes:
+        logits_at: for a region made of predictions, the tap paths of its own: ``'student'`` and ``'teacher'``, those of
+            the two that it needs. Their outputs arrive as ``batch.student_logits`` and ``batch.teacher_logits``, with
+            the same ``levels`` as the features. Empty for all others.
     """
 
     needs_boxes = False
     needs_seg_map = False
+    logits_at: Dict[str, Any] = {}
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
         """Weights for ``features``, which only give sizes, device and dtype."""

@@ -64,9 +64,9 @@ def ideal(loss):
 
 
 #: Losses that equal inputs do not bring to 0, by design: the file of each says what does.
-NEVER_ZERO = {'ABLoss', 'FTLoss', 'VIDLoss'}
+NEVER_ZERO = {'ABLoss', 'FTLoss', 'ReviewKDLoss', 'VIDLoss'}
 #: Losses that look at the whole map on purpose: generators, attentions and convolutions reach over the border.
-LOOK_OUTSIDE = {'MGDLoss', 'FGDLoss', 'FTLoss'}
+LOOK_OUTSIDE = {'FBKDLoss', 'FGDLoss', 'FTLoss', 'MGDLoss', 'ReviewKDLoss'}
 JOINT = {name for name in NAMES if MODELS.module_dict[name].joint}
 
 

@@ -1,0 +1,147 @@
+"""General instances: features of boxes, and the distances between them."""
+
+from typing import Any, Dict, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_mm.functional import apply_weights, nonzero, one_of, positive, safe_sqrt
+from kd_mm.losses.base import KDLoss
+from kd_mm.losses.mimic import ASSIGNMENTS
+from kd_mm.regions.roi import instance_rows, pool_instances, rows_of_level
+from kd_mm.registry import MODELS
+from kd_mm.targets import input_shape
+from kd_mm.types import Features, KDBatch
+
+
+def select_instances(student_scores: Tensor, teacher_scores: Tensor, student_boxes: Tensor, teacher_boxes: Tensor,
+                     count: int = 10, iou: float = 0.3) -> Tensor:
+    """The boxes of one image where student and teacher differ most: GID's general instances.
+
+    At each place the score is ``|max_c p_t - max_c p_s|`` and the box is that of the side with the higher score; after
+    non-maximum suppression the first ``count`` remain.
+
+    Args:
+        student_scores: class scores in 0..1, (P, K).
+        teacher_scores: (P, K).
+        student_boxes: decoded boxes of the same places, (P, 4).
+        teacher_boxes: (P, 4).
+        count: how many boxes remain at most. Default 10 [C].
+        iou: threshold of the suppression. Default 0.3 [C].
+
+    Returns:
+        (M, 4), for ``KDBatch(instances=[...])``.
+
+    Example:
+        >>> scores, boxes = torch.tensor([[0.9], [0.2]]), torch.tensor([[0., 0., 8., 8.], [20., 20., 30., 30.]])
+        >>> select_instances(scores, torch.tensor([[0.8], [0.9]]), boxes, boxes + 1, count=1).tolist()
+        [[21.0, 21.0, 31.0, 31.0]]
+    """
+    from mmcv.ops import nms
+    ours, theirs = student_scores.amax(dim=1), teacher_scores.amax(dim=1)
+    boxes = torch.where((theirs > ours)[:, None], teacher_boxes, student_boxes)
+    kept = nms(boxes.float().contiguous(), (theirs - ours).abs().float().contiguous(), iou)[1]
+    return boxes[kept[:count]]
+
+
+def normalised_distances(rows: Tensor) -> Tensor:
+    """Euclidean distances between rows, divided by the mean of those that are not 0.
+
+    Args:
+        rows: (M, D).
+
+    Returns:
+        (M, M), 0 on the diagonal.
+
+    Example:
+        >>> normalised_distances(torch.tensor([[0.], [1.], [3.]])).tolist()
+        [[0.0, 0.5, 1.5], [0.5, 0.0, 1.0], [1.5, 1.0, 0.0]]
+    """
+    # By inner products: the differences of all pairs would be M times as large as the rows.
+    squares = rows.square().sum(dim=1)
+    gap = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clamp(min=0)
+    distances = safe_sqrt(gap * (1 - torch.eye(len(rows), device=rows.device, dtype=rows.dtype)))
+    mean = distances.sum() / nonzero((distances > 0).sum().to(rows.dtype))
+    return distances / nonzero(mean)
+
+
+@MODELS.register_module()
+class GIDLoss(KDLoss):
+    """General instance distillation (Dai et al., General Instance Distillation for Object Detection, CVPR 2021),
+    feature and relation terms.
+
+    With the features ``u_i`` (teacher) and ``v_i`` (student) of M boxes, pooled to one grid::
+
+        feature  * 1 / (M * cells of the grid) * sum ||u_i - v_i||^2
+      + relation * 1 / (M^2 - M) * sum smooth_L1(d(v_i, v_j) - d(u_i, u_j))     d: see :func:`normalised_distances`
+
+    The relation needs three boxes and is between all those of the batch.
+
+    Re-implementation from the description and from an unofficial port, whose weights these are.  GID picks its boxes by
+    the gap of the predictions, without labels: :func:`select_instances` does that for one image and
+    ``batch.instances`` takes them.  Where nothing fills them in, as in a plain config, the boxes are the ground truth.
+    The response term of the method is not part of this loss.
+
+    Args:
+        feature: weight of the feature term, from 0. Default 5e-3 (the port).
+        relation: weight of the relation term, from 0. Default 40 (the port).
+        size: edge of the pooled grid, above 0. Default 10 (the port).
+        assign: 'all' (default: every level is pooled at every box) or 'size' (each box on one level by its size, as the
+            port does).
+        scale: for ``assign='size'``: boxes of up to twice this edge are on the first level. Default 112, for P3.
+        loss_weight: see :class:`KDLoss`. Default 1.
+
+    A region weighs both maps before they are pooled.
+
+    Returns:
+        A scalar per level, per cell of an instance and per pair; 0 without boxes; summed over levels.
+
+    Raises:
+        ValueError: an option is out of range, or the data has no boxes.
+
+    Example:
+        >>> from kd_mm.registry import build
+        >>> batch = KDBatch(input_shape=(32, 32), boxes=[torch.tensor([[8., 8., 24., 24.]])])
+        >>> build(dict(type='GIDLoss', feature=1.0))(torch.ones(1, 4, 4, 4), torch.zeros(1, 4, 4, 4), batch).item()
+        4.0
+    """
+
+    needs_boxes = True
+
+    def __init__(self, feature: float = 5e-3, relation: float = 40.0, size: int = 10, assign: str = 'all',
+                 scale: float = 112.0, loss_weight: Any = 1.0):
+        super().__init__(loss_weight)
+        for name, value in (('feature', feature), ('relation', relation)):
+            if not value >= 0:
+                raise ValueError(f'GIDLoss: {name}={value!r} must not be negative')
+        self.feature, self.relation = feature, relation
+        self.size = int(positive('GIDLoss', 'size', size))
+        self.assign = one_of('GIDLoss', 'assign', assign, ASSIGNMENTS)
+        self.scale = positive('GIDLoss', 'scale', scale)
+        self.levels = 0
+
+    def prepare(self, student: Features, teacher: Features) -> None:
+        self.levels = len(teacher)
+
+    def terms(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
+              mask: Optional[Tensor] = None) -> Dict[str, Tensor]:
+        """The two terms of one level without their weights."""
+        rows = instance_rows(batch, teacher)
+        if self.assign == 'size':
+            rows = rows_of_level(rows, level, self.levels, self.scale)
+        ours, theirs = (pool_instances(apply_weights(side, mask), rows, input_shape(batch), self.size)
+                        for side in (student, teacher))
+        count = len(rows)
+        feature = (ours - theirs).square().sum() / max(count * self.size**2, 1)
+        relation = ours.sum() * 0
+        if count >= 3:
+            pairs = F.smooth_l1_loss(normalised_distances(ours.flatten(1)), normalised_distances(theirs.flatten(1)),
+                                     reduction='sum')
+            relation = pairs / (count**2 - count)
+        return {'feature': feature, 'relation': relation}
+
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
+                   mask: Optional[Tensor]) -> Tensor:
+        terms = self.terms(level, student, teacher, batch, mask)
+        return self.feature * terms['feature'] + self.relation * terms['relation']
