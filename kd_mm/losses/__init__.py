@@ -1,6 +1,7 @@
 """Distillation losses, one file a method."""
 
 from kd_mm.losses.base import KDLoss
+from kd_mm.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
 from kd_mm.losses.cwd import CWDLoss
 from kd_mm.losses.fgd import FGDLoss
 from kd_mm.losses.fitnet import FitNetLoss
@@ -9,4 +10,15 @@ from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 
-__all__ = ['CWDLoss', 'FGDLoss', 'FitNetLoss', 'KDLoss', 'MGDLoss', 'PKDLoss', 'SigmoidKDLoss', 'SoftmaxKDLoss']
+__all__ = [
+    'CIRKDMemoryLoss',
+    'CIRKDMiniBatchLoss',
+    'CWDLoss',
+    'FGDLoss',
+    'FitNetLoss',
+    'KDLoss',
+    'MGDLoss',
+    'PKDLoss',
+    'SigmoidKDLoss',
+    'SoftmaxKDLoss',
+]
