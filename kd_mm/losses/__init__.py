@@ -2,6 +2,7 @@
 
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
+from kd_mm.losses.cirkd_v2 import CIRKDChannelLoss
 from kd_mm.losses.cwd import CWDLoss
 from kd_mm.losses.fgd import FGDLoss
 from kd_mm.losses.fitnet import FitNetLoss
@@ -11,6 +12,7 @@ from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 
 __all__ = [
+    'CIRKDChannelLoss',
     'CIRKDMemoryLoss',
     'CIRKDMiniBatchLoss',
     'CWDLoss',
