@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
+from kd_mm.registry import MODELS
 from kd_mm.synthetic import synthetic_batch
 
 SHAPE = (64, 128)
@@ -59,6 +60,9 @@ def smallest_overrides(cfg, work_dir):
     for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
         if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
             options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]
+        learned = getattr(MODELS.get(loss.type), 'learned', None)  # a file that a command of its own writes
+        if learned is not None:
+            options[f'{hook}.losses.{loss_name}.{learned}'] = 'random'
     return options, name
 
 

@@ -16,7 +16,7 @@ LAYERS = (
     ('version', ), ('registry', 'types'), ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic'),
     ('targets', 'taps'), ('adapters', 'regions'), ('losses', ), ('teacher', ), ('terms', ),
     ('distiller', ), ('hooks', ),
-    ('inspection', 'benchmark'))
+    ('inspection', 'benchmark', 'learning'))
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
