@@ -1,5 +1,6 @@
 """Distillation losses, one file a method."""
 
+from kd_mm.losses.af_dcd import AfDCDLoss
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
 from kd_mm.losses.cirkd_v2 import CIRKDChannelLoss
@@ -14,6 +15,7 @@ from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 
 __all__ = [
+    'AfDCDLoss',
     'CIRKDChannelLoss',
     'CIRKDMemoryLoss',
     'CIRKDMiniBatchLoss',
