@@ -30,6 +30,7 @@ class KDBatch:
         labels: N tensors (M,) of class indices.
         img_shapes: N pairs (h, w): image sizes before padding.
         seg_map: (N, Hin, Win) integer labels.
+        images: (N, 3, Hin, Win), normalised as the student sees them; for a loss that looks at the input itself.
         ignore_index: label of ``seg_map`` that no loss may look at.
         step: iteration number, from 0; schedules and random masks depend on it.
         max_steps: iterations of the whole training, 0 if unknown.
@@ -42,6 +43,7 @@ class KDBatch:
     labels: Optional[List[Tensor]] = None
     img_shapes: Optional[List[Tuple[int, int]]] = None
     seg_map: Optional[Tensor] = None
+    images: Optional[Tensor] = None
     ignore_index: int = 255
     step: int = 0
     max_steps: int = 0

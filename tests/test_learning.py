@@ -138,3 +138,15 @@ def test_problems_are_named_before_anything_runs(segmenter):
         learning.learn(segmenter, lessons(loss_a=maskd('neck')), batches(segmenter), 1)
     with pytest.raises(ValueError, match='data are empty'):
         learning.learn(segmenter, lessons(loss_a=maskd('decode_head.conv_seg')), [], 1)
+
+
+def test_an_auto_encoder_needs_no_task_and_stops_the_teacher_at_its_tap(segmenter):
+    found = lessons(loss_ktaad=dict(type='KTAADLoss', at='decode_head.convs', autoencoder='unused.pth', code=8))
+    seen, calls = [], []
+    handle = segmenter.decode_head.conv_seg.register_forward_hook(lambda *args: calls.append(1))
+    try:
+        learning.learn(segmenter, found, batches(segmenter), 41, 0.01, lambda *args: seen.append(args))
+    finally:
+        handle.remove()
+    assert not calls[1:]  # the first pass looks at everything once
+    assert list(seen[0][2]) == ['loss_ktaad'] and seen[-1][2]['loss_ktaad'] < 0.8 * seen[0][2]['loss_ktaad']

@@ -92,3 +92,10 @@ def test_valid_pixels():
     assert targets.valid_pixels(batch, (2, 2), ignore_index=7).tolist() == [[[True, True], [False, True]]]
     batch.ignore_index = 0
     assert targets.valid_pixels(batch, (2, 2)).tolist() == [[[False, True], [True, True]]]
+
+
+def test_images():
+    x = torch.zeros(1, 3, 4, 4)
+    assert targets.images(KDBatch(images=x)) is x
+    with pytest.raises(ValueError, match='the batch has none'):
+        targets.images(KDBatch())

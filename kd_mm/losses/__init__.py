@@ -8,11 +8,13 @@ from kd_mm.losses.cwd import CWDLoss
 from kd_mm.losses.fgd import FGDLoss
 from kd_mm.losses.fitnet import FitNetLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
+from kd_mm.losses.ktaad import KTAADLoss
 from kd_mm.losses.learned import Learner
 from kd_mm.losses.maskd import MasKDLoss
 from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
+from kd_mm.losses.transkd import TransKDLoss
 
 __all__ = [
     'AfDCDLoss',
@@ -23,10 +25,12 @@ __all__ = [
     'FGDLoss',
     'FitNetLoss',
     'KDLoss',
+    'KTAADLoss',
     'Learner',
     'MGDLoss',
     'MasKDLoss',
     'PKDLoss',
     'SigmoidKDLoss',
     'SoftmaxKDLoss',
+    'TransKDLoss',
 ]
