@@ -72,7 +72,7 @@ def test_tokens_of_a_segmentor(segmenter):
     learning.learn(segmenter, found, batches(segmenter), 41, 2.0, lambda *args: seen.append(args))
     learner = found[0].learner
     assert learner.levels[0].tokens.shape == (4, 19)
-    assert seen[0][2]['loss_maskd'] > 0.99 and seen[-1][2]['loss_maskd'] < 0.8  # the masks part
+    assert seen[0][2]['loss_maskd'] > 0.99 and seen[-1][2]['loss_maskd'] < 0.9  # the masks part
     assert seen[0][2]['task'] > 0 and [args[:2] for args in seen] == [(1, 41), (41, 41)]
     # Nothing of the teacher moves, not even statistics, and its module is itself again.
     after = segmenter.state_dict()

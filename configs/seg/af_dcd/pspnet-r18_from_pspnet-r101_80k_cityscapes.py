@@ -17,4 +17,4 @@ custom_hooks = [
 ]
 
 # The authors clip the gradient of the projector at norm 15; here it is that of everything.
-optim_wrapper = dict(clip_grad=dict(max_norm=15, norm_type=2))
+optim_wrapper = dict(clip_grad=dict(_delete_=True, max_norm=15, norm_type=2))
