@@ -68,7 +68,7 @@ class CIRKDChannelLoss(KDLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> loss = build(dict(type='CIRKDChannelLoss', grid=(2, 2), memory=20, keys=8))
+        >>> loss = build(dict(type='CIRKDChannelLoss', grid=(2, 2), memory=300, keys=8))
         >>> loss(torch.randn(2, 4, 8, 8), torch.randn(2, 6, 8, 8)) > 0
         tensor(True)
     """

@@ -27,7 +27,7 @@ def adaptation_distance(student: Tensor, teacher: Tensor, p: int = 1) -> Tensor:
         p: 1 or 2.
 
     Example:
-        >>> adaptation_distance(torch.ones(1, 1, 1, 2), -torch.ones(1, 1, 1, 2), p=2)
+        >>> adaptation_distance(torch.ones(1, 1, 2, 2), -torch.ones(1, 1, 2, 2), p=2)
         tensor(2.)
     """
     gap = unit_vectors(student.flatten(1)) - unit_vectors(teacher.flatten(1))
