@@ -14,6 +14,11 @@ SWEEP = {'AfDCDLoss': dict(options=SMALL, skip=dict(
     test_outside_of_the_region_nothing_counts='the projector looks at the whole map on purpose'))}
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def contrast(student, teacher, **options):
     return omni_contrast(student, teacher, **dict(dict(tau=1.0, groups=2, pool=1, patch=(1, 2)), **options)).item()
 

@@ -24,6 +24,11 @@ TAU = 1 / math.log(3)
 KL = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def mini(**options):
     return build(dict(type='CIRKDMiniBatchLoss', **options))
 

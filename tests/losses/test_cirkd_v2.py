@@ -19,6 +19,11 @@ TAU = 1 / math.log(3)
 KL = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def prepared(student, teacher, **options):
     torch.manual_seed(0)
     loss = build(dict(dict(type='CIRKDChannelLoss', **SMALL), **options))

@@ -13,6 +13,11 @@ SWEEP = {'KTAADLoss': dict(options=dict(autoencoder='random', code=4), skip=dict
     test_outside_of_the_region_nothing_counts='the convolutions to the code see over its border'))}
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def test_adaptation_by_hand():
     # Unit vectors (1, 0, 0, 0) and (1/2, 1/2, 1/2, 1/2).
     student = torch.tensor([7.0, 0, 0, 0]).double().view(1, 2, 1, 2)

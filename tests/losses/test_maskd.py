@@ -10,6 +10,11 @@ from kd_mm.types import KDBatch
 SWEEP = {'MasKDLoss': dict(options=dict(tokens='random', num_tokens=3))}
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def tokens(*rows):
     return {'levels.0.tokens': torch.tensor(rows, dtype=torch.float64)}
 
@@ -61,7 +66,7 @@ def test_the_learner_shows_the_teacher_its_masked_features(weighted):
     learner, teacher = TokenLearner(2, weighted), torch.randn(2, 4, 5, 5)
     learner.prepare((teacher, ))
     module = learner.levels[0]
-    module.tokens.data = torch.tensor([[100.0] * 4, [-100.0] * 4])  # one mask is the complement of the other
+    module.tokens.data = torch.tensor([[1e6] * 4, [-1e6] * 4])  # one mask is the complement of the other
     shown, own = learner(0, teacher)
     if not weighted:
         assert torch.allclose(shown, teacher) and own.item() == pytest.approx(0.0, abs=1e-4)

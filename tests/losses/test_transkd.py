@@ -11,6 +11,11 @@ SWEEP = {'TransKDLoss': dict(options=dict(embed_weights=[1.0], middle=4), skip=d
     test_outside_of_the_region_nothing_counts='fusion and batch norm see the whole map'))}
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def pyramid(*widths, count=2, dtype=torch.float64, seed=0):
     """Two stages of 8x12 and 4x6 cells, and their embeddings."""
     draw = torch.Generator().manual_seed(seed)
