@@ -4,7 +4,7 @@ DDP knows the parameters that are there when it wraps the student; adapters come
 once at the end of each backward pass, in one message, in an order that is the same on every rank.
 """
 
-from typing import List, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -62,3 +62,54 @@ def average_after_backward(trigger: Tensor, parameters: Sequence[Tensor], wrappe
         return gradient
 
     trigger.register_hook(at_backward)
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks one after the other, in the order of the ranks and without gradient.
+
+    Args:
+        tensor: of the same shape on every rank; the only one's own without a process group.
+
+    Returns:
+        (R * N, ...).
+
+    Raises:
+        ValueError: the shapes differ between the ranks.
+    """
+    tensor = tensor.detach()
+    ranks = world_size()
+    if ranks == 1:
+        return tensor
+    shape = torch.tensor([tensor.dim(), *tensor.shape] + [0] * (8 - tensor.dim()), device=tensor.device)
+    shapes = [torch.empty_like(shape) for _ in range(ranks)]
+    dist.all_gather(shapes, shape)
+    if any(not torch.equal(other, shape) for other in shapes):
+        found = ', '.join(str(tuple(other[1:1 + int(other[0])].tolist())) for other in shapes)
+        raise ValueError(f'tensors of different shapes on the ranks cannot be gathered: {found}. Give every rank '
+                         'batches of one size (crop, drop_last=True), or turn `gather` off')
+    parts = [torch.empty_like(tensor) for _ in range(ranks)]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.count = tensor.shape[0]
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.count:(rank() + 1) * ctx.count]
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """As :func:`gather`; every rank receives the sum of what the losses of all ranks say about its own part.
+
+    The average of the ranks' parameter gradients is then the gradient of the average of their losses.  Every rank must
+    call backward.
+    """
+    return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)

@@ -23,6 +23,17 @@ def input_shape(batch: KDBatch) -> Tuple[int, int]:
     return int(batch.input_shape[0]), int(batch.input_shape[1])
 
 
+def images(batch: KDBatch) -> Tensor:
+    """(N, 3, Hin, Win), as the student sees them.
+
+    Raises:
+        ValueError: the batch does not have them.
+    """
+    if batch.images is None:
+        raise ValueError('this loss looks at the input images and the batch has none: give KDBatch(images=...)')
+    return batch.images
+
+
 def img_shapes(batch: KDBatch) -> List[Tuple[int, int]]:
     """(h, w) of every image before padding; the padded size where it is not known."""
     if batch.img_shapes is not None:

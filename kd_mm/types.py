@@ -34,6 +34,7 @@ class KDBatch:
         row_labels: (M,) target classes of logits that come as rows (RoIs), all images one after the other; given by
             whoever makes the rows, a data sample does not know them.
         seg_map: (N, Hin, Win) integer labels.
+        images: (N, 3, Hin, Win), normalised as the student sees them; for a loss that looks at the input itself.
         ignore_index: label of ``seg_map`` that no loss may look at.
         step: iteration number, from 0; schedules and random masks depend on it.
         max_steps: iterations of the whole training, 0 if unknown.
@@ -51,6 +52,7 @@ class KDBatch:
     img_shapes: Optional[List[Tuple[int, int]]] = None
     row_labels: Optional[Tensor] = None
     seg_map: Optional[Tensor] = None
+    images: Optional[Tensor] = None
     ignore_index: int = 255
     student_logits: Features = ()
     teacher_logits: Features = ()

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
+from kd_mm.registry import MODELS
 from kd_mm.synthetic import synthetic_batch
 
 SHAPE = (64, 128)
@@ -61,6 +62,9 @@ def smallest_overrides(cfg, work_dir):
             options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]
         if loss.get('pretrain_steps'):  # until then the student gets nothing from it
             options[f'{hook}.losses.{loss_name}.pretrain_steps'] = 0
+        learned = getattr(MODELS.get(loss.type), 'learned', None)  # a file that a command of its own writes
+        if learned is not None:
+            options[f'{hook}.losses.{loss_name}.{learned}'] = 'random'
     return options, name
 
 

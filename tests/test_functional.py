@@ -162,3 +162,24 @@ def test_cell_mean():
     assert F.cell_mean(values).item() == pytest.approx(22.0)
     assert F.cell_mean(values, mask).item() == pytest.approx((3 * 11 + 33) / 4)
     assert F.cell_mean(values, 0 * mask).item() == 0.0
+
+
+def test_unit_vectors_of_zero():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    unit = F.unit_vectors(x)
+    assert unit.tolist() == [pytest.approx([0.6, 0.8]), [0.0, 0.0]]
+    unit.sum().backward()
+    # Along itself a vector's length does not matter; the zero vector lets a gradient of ordinary size through.
+    assert x.grad[0].tolist() == pytest.approx([0.2 - 0.6 * 1.4 / 5, 0.2 - 0.8 * 1.4 / 5])
+    assert x.grad[1].abs().max() <= 1
+    y = torch.randn(2, 5, 3).double()
+    assert torch.allclose(F.unit_vectors(y, 1), torch.nn.functional.normalize(y, dim=1), rtol=1e-14)
+
+
+def test_seeded_generator():
+    draws = [torch.rand(4, generator=F.seeded_generator(*numbers)) for numbers in ((1, 23), (1, 23), (12, 3))]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_keep_mask():
+    assert F.keep_mask(torch.tensor([0.24, 0.25, 0.26]), 0.75).tolist() == [1.0, 1.0, 0.0]

@@ -17,7 +17,7 @@ LAYERS = (
     ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'),
     ('targets', 'taps'), ('adapters', 'regions'), ('losses', ), ('teacher', ), ('terms', ), ('peer', ),
     ('teacher_sources', ), ('distiller', ), ('hooks', ),
-    ('inspection', 'benchmark'))
+    ('inspection', 'benchmark', 'learning'))
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -50,6 +50,8 @@ def test_imports_go_down_only(path):
 
 @pytest.mark.parametrize('statement', [
     'import kd_mm', 'import kd_mm.registry', 'import kd_mm.hooks, kd_mm.losses, kd_mm.distiller'])
+
+
 def test_no_host_is_imported(statement):
     code = f'{statement}; import sys; found = {{"mmdet", "mmseg"}} & set(sys.modules); assert not found, found'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

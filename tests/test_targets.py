@@ -116,3 +116,10 @@ def test_class_members():
     assert targets.class_members(KDBatch(seg_map=torch.zeros(1, 8, 8)), like).shape == (1, 4, 1)
     with pytest.raises(ValueError, match='segmentation map'):
         targets.class_members(KDBatch(), like)
+
+
+def test_images():
+    x = torch.zeros(1, 3, 4, 4)
+    assert targets.images(KDBatch(images=x)) is x
+    with pytest.raises(ValueError, match='the batch has none'):
+        targets.images(KDBatch())

@@ -1,11 +1,14 @@
 """Distillation losses, one file a method."""
 
 from kd_mm.losses.ab import ABLoss
+from kd_mm.losses.af_dcd import AfDCDLoss
 from kd_mm.losses.aicsd import AICSDLoss
 from kd_mm.losses.at import ATLoss
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.bpkd import BPKDLoss
 from kd_mm.losses.cc import CCLoss
+from kd_mm.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
+from kd_mm.losses.cirkd_v2 import CIRKDChannelLoss
 from kd_mm.losses.cwd import CWDLoss
 from kd_mm.losses.defeat import DeFeatLoss
 from kd_mm.losses.dist import DISTLoss
@@ -25,6 +28,9 @@ from kd_mm.losses.ickd import ICKDLoss
 from kd_mm.losses.idd import IDDLoss
 from kd_mm.losses.ifvd import IFVDLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
+from kd_mm.losses.ktaad import KTAADLoss
+from kd_mm.losses.learned import Learner
+from kd_mm.losses.maskd import MasKDLoss
 from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.mimic import MimicLoss
 from kd_mm.losses.nst import NSTLoss
@@ -37,6 +43,7 @@ from kd_mm.losses.rkd import RKDLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 from kd_mm.losses.skd_pairwise import SKDPairwiseLoss
 from kd_mm.losses.sp import SPLoss
+from kd_mm.losses.transkd import TransKDLoss
 from kd_mm.losses.vid import VIDLoss
 from kd_mm.losses.zero_first_order import ZeroFirstOrderLoss
 
@@ -44,8 +51,12 @@ __all__ = [
     'ABLoss',
     'AICSDLoss',
     'ATLoss',
+    'AfDCDLoss',
     'BPKDLoss',
     'CCLoss',
+    'CIRKDChannelLoss',
+    'CIRKDMemoryLoss',
+    'CIRKDMiniBatchLoss',
     'CWDLoss',
     'DISTLoss',
     'DKDLoss',
@@ -65,7 +76,10 @@ __all__ = [
     'IDDLoss',
     'IFVDLoss',
     'KDLoss',
+    'KTAADLoss',
+    'Learner',
     'MGDLoss',
+    'MasKDLoss',
     'MimicLoss',
     'NSTLoss',
     'OFDLoss',
@@ -78,6 +92,7 @@ __all__ = [
     'SPLoss',
     'SigmoidKDLoss',
     'SoftmaxKDLoss',
+    'TransKDLoss',
     'VIDLoss',
     'ZeroFirstOrderLoss',
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.functional import lift
+from kd_mm.losses.learned import Learner
 from kd_mm.schedules import Weight
 from kd_mm.targets import valid_pixels
 from kd_mm.types import Features, KDBatch
@@ -27,6 +28,8 @@ class KDLoss(nn.Module):
         same_channels: student and teacher channels must be equal; an adapter is added by itself when they are not.
         same_size: student and teacher H and W must be equal; the student is resized when they are not.
         needs_boxes, needs_seg_map: the targets without which the loss means nothing.
+        learned: name of the argument that takes the file of what was learned from the teacher beforehand, for a loss
+            that has a ``learner()``, see :mod:`kd_mm.losses.learned`.
 
     Args:
         loss_weight: number, list (one per level) or schedule, see :class:`kd_mm.schedules.Weight`. Default 1.
@@ -38,6 +41,7 @@ class KDLoss(nn.Module):
     same_size = True
     needs_boxes = False
     needs_seg_map = False
+    learned: Optional[str] = None
 
     def __init__(self, loss_weight: Any = 1.0):
         super().__init__()
@@ -60,6 +64,10 @@ class KDLoss(nn.Module):
         Called before the optimizer sees the parameters; in plain-tensor use the first call does it.  A second call
         changes nothing.  The base has none.
         """
+
+    def learner(self) -> Learner:
+        """What ``tools/learn_tokens.py`` trains, for a loss with ``learned``."""
+        raise NotImplementedError
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

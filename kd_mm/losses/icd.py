@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor, nn
 
-from kd_mm.functional import nonzero, parameter_options, positive
+from kd_mm.functional import nonzero, parameter_options, positive, seeded_generator
 from kd_mm.losses.base import KDLoss
-from kd_mm.losses.mgd import seeded_generator
 from kd_mm.regions.gt_box import batch_boxes
 from kd_mm.registry import MODELS
 from kd_mm.targets import gt_labels, img_shapes, input_shape

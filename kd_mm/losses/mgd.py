@@ -6,22 +6,12 @@ import torch
 from mmengine.dist import get_rank
 from torch import Tensor, nn
 
-from kd_mm.functional import apply_weights, one_of, parameter_options, seeded_generator
+from kd_mm.functional import apply_weights, keep_mask, one_of, parameter_options, seeded_generator
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
 
 MASKS = ('pixel', 'channel')
-
-
-def keep_mask(uniform: Tensor, mask_ratio: float) -> Tensor:
-    """1 where a uniform number in [0, 1) keeps its place, 0 where it is masked out (above ``1 - mask_ratio``).
-
-    Example:
-        >>> keep_mask(torch.tensor([0.1, 0.9]), 0.5)
-        tensor([1., 0.])
-    """
-    return (uniform <= 1 - mask_ratio).to(uniform.dtype)
 
 
 def generation_loss(generated: Tensor, teacher: Tensor, mask: Optional[Tensor] = None) -> Tensor:

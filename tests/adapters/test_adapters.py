@@ -16,7 +16,7 @@ def maps(*shapes, dtype=torch.float32, seed=0):
 STUDENT = maps((2, 4, 8, 8), (2, 6, 4, 4))
 TEACHER = maps((2, 6, 8, 8), (2, 6, 4, 4), seed=1)
 EVERY = [dict(type='ConvAdapter'), dict(type='ConvAdapter', kernel_size=3, norm=True, relu=True, always=True),
-         dict(type='NormAdapter'), dict(type='ResizeAdapter'),
+         dict(type='GraphAdapter'), dict(type='NormAdapter'), dict(type='ResizeAdapter'),
          dict(type='SequentialAdapter', adapters=[dict(type='ConvAdapter'), dict(type='ResizeAdapter')])]
 
 
@@ -178,6 +178,34 @@ def test_auto_adapter_knows_what_a_loss_needs():
 
 @pytest.mark.parametrize('name', choices(KDLoss))
 def test_auto_adapter_never_mixes_logits(name):
-    loss = MODELS.module_dict[name]()
+    loss = MODELS.module_dict[name]  # what an adapter must know of a loss, its class says
     adapter = auto_adapter(loss, maps((1, 4, 8, 8)), maps((1, 6, 8, 8)))
     assert (adapter is None) == (loss.logits or not loss.same_channels)
+
+
+def test_a_graph_block_of_equal_cells_hears_the_mean():
+    """All cells alike: the attention is uniform, and batch norm of a constant leaves its bias."""
+    from kd_mm.adapters.graph import GraphBlock
+    block = GraphBlock(2)
+    torch.nn.init.constant_(block.spread[1].bias, 2.0)
+    for weight in (block.fuse[0].weight, block.value.weight, block.spread[0].weight):
+        torch.nn.init.ones_(weight)
+    seen = []
+    block.fuse[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    block(torch.ones(2, 2, 3, 3))
+    assert torch.allclose(seen[0][:, :2], torch.ones(2, 2, 3, 3))
+    assert torch.allclose(seen[0][:, 2:], torch.full((2, 2, 3, 3), 2.0))
+
+
+def test_a_graph_block_passes_what_the_query_looks_for():
+    """One channel pair, sharp attention: every cell hears the cell with the largest key."""
+    from kd_mm.adapters.graph import GraphBlock
+    block = GraphBlock(2)
+    for conv in (block.query, block.key, block.value):
+        conv.weight.data = torch.tensor([[1.0, 0.0]]).view(1, 2, 1, 1)
+    block.query.weight.data *= 100
+    seen = []
+    block.spread[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    cells = torch.tensor([1.0, 2.0, 5.0, 3.0]).view(1, 1, 2, 2)
+    block(torch.cat([cells, -cells], dim=1).repeat(2, 1, 1, 1))
+    assert torch.allclose(seen[0], torch.full((2, 1, 2, 2), 5.0))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_mm.losses.mgd import keep_mask
+from kd_mm.functional import keep_mask
 from kd_mm.registry import build
 from kd_mm.types import KDBatch
 

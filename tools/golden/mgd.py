@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from golden.vector import Vector, recipe
-from kd_mm.losses.mgd import keep_mask
+from kd_mm.functional import keep_mask
 
 
 def mgd_masks(masks: Sequence[Tensor]) -> Callable[[nn.ModuleDict], None]:

@@ -1,0 +1,55 @@
+"""Channel relations, and the graph block, of CIRKD's second version."""
+
+import torch
+from torch import nn
+
+from golden.vector import Vector, recipe
+from kd_mm.adapters.graph import GraphBlock
+
+
+@recipe('cirkdv2_channel')
+def cirkdv2_channel(v: Vector) -> None:
+    height, width = v.tensor('student_0').shape[2:]
+    loss = dict(
+        type='CIRKDChannelLoss', grid=(height // 4, width // 4), tau=v.number('contrast_temperature'),
+        kd_tau=v.number('contrast_kd_temperature'), memory=v.number('channel_memory_size'),
+        keys=v.number('channel_contrast_size'),
+        # More are asked for than there are channels.
+        channels_per_step=min(v.number('channel_update_freq'), v.number('channel_memory_size')),
+        minibatch_weight=v.number('lambda_minibatch_channel'), memory_weight=v.number('lambda_memory_channel'),
+        mse_weight=v.number('lambda_channel_kd'))
+
+    def setup(modules: nn.ModuleDict) -> None:
+        method = modules['loss']
+        method.queues[0].vectors.copy_(v.tensor('queue_before')[None])
+        method.queues[0].pointer.copy_(v.tensor('ptr_before'))
+        method.fixed_rows, method.fixed_slots = [v.tensor('enqueue_perm')], [v.tensor('contrast_index')]
+
+    outcome = v.run(loss, setup=setup, rules=[
+        (r'project_([03])_weight', r'loss.projections.0.\1.weight'),
+        (r'project_bn_(weight|bias)', r'loss.projections.0.1.\1')])
+    method = outcome.modules['loss']
+    v.check('queue_after', method.queues[0].vectors[0])
+    v.check('ptr_after', method.queues[0].pointer)
+    terms = method.terms(0, outcome.student[0], outcome.teacher[0], v.batch())
+    for ours, theirs in (('minibatch', 'minibatch_channel'), ('memory', 'memory_channel'), ('mse', 'channel_mse')):
+        v.check(f'loss_{theirs}', terms[ours])
+
+
+@recipe('cirkdv2_gcn')
+def cirkdv2_gcn(v: Vector) -> None:
+    block = GraphBlock(v.number('plane'), dtype=torch.float64)
+    names = {'node_q.weight': block.query.weight, 'node_k.weight': block.key.weight,
+             'node_v.weight': block.value.weight, 'conv1.0.weight': block.spread[0].weight,
+             'conv1.1.weight': block.spread[1].weight, 'conv1.1.bias': block.spread[1].bias,
+             'out_conv.0.weight': block.fuse[0].weight, 'out_conv.1.weight': block.fuse[1].weight,
+             'out_conv.1.bias': block.fuse[1].bias}
+    for name, parameter in names.items():
+        assert isinstance(parameter, nn.Parameter)
+        parameter.data = v.tensor(f'param_{name}')
+    student = v.tensor('student_0').requires_grad_()
+    output = block(student)
+    total = (output * v.tensor('cotangent')).sum()
+    v.check('output', output)
+    v.check('loss', total)
+    v.check('grad_student_0', torch.autograd.grad(total, student)[0])

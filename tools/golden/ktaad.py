@@ -1,0 +1,21 @@
+"""Knowledge adaptation: the distances, on codes that the file gives."""
+
+import torch
+
+from golden.vector import Vector, recipe
+from kd_mm.losses.ktaad import adaptation_distance, channel_affinity_distance
+
+
+@recipe('ktaad', 'ktaad_p2')
+def ktaad(v: Vector) -> None:
+    assert v.number('q') == 2 and v.number('reduction') == 'mean'
+    feature, affinity = (tensor.requires_grad_() for tensor in v.series('student_'))
+    code = v.tensor('teacher_0')
+    kta = adaptation_distance(feature, code, v.number('p'))
+    relation = channel_affinity_distance(affinity, code)
+    total = v.number('weight_kta') * kta + v.number('weight_affinity') * relation
+    v.check('loss', total)
+    v.check('loss_kta', kta)
+    v.check('loss_affinity', relation)
+    for index, grad in enumerate(torch.autograd.grad(total, [feature, affinity])):
+        v.check(f'grad_student_{index}', grad)
