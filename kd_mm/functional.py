@@ -122,3 +122,40 @@ def weighted_mean(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         return values.sum() / max(values.numel(), 1)
     mask = mask.to(values.dtype)
     return (values * mask).sum() / (nonzero(mask.sum()) * max(values.shape[1], 1))
+
+
+def intersection(boxes: Tensor, others: Tensor) -> Tuple[Tensor, Tensor]:
+    """Area of the overlap and of the union of boxes, element by element (or broadcast).
+
+    Args:
+        boxes, others: (..., 4), x1 y1 x2 y2.
+
+    Example:
+        >>> overlap, union = intersection(torch.tensor([0., 0., 2., 2.]), torch.tensor([1., 1., 3., 3.]))
+        >>> overlap.item(), union.item()
+        (1.0, 7.0)
+    """
+    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
+    overlap = (high - low).clamp(min=0).prod(dim=-1)
+    areas = [(part[..., 2] - part[..., 0]) * (part[..., 3] - part[..., 1]) for part in (boxes, others)]
+    return overlap, areas[0] + areas[1] - overlap
+
+
+def giou_loss(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
+    """``1 - GIoU`` of paired boxes (Rezatofighi et al., CVPR 2019), from 0 (equal) to 2: (...,).
+
+    ``GIoU = overlap / union - (hull - union) / hull`` with the smallest box around both as hull.
+
+    Args:
+        boxes, others: (..., 4), x1 y1 x2 y2.
+        eps: smallest area that is divided by.
+
+    Example:
+        >>> giou_loss(torch.tensor([0., 0., 2., 2.]), torch.tensor([0., 0., 2., 2.])).item()
+        0.0
+    """
+    overlap, union = intersection(boxes, others)
+    union = union.clamp(min=eps)
+    low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
+    hull = (high - low).clamp(min=0).prod(dim=-1).clamp(min=eps)
+    return 1 - (overlap / union - (hull - union) / hull)
