@@ -321,12 +321,18 @@ class Distiller(nn.Module):
             # Some modules run only when losses are computed (target assignment, denoising).
             for tap in silent:
                 tap.arm(_size(data['inputs']))
-            # DDOD counts the positives it has seen in plain lists, which no eval mode stops.
+            # Some heads return in training only what their loss takes (VFNet); norms and dropouts are leaves, and stay
+            # in eval. DDOD counts the positives it has seen in plain lists, which no mode stops.
+            holders = [module for module in self.student.modules() if next(module.children(), None) is not None]
+            for module in holders:
+                module.training = True
             counts = [(value, list(value)) for module in self.student.modules() for value in vars(module).values()
                       if type(value) is list]
             try:
                 self.student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
             finally:
+                for module in holders:
+                    module.training = False  # the dry pass is in eval mode
                 for value, before in counts:
                     value[:] = before
                 late = _read([tap for tap in silent if tap.fired])

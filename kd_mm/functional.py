@@ -1,6 +1,6 @@
 """Pure tensor operations shared by two or more methods, adapters or regions."""
 
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,22 @@ def positive(owner: str, name: str, value: float) -> float:
     if not value > 0:
         raise ValueError(f'{owner}: {name}={value!r} must be above 0')
     return float(value)
+
+
+def factors(owner: str, **given: float) -> List[float]:
+    """Factors from 0, not all of them 0.
+
+    Raises:
+        ValueError: they are not.
+
+    Example:
+        >>> factors('BCKDLoss', class_weight=1, box_weight=0)
+        [1.0, 0.0]
+    """
+    if any(not value >= 0 for value in given.values()) or not any(given.values()):
+        said = ', '.join(f'{name}={value!r}' for name, value in given.items())
+        raise ValueError(f'{owner}: {said} must not be negative, and one above 0')
+    return [float(value) for value in given.values()]
 
 
 def resize(tensor: Tensor, size: Tuple[int, int], align_corners: bool = False) -> Tensor:
@@ -128,7 +144,7 @@ def intersection(boxes: Tensor, others: Tensor) -> Tuple[Tensor, Tensor]:
     """Area of the overlap and of the union of boxes, element by element (or broadcast).
 
     Args:
-        boxes, others: (..., 4), x1 y1 x2 y2.
+        boxes, others: (..., 4), x1 y1 x2 y2. One that is inside out (some heads predict such) has no area.
 
     Example:
         >>> overlap, union = intersection(torch.tensor([0., 0., 2., 2.]), torch.tensor([1., 1., 3., 3.]))
@@ -137,7 +153,7 @@ def intersection(boxes: Tensor, others: Tensor) -> Tuple[Tensor, Tensor]:
     """
     low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
     overlap = (high - low).clamp(min=0).prod(dim=-1)
-    areas = [(part[..., 2] - part[..., 0]) * (part[..., 3] - part[..., 1]) for part in (boxes, others)]
+    areas = [(part[..., 2:] - part[..., :2]).clamp(min=0).prod(dim=-1) for part in (boxes, others)]
     return overlap, areas[0] + areas[1] - overlap
 
 

@@ -66,7 +66,9 @@ def build_head(name: str, seed: int = 0) -> Any:
         model = build_model(head_config(name), 'mmdet')
         for module in model.bbox_head.modules():
             if isinstance(module, torch.nn.Conv2d) and module.weight.requires_grad:
-                torch.nn.init.normal_(module.weight, std=0.02 if name == 'yolox' else 0.1)  # it has an exp
+                torch.nn.init.normal_(module.weight, std=0.1)
+        if name == 'yolox':  # it takes raw grey levels
+            model.backbone.stem.conv.conv.weight.data /= 255
     return model.train()
 
 

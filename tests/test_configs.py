@@ -28,6 +28,10 @@ REQUIRED = {
     'configs/det/mgd/retinanet-r50_from_retinanet-x101_2x_coco.py',
     'configs/det/cwd/retinanet-r50_from_retinanet-x101_2x_coco.py',
     'configs/det/cwd/rtmdet-s_from_rtmdet-m_300e_coco.py',
+    'configs/det/ld/gfl-r50_from_gfl-r101_1x_coco.py',
+    'configs/det/bckd/gfl-r50_from_gfl-r101_1x_coco.py',
+    'configs/det/crosskd/gfl-r50_from_gfl-r101_1x_coco.py',
+    'configs/det/crosskd/retinanet-r50_from_retinanet-r101_2x_coco.py',
     'configs/seg/cwd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
     'configs/seg/kd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
     'configs/seg/mgd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
@@ -38,6 +42,7 @@ REQUIRED = {
 BASES = {
     'faster-rcnn-r50': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
     'retinanet-r50': 'mmdet::retinanet/retinanet_r50_fpn_{schedule}_coco.py',
+    'gfl-r50': 'mmdet::gfl/gfl_r50_fpn_{schedule}_coco.py',
     'rtmdet-s': 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
     'pspnet-r18': 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
     'deeplabv3plus-r18': 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',

@@ -66,3 +66,5 @@ def test_overlap_and_giou():
     loss.sum().backward()
     assert torch.isfinite(boxes.grad).all() and boxes.grad[1, 2] < 0  # apart, and yet it says where to go
     assert F.giou_loss(others, others)[:2].abs().max() == 0
+    inverted = torch.tensor([9.0, 9.0, 1.0, 2.0])  # empty, and no negative area
+    assert 0 < F.giou_loss(inverted, torch.tensor([0.0, 0.0, 10.0, 10.0])) <= 2

@@ -106,17 +106,17 @@ class HeadLoss(KDLoss):
             raise ValueError(f'{name}: {len(student)} levels of {student.name} and {len(teacher)} of {teacher.name}; '
                              'the heads must have the same strides')
         for level, (s, t) in enumerate(zip(student.logits, teacher.logits)):
-            if s.shape[2] != t.shape[2] or student.sigmoid != teacher.sigmoid:
+            if self.logits and (s.shape[2] != t.shape[2] or student.sigmoid != teacher.sigmoid):
                 raise ValueError(
                     f'{name}, level {level}: {s.shape[2]} class logits of {student.name} '
                     f'({"sigmoid" if student.sigmoid else "softmax"}) and {t.shape[2]} of {teacher.name} '
                     f'({"sigmoid" if teacher.sigmoid else "softmax"}): the classes must be the same. Use a feature '
                     'loss, or a teacher trained on these classes')
-            if s.shape != t.shape:
+            if s.shape[:2] != t.shape[:2]:
                 raise ValueError(
-                    f'{name}, level {level}: student {student.name} has {tuple(s.shape)} rows (image, prior, class) '
-                    f'and teacher {teacher.name} {tuple(t.shape)}: the heads must have the same strides and the same '
-                    'number of anchors a cell')
+                    f'{name}, level {level}: student {student.name} has {tuple(s.shape[:2])} rows (images, priors) '
+                    f'and teacher {teacher.name} {tuple(t.shape[:2])}: the heads must have the same strides and the '
+                    'same number of anchors a cell')
 
     def sigmoid_only(self, view: DenseView) -> None:
         """Raise a ValueError for a head whose classes are a softmax."""
