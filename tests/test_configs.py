@@ -30,6 +30,7 @@ REQUIRED = {
     'configs/det/cwd/rtmdet-s_from_rtmdet-m_300e_coco.py',
     'configs/det/ld/gfl-r50_from_gfl-r101_1x_coco.py',
     'configs/det/bckd/gfl-r50_from_gfl-r101_1x_coco.py',
+    'configs/det/rm/retinanet-r50_from_retinanet-r101_2x_coco.py',
     'configs/det/crosskd/gfl-r50_from_gfl-r101_1x_coco.py',
     'configs/det/crosskd/retinanet-r50_from_retinanet-r101_2x_coco.py',
     'configs/seg/cwd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',

@@ -10,8 +10,9 @@ from kd_mm.losses.kd import SoftmaxKDLoss
 from kd_mm.losses.ld import LDLoss
 from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.pkd import PKDLoss
+from kd_mm.losses.rm import RMLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 
 __all__ = [
     'BCKDLoss', 'CWDLoss', 'CrossKDLoss', 'FGDLoss', 'FitNetLoss', 'KDLoss', 'LDLoss', 'MGDLoss', 'PKDLoss',
-    'SigmoidKDLoss', 'SoftmaxKDLoss']
+    'RMLoss', 'SigmoidKDLoss', 'SoftmaxKDLoss']

@@ -67,7 +67,8 @@ class HeadLoss(KDLoss):
         return dense_view(self.heads[side], calls[0].output)
 
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
-        """The parts of the loss with their own factors (not ``loss_weight``): name -> one scalar a level.
+        """The parts of the loss with their own factors (not ``loss_weight``): name -> one scalar a level (one in all
+        for a ``joint`` loss).
 
         The teacher's predictions come detached.
         """
@@ -93,7 +94,8 @@ class HeadLoss(KDLoss):
             parts = self.terms(student, teacher, KDBatch() if batch is None else batch)
             # A term without rows must still be connected: distributed ranks wait for the same gradients.
             anchor = sum(level.sum() for level in student.logits) * 0
-            return [sum((part[level] for part in parts.values()), anchor) for level in range(len(student))]
+            return [sum((part[level] for part in parts.values()), anchor)
+                    for level in range(1 if self.joint else len(student))]
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         """Raise a ValueError where two views cannot be compared prior by prior."""

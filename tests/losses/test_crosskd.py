@@ -168,6 +168,15 @@ def test_gradient_passes_through_the_teacher_and_changes_nothing_there():
     assert all((feature < 0).any() for feature in (*own['cls_convs'], *theirs['reg_convs']))
 
 
+def test_what_is_left_out_does_not_run():
+    head, ran = Head().eval(), []
+    _, features = held(head, 3)
+    for index, block in enumerate(head.cls_convs):
+        block.conv.register_forward_hook(lambda *_, index=index: ran.append(index))
+    cross_head_outputs(head, LEVELS, features, features, 2)
+    assert ran == [2, 2]  # the last convolution alone, once a level
+
+
 def test_forwards_come_back_after_an_error():
     head = Head()
     _, features = held(head, 2)

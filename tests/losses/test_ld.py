@@ -108,6 +108,17 @@ def test_valuable_region(gamma, topk):
     assert found[0].tolist() == pytest.approx(by_hand(ANCHORS, BOX[0, 0].tolist(), gamma, topk))
 
 
+@pytest.mark.parametrize('seed', range(8))
+def test_valuable_region_of_many(seed):
+    draw = torch.Generator().manual_seed(seed)
+    corner = torch.rand(40, 2, generator=draw) * 12
+    anchors = torch.cat([corner, corner + 2 + torch.rand(40, 2, generator=draw) * 10], dim=1)
+    box = [4.0, 5.0, 13.0, 12.0]
+    found = valuable_region((anchors, ), torch.tensor([[box]]), REAL[:, :1], torch.ones(1, 40, dtype=torch.bool),
+                            topk=4)
+    assert 0 < (found > 0).sum() < 40 and found[0].tolist() == pytest.approx(by_hand(anchors, box, topk=4), abs=1e-6)
+
+
 def test_valuable_region_of_levels_and_images():
     coarse = torch.tensor([[0.0, 0, 16, 16], [16, 0, 32, 16]])
     boxes = torch.tensor([[[0.0, 0, 9, 8], [2, 1, 15, 15]], [[6.0, 0, 14, 9], [0, 0, 0, 0]]])
