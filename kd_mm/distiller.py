@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd_mm import distributed
 from kd_mm.peer import PeerTeacher
 from kd_mm.synthetic import synthetic_batch
-from kd_mm.taps import Tap
+from kd_mm.taps import Recorded, Tap
 from kd_mm.teacher import Teacher, eval_mode, forward_tensor, inherit_weights, preserved_random_state, task_of
 from kd_mm.teacher_sources import SELF, build_teachers
 from kd_mm.terms import Problems, Term
@@ -147,11 +147,12 @@ class Distiller(nn.Module):
         def add(taps: Dict[Any, Tap], key: Any, model: nn.Module, path: str, side: str) -> None:
             if key not in taps:
                 taps[key] = Tap(model, path, side)
+            taps[key].structured |= term.of_heads
 
         try:
             for path in term.locate('student', self.student):
                 add(self._student_taps, path, self.student, path, 'student')
-        except KeyError as error:
+        except (KeyError, ValueError) as error:
             self.problems.add(f'{term.name}: {error.args[0]}')
         for source in term.sources:
             try:
@@ -162,7 +163,7 @@ class Distiller(nn.Module):
                     model = self.teachers[source].model
                     for path in term.locate('teacher', model):
                         add(self._teacher_taps, (source, path), model, path, self._side(source))
-            except KeyError as error:
+            except (KeyError, ValueError) as error:
                 self.problems.add(f'{term.name}: {error.args[0]}')
 
     def _side(self, source: str) -> str:
@@ -252,13 +253,13 @@ class Distiller(nn.Module):
                     self.problems.add(text if text.startswith(term.name) else f'{term.name}: {text}')
 
     @staticmethod
-    def _records(term: Term, source: str, student: Dict[str, Features],
-                 teacher: Dict[Tuple[str, str], Features]) -> Dict[str, Features]:
+    def _records(term: Term, source: str, student: Dict[str, Recorded],
+                 teacher: Dict[Tuple[str, str], Recorded]) -> Dict[str, Recorded]:
         """What the taps of one of a term's teachers recorded, by path."""
         return student if source == SELF else {path: teacher[source, path] for path in term.teacher_paths}
 
-    def _features(self, term: Term, student: Dict[str, Features],
-                  teacher: Dict[Tuple[str, str], Features]) -> Tuple[Features, Features]:
+    def _features(self, term: Term, student: Dict[str, Recorded],
+                  teacher: Dict[Tuple[str, str], Recorded]) -> Tuple[Features, Features]:
         """What a term compares: its levels of both sides, averaged over its teachers."""
         own: Optional[Features] = None
         theirs: List[Features] = []
@@ -272,7 +273,7 @@ class Distiller(nn.Module):
             raise ValueError(f'{term.name}: {error}') from error
 
     def _check_classes(self, term: Term, student: Features, teacher: Features) -> None:
-        if not term.loss.logits:
+        if not term.loss.logits or term.of_heads:  # a head loss compares them itself
             return
         for level, (s, t) in enumerate(zip(student, teacher)):
             if s.shape[1] != t.shape[1]:
@@ -304,7 +305,7 @@ class Distiller(nn.Module):
                          'the tapped module lies before or inside the frozen part (frozen_stages), returns a detached '
                          'tensor, or lies inside a re-entrant activation checkpoint. Tap a later module')
 
-    def _dry_forward(self) -> Optional[Tuple[Dict[str, Features], Dict[Tuple[str, str], Features], KDBatch]]:
+    def _dry_forward(self) -> Optional[Tuple[Dict[str, Recorded], Dict[Tuple[str, str], Recorded], KDBatch]]:
         """Features of all taps on random images, at the smallest size that all models take."""
         errors: Dict[str, str] = {}
         shapes = _dry_shapes(self.student, *(teacher.model for teacher in self.teachers.values()))
@@ -313,7 +314,7 @@ class Distiller(nn.Module):
                 data = self._random_data(shape)
                 batch = self._batch(data['inputs'], data['data_samples'])
                 student = self._dry_student(data)
-                found: Dict[Tuple[str, str], Features] = {}
+                found: Dict[Tuple[str, str], Recorded] = {}
                 for source, teacher in self.teachers.items():
                     taps = {key: tap for key, tap in self._teacher_taps.items() if key[0] == source}
                     teacher.run(data['inputs'], data['data_samples'], list(taps.values()), batch, full=True)
@@ -334,7 +335,7 @@ class Distiller(nn.Module):
         # training=False: batch augmentations draw random sizes and remember them.
         return self.student.data_preprocessor(data, False)
 
-    def _dry_student(self, data: Dict[str, Any]) -> Dict[str, Features]:
+    def _dry_student(self, data: Dict[str, Any]) -> Dict[str, Recorded]:
         taps = list(self._student_taps.values())
         for tap in taps:
             tap.arm(_size(data['inputs']))
@@ -347,9 +348,20 @@ class Distiller(nn.Module):
             # Some modules run only when losses are computed (target assignment, denoising).
             for tap in silent:
                 tap.arm(_size(data['inputs']))
+            # Some heads return in training only what their loss takes (VFNet); norms and dropouts are leaves, and stay
+            # in eval. DDOD counts the positives it has seen in plain lists, which no mode stops.
+            holders = [module for module in self.student.modules() if next(module.children(), None) is not None]
+            for module in holders:
+                module.training = True
+            counts = [(value, list(value)) for module in self.student.modules() for value in vars(module).values()
+                      if type(value) is list]
             try:
                 self.student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
             finally:
+                for module in holders:
+                    module.training = False  # the dry pass is in eval mode
+                for value, before in counts:
+                    value[:] = before
                 late = _read([tap for tap in silent if tap.fired])
                 self._loss_only = list(late)
                 records.update(late)
@@ -479,7 +491,7 @@ class Distiller(nn.Module):
         """Distillation terms of the active losses, and their weights for the log."""
         terms = self._active
         student = {path: self._student_taps[path].read() for path in self._student_paths(terms)}
-        teacher: Dict[Tuple[str, str], Features] = {}
+        teacher: Dict[Tuple[str, str], Recorded] = {}
         for source, model in self.teachers.items():
             taps = {key: self._teacher_taps[key] for key in self._keys(terms, source)}
             if taps or source in self.peers:
@@ -566,7 +578,7 @@ def average(sides: Sequence[Features]) -> Features:
     return tuple(torch.stack(level).mean(dim=0) for level in zip(*sides))
 
 
-def _read(taps: Sequence[Tap]) -> Dict[str, Features]:
+def _read(taps: Sequence[Tap]) -> Dict[str, Recorded]:
     return {tap.path: tap.read() for tap in taps}
 
 

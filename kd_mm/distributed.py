@@ -26,6 +26,15 @@ def broadcast(module: nn.Module) -> None:
             dist.broadcast(tensor.data, 0)
 
 
+def mean(value: Tensor) -> Tensor:
+    """The mean of a detached value over the ranks, the same on every rank."""
+    if world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Average ``.grad`` over the ranks; a parameter without gradient counts as zero."""
     parts: List[Tensor] = []

@@ -1,7 +1,7 @@
 """Pure tensor operations shared by two or more methods, adapters or regions."""
 
 import hashlib
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,22 @@ def positive(owner: str, name: str, value: float) -> float:
     if not value > 0:
         raise ValueError(f'{owner}: {name}={value!r} must be above 0')
     return float(value)
+
+
+def factors(owner: str, **given: float) -> List[float]:
+    """Factors from 0, not all of them 0.
+
+    Raises:
+        ValueError: they are not.
+
+    Example:
+        >>> factors('BCKDLoss', class_weight=1, box_weight=0)
+        [1.0, 0.0]
+    """
+    if any(not value >= 0 for value in given.values()) or not any(given.values()):
+        said = ', '.join(f'{name}={value!r}' for name, value in given.items())
+        raise ValueError(f'{owner}: {said} must not be negative, and one above 0')
+    return [float(value) for value in given.values()]
 
 
 def resize(tensor: Tensor, size: Tuple[int, int], align_corners: bool = False) -> Tensor:
@@ -434,3 +450,40 @@ def relation_divergence(student: Tensor, student_keys: Tensor, teacher: Tensor, 
     rows = max(max_block // max(student_keys.shape[1], 1), 1)
     return _RelationDivergence.apply(student, student_keys, teacher.detach(), teacher_keys.detach(), weights.detach(),
                                      bonus, tau, rows)
+
+
+def intersection(boxes: Tensor, others: Tensor) -> Tuple[Tensor, Tensor]:
+    """Area of the overlap and of the union of boxes, element by element (or broadcast).
+
+    Args:
+        boxes, others: (..., 4), x1 y1 x2 y2. One that is inside out (some heads predict such) has no area.
+
+    Example:
+        >>> overlap, union = intersection(torch.tensor([0., 0., 2., 2.]), torch.tensor([1., 1., 3., 3.]))
+        >>> overlap.item(), union.item()
+        (1.0, 7.0)
+    """
+    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
+    overlap = (high - low).clamp(min=0).prod(dim=-1)
+    areas = [(part[..., 2:] - part[..., :2]).clamp(min=0).prod(dim=-1) for part in (boxes, others)]
+    return overlap, areas[0] + areas[1] - overlap
+
+
+def giou_loss(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
+    """``1 - GIoU`` of paired boxes (Rezatofighi et al., CVPR 2019), from 0 (equal) to 2: (...,).
+
+    ``GIoU = overlap / union - (hull - union) / hull`` with the smallest box around both as hull.
+
+    Args:
+        boxes, others: (..., 4), x1 y1 x2 y2.
+        eps: smallest area that is divided by.
+
+    Example:
+        >>> giou_loss(torch.tensor([0., 0., 2., 2.]), torch.tensor([0., 0., 2., 2.])).item()
+        0.0
+    """
+    overlap, union = intersection(boxes, others)
+    union = union.clamp(min=eps)
+    low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
+    hull = (high - low).clamp(min=0).prod(dim=-1).clamp(min=eps)
+    return 1 - (overlap / union - (hull - union) / hull)

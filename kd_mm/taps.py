@@ -12,16 +12,28 @@ and copies of the model made between two steps know nothing of it.
 import difflib
 import fnmatch
 import math
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from kd_mm.types import Features
-
 
 class StopForward(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by the last tap of a teacher: nothing after it is needed."""
+
+
+class Call(NamedTuple):
+    """One recorded call: its arguments and its result with the structure that the module gave it."""
+
+    args: Tuple[Any, ...]
+    kwargs: Any
+    output: Any
+
+
+class Recorded(Tuple[Tensor, ...]):
+    """The tensors that a tap has recorded, and the calls they came from where the tap keeps structure."""
+
+    calls: Tuple[Call, ...] = ()
 
 
 def expand_paths(model: nn.Module, path: Any) -> List[str]:
@@ -82,6 +94,17 @@ def tensors_in(output: Any) -> List[Tensor]:
     return []
 
 
+def _frozen(output: Any, copy: bool) -> Any:
+    """An output in containers of its own (a host may replace items of its lists later); tensors cloned on demand."""
+    if isinstance(output, Tensor):
+        return output.clone() if copy and output.is_floating_point() else output
+    if type(output) in (tuple, list):
+        return type(output)(_frozen(item, copy) for item in output)
+    if type(output) is dict:
+        return {key: _frozen(item, copy) for key, item in output.items()}
+    return output
+
+
 def _sizes_in(values: Sequence[Any]) -> List[Tuple[int, int]]:
     """Pairs of ints among the arguments or results of a call: the (H, W) that token modules pass along."""
     pairs = []
@@ -124,6 +147,7 @@ class Tap:
         path: see :func:`resolve`.
         side: ``'student'`` or ``'teacher'``, for messages.
         keep: called with the tap after every recorded call; a teacher counts with it how far it must run.
+        structured: keep also every call's arguments and its result as it was: :meth:`read` then has ``calls``.
 
     A tuple, list or dict output gives one tensor an item; repeated calls (a head shared by the levels) one a call.
     (N, L, C) tokens become maps when the size is known: from an (H, W) pair among the arguments or results of the
@@ -131,8 +155,8 @@ class Tap:
     """
 
     def __init__(self, model: nn.Module, path: str, side: str = 'model',
-                 keep: Optional[Callable[['Tap'], None]] = None):
-        self.path, self.side, self.keep = path, side, keep
+                 keep: Optional[Callable[['Tap'], None]] = None, structured: bool = False):
+        self.path, self.side, self.keep, self.structured = path, side, keep, structured
         self.owner, self.name = resolve(model, path, side)
         self.calls = 0
         self._input_shape: Optional[Tuple[int, int]] = None
@@ -140,6 +164,7 @@ class Tap:
         self._armed = False
         self._copy = True
         self._records: List[Tuple[Tensor, Tensor, int]] = []  # value, watched original, its version
+        self._calls: List[Call] = []
 
     def arm(self, input_shape: Optional[Tuple[int, int]] = None) -> None:
         """Start recording, from nothing.
@@ -178,14 +203,14 @@ class Tap:
     def clear(self) -> None:
         """Restore the module and forget what was recorded; doing it twice is harmless."""
         self.disarm()
-        self._records = []
+        self._records, self._calls = [], []
 
     @property
     def fired(self) -> bool:
         """Whether it has recorded a tensor since it was armed."""
         return bool(self._records)
 
-    def read(self) -> Features:
+    def read(self) -> Recorded:
         """The recorded tensors, which the tap then forgets.
 
         Values are those at the tap, even if a later in-place activation overwrote the tensor: the first time a tap
@@ -194,7 +219,7 @@ class Tap:
         Raises:
             RuntimeError: the tap did not fire; or a tensor that had never been overwritten in place was.
         """
-        records = self._records
+        records, calls = self._records, tuple(self._calls)
         self.clear()
         if not records:
             raise RuntimeError(f'{self.side}: the tap {self.path!r} did not fire in this forward pass. The module is '
@@ -205,10 +230,14 @@ class Tap:
             raise RuntimeError(f'{self.side}: the output of {self.path!r} was overwritten in place in this step but '
                                'not in the steps before; tap the activation after it instead')
         self._copy = overwritten
-        return tuple(value for value, _, _ in records)
+        recorded = Recorded(value for value, _, _ in records)
+        recorded.calls = calls
+        return recorded
 
     def _record(self, args: Tuple[Any, ...], kwargs: Any, output: Any) -> None:
         self.calls += 1
+        if self.structured:
+            self._calls.append(Call(args, kwargs, _frozen(output, self._copy)))
         found = tensors_in(output)
         sizes = None
         for tensor in found:

@@ -1,17 +1,18 @@
 """One entry of ``losses``: where to tap, how to adapt, what to compute; and the list of what is wrong with a config."""
 
 import dataclasses
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
 from kd_mm.adapters import Adapter, auto_adapter
 from kd_mm.levels import Pairs, common_classes, pair_levels, take_classes
 from kd_mm.losses.base import KDLoss
+from kd_mm.losses.head_base import HeadLoss
 from kd_mm.places import MARK, find
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.taps import expand_paths, resolve
+from kd_mm.taps import Recorded, expand_paths, resolve
 from kd_mm.teacher import eval_mode
 from kd_mm.types import Features, KDBatch
 
@@ -81,6 +82,11 @@ class Term(nn.Module):
         self.sources: Tuple[str, ...] = (sources, ) if isinstance(sources, str) else tuple(sources or ())
         if self.region is not None and self.region.logits_at and len(self.sources) > 1:
             raise ValueError(f'{name}: {type(self.region).__name__} looks at the logits of one teacher; name one')
+        given = [key for key in ('levels', 'adapter', 'region', 'classes') if cfg.get(key) is not None]
+        if self.of_heads and (given or len(self.sources) > 1):
+            raise ValueError(f'{name}: {type(self.loss).__name__} compares one head with one: remove '
+                             f'{", ".join(given) or "all teachers but one"} (loss_weight may be a list, with 0 for a '
+                             'level that is not wanted)')
         #: every tap of a side: those of the features first, then those of the region's logits.
         self.student_paths: List[str] = []
         self.teacher_paths: List[str] = []
@@ -97,7 +103,10 @@ class Term(nn.Module):
 
         Raises:
             KeyError: a place that the model does not have.
+            ValueError: a head loss cannot use what is there.
         """
+        if isinstance(self.loss, HeadLoss):
+            return self._locate_head(self.loss, side, model)
         paths = self._expand(side, model, getattr(self, f'{side}_at'), logits=False)
         self._features[side] = len(paths)
         if self.region is not None and side in self.region.logits_at:
@@ -114,6 +123,19 @@ class Term(nn.Module):
             paths.extend(expand_paths(model, part if place is None else place.paths))
         return paths
 
+    def _locate_head(self, loss: HeadLoss, side: str, model: nn.Module) -> List[str]:
+        """The paths of a head and of what its loss reads below it."""
+        at = getattr(self, f'{side}_at')
+        if not isinstance(at, str) or at.startswith(MARK) or any(letter in at for letter in '*?['):
+            raise ValueError(f"{type(loss).__name__} compares one head with one: {side} {at!r} is no path of a head, "
+                             "such as 'bbox_head'")
+        head, method = resolve(model, at, side)
+        if method != 'forward':
+            raise ValueError(f'{side} {at!r} is a method, and {type(loss).__name__} needs a head')
+        paths = [f'{at}.{part}' if part else at for part in loss.bind_head(side, head)]
+        setattr(self, f'{side}_paths', paths)
+        return paths
+
     def map_classes(self, student: Sequence[str], teacher: Sequence[str]) -> None:
         """Settle which logits of the two models belong together (``classes=``).
 
@@ -128,6 +150,11 @@ class Term(nn.Module):
         self._chosen = {'student': (len(student), own), 'teacher': (len(teacher), theirs)}
 
     @property
+    def of_heads(self) -> bool:
+        """Whether the loss compares two heads, and taps whatever it needs of them."""
+        return isinstance(self.loss, HeadLoss)
+
+    @property
     def needs_boxes(self) -> bool:
         return self.loss.needs_boxes or (self.region is not None and self.region.needs_boxes)
 
@@ -136,12 +163,18 @@ class Term(nn.Module):
         """Name for log entries, without the word that would make the host back-propagate them."""
         return self.name[len('loss_'):].replace('loss', '').strip('_') or 'kd'
 
-    def collect(self, student: Dict[str, Features], teacher: Dict[str, Features]) -> Tuple[Features, Features]:
-        """The tapped levels of both sides.
+    def collect(self, student: Mapping[str, Recorded], teacher: Mapping[str, Recorded]) -> Tuple[Any, Any]:
+        """The tapped levels of both sides; for a head loss the views of both heads.
 
         Raises:
             ValueError: a level does not exist, or the counts differ.
         """
+        if isinstance(self.loss, HeadLoss):
+            below: List[Dict[str, Recorded]] = []
+            for records, paths, at in ((student, self.student_paths, self.student_at),
+                                       (teacher, self.teacher_paths, self.teacher_at)):
+                below.append({path[len(at) + 1:]: records[path] for path in paths})
+            return self.loss.views(*below)
         own, theirs = self._side('student', student), self._side('teacher', teacher)
         if self.student_levels is None and self.teacher_levels is None and self.pairs is None:
             self.pairs = pair_levels(own, theirs)
@@ -160,14 +193,14 @@ class Term(nn.Module):
             return tuple(student), tuple(teacher)
         return tuple(student[s] for s, _ in self.pairs), tuple(teacher[t] for _, t in self.pairs)
 
-    def _side(self, side: str, records: Dict[str, Features]) -> Features:
+    def _side(self, side: str, records: Mapping[str, Recorded]) -> Features:
         """The levels of one side, before they are paired."""
         found = tuple(tensor for _, tensor in self._levels_of(side, records, logits=False))
         if side in self._chosen:
             found = tuple(take_classes(tensor, *self._chosen[side]) for tensor in found)
         return found
 
-    def _levels_of(self, side: str, records: Dict[str, Features], logits: bool) -> List[Tuple[str, Tensor]]:
+    def _levels_of(self, side: str, records: Mapping[str, Recorded], logits: bool) -> List[Tuple[str, Tensor]]:
         """Path and tensor of the levels of one side (of the region's taps with ``logits``), those that are kept."""
         every, split = getattr(self, f'{side}_paths'), self._features[side]
         paths, keep = every[split:] if logits else every[:split], getattr(self, f'{side}_levels')
@@ -182,7 +215,8 @@ class Term(nn.Module):
             found = [found[index] for index in keep]
         return found
 
-    def with_logits(self, batch: KDBatch, student: Dict[str, Features], teacher: Dict[str, Features]) -> KDBatch:
+    def with_logits(self, batch: KDBatch, student: Mapping[str, Recorded],
+                    teacher: Mapping[str, Recorded]) -> KDBatch:
         """The batch with what the region's own taps recorded; the batch itself for a region without taps."""
         if self.region is None or not self.region.logits_at:
             return batch
@@ -190,9 +224,11 @@ class Term(nn.Module):
                                      for side, records in (('student', student), ('teacher', teacher))))
         return dataclasses.replace(batch, student_logits=own, teacher_logits=theirs)
 
-    def bind(self, student_model: nn.Module, teacher_model: nn.Module, student: Dict[str, Features],
-             teacher: Dict[str, Features]) -> None:
-        """Show the loss the modules behind its levels."""
+    def bind(self, student_model: nn.Module, teacher_model: nn.Module, student: Mapping[str, Recorded],
+             teacher: Mapping[str, Recorded]) -> None:
+        """Show the loss the modules behind its levels (a head loss has seen its heads already)."""
+        if self.of_heads:
+            return
         self.loss.bind(*map(list, self._paired(*(
             [resolve(model, path, side)[0] for path, _ in self._levels_of(side, records, logits=False)]
             for side, model, records in (('student', student_model, student), ('teacher', teacher_model, teacher))))))
@@ -203,9 +239,9 @@ class Term(nn.Module):
             return 'levels by index'
         return 'levels by stride: ' + ', '.join(f'student {s} with teacher {t}' for s, t in self.pairs)
 
-    def prepare(self, student: Features, teacher: Features) -> None:
-        """Choose the adapter and create every trainable part, for features like these."""
-        if self.adapter_cfg == 'auto':
+    def prepare(self, student: Any, teacher: Any) -> None:
+        """Choose the adapter and create every trainable part, for features (or views) like these."""
+        if self.adapter_cfg == 'auto' and not self.of_heads:
             self.adapter = auto_adapter(self.loss, student, teacher)
         if self.adapter is not None:
             self.adapter.prepare(student, teacher)
@@ -214,11 +250,13 @@ class Term(nn.Module):
         try:
             self.loss.check_shapes(student, teacher)
         except ValueError as error:
+            if self.of_heads:
+                raise
             mend = 'Remove adapter=None' if self.adapter_cfg is None else 'Choose another adapter or other taps'
             raise ValueError(f'{self.name}: {error} (adapter={self.adapter_cfg!r}). {mend}') from error
         self.loss.prepare(student, teacher)
 
-    def per_level(self, student: Features, teacher: Features, batch: KDBatch) -> List[Tensor]:
+    def per_level(self, student: Any, teacher: Any, batch: KDBatch) -> List[Tensor]:
         """Unweighted losses, one a level."""
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)

@@ -183,3 +183,18 @@ def test_seeded_generator():
 
 def test_keep_mask():
     assert F.keep_mask(torch.tensor([0.24, 0.25, 0.26]), 0.75).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_overlap_and_giou():
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 0, 0]], dtype=torch.float64, requires_grad=True)
+    others = torch.tensor([[1.0, 1, 3, 3], [3, 0, 4, 1], [0, 0, 0, 0]], dtype=torch.float64)
+    overlap, union = F.intersection(boxes, others)
+    assert overlap.tolist() == [1, 0, 0] and union.tolist() == [7, 2, 0]
+    loss = F.giou_loss(boxes, others)
+    # 1 of 7, hull 9; apart, hull 4; nothing at all
+    assert loss[:2].tolist() == pytest.approx([1 - (1 / 7 - 2 / 9), 1 - (0 - 2 / 4)])
+    loss.sum().backward()
+    assert torch.isfinite(boxes.grad).all() and boxes.grad[1, 2] < 0  # apart, and yet it says where to go
+    assert F.giou_loss(others, others)[:2].abs().max() == 0
+    inverted = torch.tensor([9.0, 9.0, 1.0, 2.0])  # empty, and no negative area
+    assert 0 < F.giou_loss(inverted, torch.tensor([0.0, 0.0, 10.0, 10.0])) <= 2

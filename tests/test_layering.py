@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ('version', ), ('registry', 'types'),
     ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'),
-    ('targets', 'taps'), ('adapters', 'regions'), ('losses', ), ('teacher', ), ('terms', ), ('peer', ),
+    ('targets', 'taps'), ('adapters', 'regions', 'views'), ('losses', ), ('teacher', ), ('terms', ), ('peer', ),
     ('teacher_sources', ), ('distiller', ), ('hooks', ),
     ('inspection', 'benchmark', 'learning'))
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -173,3 +173,33 @@ def test_paths(model):
         resolve(model, 'block.cnv', 'teacher')
     with pytest.raises(KeyError, match='block has: conv, relu, heads'):
         resolve(model, 'block.training')
+
+
+def test_structured_tap_keeps_calls_as_they_were(model):
+    """Arguments and results with their structure; items that the host replaces in its own list later stay."""
+    tap = Tap(model, 'block', structured=True)
+    for _ in range(2):  # the first pass copies, the second does not
+        tap.arm()
+        output = model.block(IMAGE)
+        expected = [tensor.clone() for tensor in (*output['maps'], output['other'][0])]
+        found = tap.read()
+        assert len(found) == 3 and len(found.calls) == 1
+        assert found.calls[0].args[0] is IMAGE and found.calls[0].kwargs == {}
+        assert list(found.calls[0].output) == ['maps', 'other']
+        for value, other in zip(found, expected):
+            torch.testing.assert_close(value, other)
+    model.block.pair = lambda x: [x + 1, [x + 2]]
+    tap = Tap(model, 'block.pair', structured=True)
+    tap.arm()
+    pair = model.block.pair(IMAGE)
+    pair[0] = None
+    first, (second, ) = tap.read().calls[0].output
+    torch.testing.assert_close(first, IMAGE + 1)
+    torch.testing.assert_close(second, IMAGE + 2)
+
+
+def test_plain_tap_holds_no_arguments(model):
+    tap = Tap(model, 'block')
+    tap.arm()
+    model.block(IMAGE)
+    assert tap.read().calls == ()

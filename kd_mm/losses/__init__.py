@@ -5,10 +5,12 @@ from kd_mm.losses.af_dcd import AfDCDLoss
 from kd_mm.losses.aicsd import AICSDLoss
 from kd_mm.losses.at import ATLoss
 from kd_mm.losses.base import KDLoss
+from kd_mm.losses.bckd import BCKDLoss
 from kd_mm.losses.bpkd import BPKDLoss
 from kd_mm.losses.cc import CCLoss
 from kd_mm.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
 from kd_mm.losses.cirkd_v2 import CIRKDChannelLoss
+from kd_mm.losses.crosskd import CrossKDLoss
 from kd_mm.losses.cwd import CWDLoss
 from kd_mm.losses.defeat import DeFeatLoss
 from kd_mm.losses.dist import DISTLoss
@@ -29,6 +31,7 @@ from kd_mm.losses.idd import IDDLoss
 from kd_mm.losses.ifvd import IFVDLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
 from kd_mm.losses.ktaad import KTAADLoss
+from kd_mm.losses.ld import LDLoss
 from kd_mm.losses.learned import Learner
 from kd_mm.losses.maskd import MasKDLoss
 from kd_mm.losses.mgd import MGDLoss
@@ -40,6 +43,7 @@ from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.pkt import PKTLoss
 from kd_mm.losses.reviewkd import ReviewKDLoss
 from kd_mm.losses.rkd import RKDLoss
+from kd_mm.losses.rm import RMLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
 from kd_mm.losses.skd_pairwise import SKDPairwiseLoss
 from kd_mm.losses.sp import SPLoss
@@ -52,12 +56,14 @@ __all__ = [
     'AICSDLoss',
     'ATLoss',
     'AfDCDLoss',
+    'BCKDLoss',
     'BPKDLoss',
     'CCLoss',
     'CIRKDChannelLoss',
     'CIRKDMemoryLoss',
     'CIRKDMiniBatchLoss',
     'CWDLoss',
+    'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
     'DSDLoss',
@@ -77,6 +83,7 @@ __all__ = [
     'IFVDLoss',
     'KDLoss',
     'KTAADLoss',
+    'LDLoss',
     'Learner',
     'MGDLoss',
     'MasKDLoss',
@@ -87,6 +94,7 @@ __all__ = [
     'PKDLoss',
     'PKTLoss',
     'RKDLoss',
+    'RMLoss',
     'ReviewKDLoss',
     'SKDPairwiseLoss',
     'SPLoss',

@@ -1,6 +1,6 @@
 """Knowledge distillation of independent sigmoid class scores, as dense detection heads have them."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,22 @@ def sigmoid_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, beta:
     else:
         terms = F.binary_cross_entropy_with_logits(student, target, reduction='none')
     return terms if beta == 0 else terms * (target - student.sigmoid()).abs().pow(beta)
+
+
+def quality_focal(owner: str, beta: float, divergence: str) -> Tuple[float, str]:
+    """``beta`` and ``divergence`` of :func:`sigmoid_divergence`, checked.
+
+    Raises:
+        ValueError: one is not possible.
+
+    Example:
+        >>> quality_focal('BCKDLoss', 1, 'kl')
+        (1.0, 'kl')
+    """
+    # Between 0 and 1 the gradient of |d|^beta is infinite at d = 0, where training is meant to arrive.
+    if beta != 0 and not beta >= 1:
+        raise ValueError(f'{owner}: beta={beta!r} must be 0 or at least 1')
+    return float(beta), one_of(owner, 'divergence', divergence, DIVERGENCES)
 
 
 @MODELS.register_module()
@@ -97,11 +113,7 @@ class SigmoidKDLoss(KDLoss):
                  mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.tau = positive('SigmoidKDLoss', 'tau', tau)
-        # Between 0 and 1 the gradient of |d|^beta is infinite at d = 0, where training is meant to arrive.
-        if beta != 0 and not beta >= 1:
-            raise ValueError(f'SigmoidKDLoss: beta={beta!r} must be 0 or at least 1')
-        self.beta = float(beta)
-        self.divergence = one_of('SigmoidKDLoss', 'divergence', divergence, DIVERGENCES)
+        self.beta, self.divergence = quality_focal('SigmoidKDLoss', beta, divergence)
         self.reduction = one_of('SigmoidKDLoss', 'reduction', reduction, REDUCTIONS)
         self.mask_ignored = mask_ignored
 

@@ -71,6 +71,8 @@ def loss(**extra):
     (loss(type='SigmoidKDLoss', at='bbox_head.retina_cls', region=dict(type='SegClassRegion', classes=[1])),
      r'segmentation map'),
 ])
+
+
 def test_one_problem(students, det, losses, expected):
     losses = {name: ({key: value for key, value in cfg.items() if value is not None} if isinstance(cfg, dict) else cfg)
               for name, cfg in losses.items()}

@@ -1,0 +1,151 @@
+"""Cross-head distillation: the student's tower features through the rest of the teacher's head."""
+
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_mm.functional import factors, giou_loss, nonzero, one_of, positive
+from kd_mm.losses.head_base import HeadLoss
+from kd_mm.losses.ld import distribution_divergence
+from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence
+from kd_mm.registry import MODELS
+from kd_mm.taps import Recorded
+from kd_mm.types import KDBatch
+from kd_mm.views.cross_head import STAGES, cross_head_outputs, default_index, held_features, tower_taps
+from kd_mm.views.dense_head import DenseView, dense_view
+
+
+@MODELS.register_module()
+class CrossKDLoss(HeadLoss):
+    """CrossKD (Wang et al., CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024).
+
+    Features of the student's class and box towers, taken after convolution number ``index`` and before its activation,
+    are rescaled to the teacher's mean and deviation per channel (:func:`kd_mm.views.align_moments`) and go through the
+    teacher's activation, the rest of its towers and its predictors.  These *cross-head* predictions learn the
+    teacher's; so the student's own predictors hear the ground truth alone.  With ``p = sigma(z)``, teacher ``t``:
+
+    - classes: ``w_c / P * sum m * |p - p_t|^beta * BCE(z, p_t)``;
+    - boxes: ``w = m * max over classes p_t``; where the heads predict distributions,
+      ``w_b / 4 * sum w * tau^2 KL / sum over levels of w``; else ``w_b / P * sum w * (1 - GIoU)``;
+    - centerness (objectness, IoU) where a head predicts it: ``w_q / P * sum over positives of BCE(q, sigma(q_t))``;
+
+    ``P`` is the number of positives of the host's assignment (mean over the ranks), ``m`` its label weight, 0 where a
+    prior is ignored.
+
+    Where the published code and the paper differ [C]: it keeps the tower features by reference and then applies the
+    in-place activation, so what it rescales has been activated already; ``stage='post_activation'`` does that on
+    purpose.  The default is the paper's.
+
+    Args:
+        index: convolutions of each tower that stay the student's, from 1. Default None: all but the last, 3 of the
+            usual 4 [C: GFL, RetinaNet, ATSS; 2 for FCOS].
+        stage: 'pre_activation' (default, as the paper says) or 'post_activation' (as the published code runs).
+        align: rescale the features. Default True [C].
+        class_weight: ``w_c``, from 0. Default 1 [C; 0.4 for FCOS].
+        box_weight: ``w_b``, from 0. Default None: 4 where the heads predict distributions, else 1 [C; FCOS differs, see
+            the card].
+        quality_weight: ``w_q``, from 0. Default 1 [C: ATSS].
+        beta: exponent of the class factor, 0 or at least 1. Default 1 [C]; its gradient is kept [C].
+        divergence: of the classes: 'cross_entropy' (default [C]) or 'kl' (less the teacher's entropy).
+        tau: temperature of the distributions, above 0. Default 1 [C].
+        loss_weight: see :class:`KDLoss`. Default 1.
+
+    In a config ``at='bbox_head'``: heads with ``cls_convs`` and ``reg_convs`` (RetinaNet, FCOS, ATSS, GFL, PAA, DDOD,
+    VFNet, RTMDet, FSAF, FoveaBox), YOLOX or YOLOF, the same kind and ``feat_channels`` in both models.  On plain
+    tensors the student's :class:`kd_mm.views.DenseView` holds the cross-head predictions.
+
+    Returns:
+        A scalar per level, per positive of the batch (box distributions: per summed weight); summed over levels.
+
+    Raises:
+        ValueError: an option is not among its choices, or the heads do not fit.
+
+    Example:
+        >>> from kd_mm.registry import build
+        >>> from kd_mm.views import Assignment
+        >>> host = Assignment([torch.tensor([[1, 3]])], [torch.ones(1, 2)], background=3)
+        >>> view = DenseView([torch.randn(1, 2, 3)], boxes=[torch.tensor([[[0., 0., 4., 4.]] * 2])], assignment=host)
+        >>> build(dict(type='CrossKDLoss'))(view, view).item()
+        0.0
+    """
+
+    def __init__(self, index: Optional[int] = None, stage: str = 'pre_activation', align: bool = True,
+                 class_weight: float = 1.0, box_weight: Optional[float] = None, quality_weight: float = 1.0,
+                 beta: float = 1.0, divergence: str = 'cross_entropy', tau: float = 1.0, loss_weight: Any = 1.0):
+        super().__init__(loss_weight)
+        if index is not None and (isinstance(index, bool) or index < 1):
+            raise ValueError(f'CrossKDLoss: index={index!r} must be at least 1')
+        self.index, self.align = index, align
+        self.stage = one_of('CrossKDLoss', 'stage', stage, STAGES)
+        self.class_weight, box, self.quality_weight = factors(
+            'CrossKDLoss', class_weight=class_weight, box_weight=1.0 if box_weight is None else box_weight,
+            quality_weight=quality_weight)
+        self.box_weight = None if box_weight is None else box
+        self.beta, self.divergence = quality_focal('CrossKDLoss', beta, divergence)
+        self.tau = positive('CrossKDLoss', 'tau', tau)
+        self._taps: Dict[str, Dict[str, List[str]]] = {}
+
+    # ------------------------------------------------------------------ in training: the cross-head pass
+
+    def bind_head(self, side: str, head: nn.Module) -> List[str]:
+        paths = super().bind_head(side, head)
+        index = default_index(head) if self.index is None else self.index
+        self._taps[side] = tower_taps(head, index, self.stage)
+        return [*paths, *(path for tower in self._taps[side].values() for path in tower)]
+
+    def views(self, student: Mapping[str, Recorded], teacher: Mapping[str, Recorded]) -> Tuple[DenseView, DenseView]:
+        own, theirs = super().views(student, teacher)
+        head = self.heads['teacher']
+        if type(head) is not type(self.heads['student']):
+            raise ValueError(f'CrossKDLoss: the student has a {type(self.heads["student"]).__name__} and the teacher a '
+                             f'{type(head).__name__}; the cross-head pass needs the same kind of head')
+        call = teacher[''].calls[0]
+        output = cross_head_outputs(
+            head, call.args[0], held_features(self._taps['student'], student),
+            held_features(self._taps['teacher'], teacher),
+            default_index(head) if self.index is None else self.index, self.align)
+        return dense_view(head, output, own.assignment), theirs
+
+    # ------------------------------------------------------------------ the loss
+
+    def check_shapes(self, student: Any, teacher: Any) -> None:
+        super().check_shapes(student, teacher)
+        self.sigmoid_only(student)
+        if (student.distributions is None) != (teacher.distributions is None):
+            raise ValueError(f'CrossKDLoss: only one of {student.name} and {teacher.name} predicts distributions')
+        if student.distributions is None and self.box_weight != 0:
+            student.boxes, teacher.boxes  # noqa: B018  (raises where they are not known)
+
+    def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
+        assert student.assignment is not None
+        positives, ignored = student.assignment.num_pos, student.assignment.weights
+        result: Dict[str, List[Tensor]] = {}
+        if self.class_weight:
+            result['class'] = [
+                self.class_weight * (sigmoid_divergence(own, theirs, beta=self.beta, divergence=self.divergence)
+                                     * weight[..., None]).sum() / positives
+                for own, theirs, weight in zip(student.logits, teacher.logits, ignored)]
+        if self.box_weight != 0:
+            weights = [logits.sigmoid().amax(dim=-1) * (weight > 0)
+                       for logits, weight in zip(teacher.logits, ignored)]
+            result['box'] = self._boxes(student, teacher, weights, positives)
+        if self.quality_weight and student.quality is not None and teacher.quality is not None:
+            result['quality'] = [
+                self.quality_weight * (F.binary_cross_entropy_with_logits(own, theirs.sigmoid(), reduction='none')
+                                       * student.assignment.positive(level)).sum() / positives
+                for level, (own, theirs) in enumerate(zip(student.quality, teacher.quality))]
+        return result
+
+    def _boxes(self, student: DenseView, teacher: DenseView, weights: List[Tensor],
+               positives: Tensor) -> List[Tensor]:
+        if student.distributions is None or teacher.distributions is None:
+            factor = 1.0 if self.box_weight is None else self.box_weight
+            return [factor * (giou_loss(own, theirs) * weight).sum() / positives
+                    for own, theirs, weight in zip(student.boxes, teacher.boxes, weights)]
+        factor = 4.0 if self.box_weight is None else self.box_weight
+        # Of this rank alone, as published: the sum is over the very rows that it divides.
+        total = nonzero(torch.stack([weight.sum() for weight in weights]).sum())
+        return [factor / 4 * (distribution_divergence(own, theirs, self.tau) * weight[..., None]).sum() / total
+                for own, theirs, weight in zip(student.distributions, teacher.distributions, weights)]

@@ -1,0 +1,7 @@
+"""Views: what a head of the host predicted and assigned, in one form for every kind of head."""
+
+from kd_mm.views.cross_head import align_moments, cross_head_outputs, held_features, tower_taps
+from kd_mm.views.dense_head import Assignment, DenseView, assignment_tap, dense_view, read_assignment
+
+__all__ = ['Assignment', 'DenseView', 'align_moments', 'assignment_tap', 'cross_head_outputs', 'dense_view',
+           'held_features', 'read_assignment', 'tower_taps']
