@@ -142,6 +142,8 @@ def shrunk(cfg):
 
     result = copy.deepcopy(cfg)
     result.model = clean(cfg.model.to_dict())
+    if 'img_size' in result.model.get('backbone', {}):  # a plain vision transformer: its tokens cost most
+        result.model.backbone.img_size = (96, 96)
     # Batches that are resized at random would need the loop's counters; crops are fixed by the images anyway.
     result.model.get('data_preprocessor', {}).pop('batch_augments', None)
     return result

@@ -59,7 +59,7 @@ class RMLoss(HeadLoss):
     ``at='bbox_head'``: any dense head that tells the object of each positive (not FoveaBox).
 
     Returns:
-        One scalar for all levels, per object.
+        One scalar for all levels (others give a scalar per level), per object.
 
     Raises:
         ValueError: an option is not among its choices, or the host's head does not tell which object a prior has.
