@@ -422,7 +422,7 @@ class Distiller(nn.Module):
 
     def _batch(self, inputs: Tensor, data_samples: Any) -> KDBatch:
         return KDBatch(input_shape=_size(inputs), data_samples=data_samples or (), step=self.step,
-                       max_steps=self.max_steps, seed=self.seed)
+                       max_steps=self.max_steps, seed=self.seed, images=inputs)
 
     def begin(self, inputs: Any, data_samples: Any) -> None:
         """Start collecting: called before the student's training forward."""
