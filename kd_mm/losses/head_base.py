@@ -14,10 +14,10 @@ from kd_mm.views.dense_head import DenseView, assignment_tap, dense_view, read_a
 class HeadLoss(KDLoss):
     """Base of the losses that compare two dense heads: ``at`` names the head, the rest is read from it.
 
-    A method implements :meth:`terms` on two :class:`kd_mm.views.DenseView`.  In training, :meth:`bind` is given both
-    heads once and says what to record of them, and :meth:`views` makes the views of a step from the records; neither
-    head runs again and the host's assignment is read, not repeated.  On plain tensors (tests, notebooks) the loss is
-    called with two views: ``loss(student, teacher)``; the student's carries the assignment.
+    A method implements :meth:`terms` on two :class:`kd_mm.views.DenseView`.  In training, :meth:`bind_head` is given
+    both heads once and says what to record of them, and :meth:`views` makes the views of a step from the records;
+    neither head runs again and the host's assignment is read, not repeated.  On plain tensors (tests, notebooks) the
+    loss is called with two views: ``loss(student, teacher)``; the student's carries the assignment.
 
     Levels are those of the heads; ``loss_weight`` may be a list with one weight each. There is no adapter and no
     region: rows of a head are chosen by its assignment.
@@ -50,7 +50,7 @@ class HeadLoss(KDLoss):
         return ['', assignment_tap(head)] if side == 'student' and self.needs_assignment else ['']
 
     def views(self, student: Mapping[str, Recorded], teacher: Mapping[str, Recorded]) -> Tuple[DenseView, DenseView]:
-        """The views of a step, from what was recorded at the paths of :meth:`bind`."""
+        """The views of a step, from what was recorded at the paths of :meth:`bind_head`."""
         own = self.head_view('student', student)
         if self.needs_assignment:
             head = self.heads['student']
