@@ -35,8 +35,13 @@ class Place:
 
 
 def _last(head: Any, outputs: Features) -> Features:
-    """Of a head that refines its prediction (and returns every one only in training) the last."""
+    """Of a module that returns every prediction or branch in training, and the last one only otherwise, the last."""
     return outputs[-1:]
+
+
+def _main_branch(head: Any, outputs: Features) -> Features:
+    """Of (detail, main, boundary), which a PIDNet returns in training only, the main one."""
+    return outputs[1:2] if len(outputs) == 3 else outputs
 
 
 def _yolo_v3(head: Any, outputs: Features) -> Features:
@@ -81,6 +86,8 @@ DENSE: Dict[str, Tuple[Tuple[str, ...], Optional[Pick]]] = {
     'IterativeDecodeHead': (('', ), _last),
     'SegmenterMaskTransformerHead': (('', ), None),
 }
+#: Backbones that return more in training than in evaluation -> what they return in both.
+BACKBONES: Dict[str, Pick] = {'DDRNet': _last, 'PIDNet': _main_branch}
 #: Heads that derive from one of the above and have no dense class logits: queries, points, something else than classes.
 NONE = ('ATSSVLFusionHead', 'EmbeddingRPNHead', 'MaskFormerHead', 'PointHead', 'SideAdapterCLIPHead', 'VPDDepthHead')
 
@@ -103,8 +110,10 @@ def find(model: nn.Module, place: str) -> Place:
     candidates = ('backbone', ) if place == '@backbone' else (
         'neck', 'panoptic_head.pixel_decoder', 'decode_head.pixel_decoder', 'backbone')
     for path in candidates:
-        if isinstance(_lookup(model, path), nn.Module):
-            return Place((path, ))
+        module = _lookup(model, path)
+        if isinstance(module, nn.Module):
+            pick = next((BACKBONES[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in BACKBONES), None)
+            return Place((path, ), None if pick is None else _bind(pick, module))
     raise KeyError(f'{type(model).__name__} has none of {", ".join(candidates)} for {place!r}; give a module path')
 
 

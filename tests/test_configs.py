@@ -117,3 +117,11 @@ def test_rtmdet_stops_with_mosaic():
     epoch = math.ceil(math.ceil(images / processes) / per_gpu)
     window = cfg.custom_hooks[-1].losses.loss_cwd.loss_weight.windows[0]
     assert tuple(window) == (0, -(cfg.train_cfg.max_epochs - switch['switch_epoch']) * epoch)
+
+
+def test_a_loss_that_looks_at_the_images(tmp_path):
+    """TransKD's assistants read the batch itself, which the Distiller hands on."""
+    cfg = load('configs/seg/transkd/segformer-b0_from_segformer-b4_160k_cityscapes.py')
+    cfg.custom_hooks[kd_index(cfg)].losses.loss_transkd.embedding = 'assistant'
+    _, look, _ = train_one_step(cfg, tmp_path)
+    assert look.losses['loss_transkd'] > 0 and look.gradients['loss_transkd'] > 0

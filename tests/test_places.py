@@ -49,6 +49,26 @@ def test_class_channels_of_yolo_v3():
     assert pick(Head(), (channels, ))[0].flatten().tolist() == [5, 6, 12, 13]
 
 
+@pytest.mark.parametrize('name', [
+    'mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py',
+    'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
+])
+def test_backbones_that_return_more_in_training(name):
+    """The pick leaves what evaluation returns, so that student and teacher are compared alike."""
+    built = model(name)
+    place = find(built, '@backbone')
+    images = torch.rand(2, 3, 64, 64)
+    shapes = []
+    for training in (True, False):
+        built.backbone.train(training)
+        with torch.no_grad():
+            output = built.backbone(images)
+        outputs = (output, ) if isinstance(output, torch.Tensor) else tuple(output)
+        assert len(outputs) == (1 if not training else 3 if 'pid' in name else 2)
+        shapes.append([tuple(tensor.shape) for tensor in place.pick(outputs)])
+    assert shapes[0] == shapes[1] and len(shapes[0]) == 1
+
+
 def test_unknown_place_and_empty_model():
     with pytest.raises(KeyError, match="'@head' is no place; there are " + ', '.join(map(repr, PLACES))):
         find(nn.Linear(1, 1), '@head')
