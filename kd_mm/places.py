@@ -39,6 +39,11 @@ def _last(head: Any, outputs: Features) -> Features:
     return outputs[-1:]
 
 
+def _maps(module: Any, outputs: Features) -> Features:
+    """Maps without the class tokens (N, C) that a vision transformer returns beside them (DPT)."""
+    return tuple(tensor for tensor in outputs if tensor.dim() == 4) or outputs
+
+
 def _main_branch(head: Any, outputs: Features) -> Features:
     """Of (detail, main, boundary), which a PIDNet returns in training only, the main one."""
     return outputs[1:2] if len(outputs) == 3 else outputs
@@ -112,8 +117,8 @@ def find(model: nn.Module, place: str) -> Place:
     for path in candidates:
         module = _lookup(model, path)
         if isinstance(module, nn.Module):
-            pick = next((BACKBONES[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in BACKBONES), None)
-            return Place((path, ), None if pick is None else _bind(pick, module))
+            pick = next((BACKBONES[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in BACKBONES), _maps)
+            return Place((path, ), _bind(pick, module))
     raise KeyError(f'{type(model).__name__} has none of {", ".join(candidates)} for {place!r}; give a module path')
 
 

@@ -69,6 +69,15 @@ def test_backbones_that_return_more_in_training(name):
     assert shapes[0] == shapes[1] and len(shapes[0]) == 1
 
 
+def test_class_tokens_are_left_out():
+    built = nn.Module()
+    built.backbone = nn.Identity()
+    pick = find(built, '@backbone').pick
+    maps, token = torch.zeros(2, 8, 4, 4), torch.zeros(2, 8)
+    assert [tensor.dim() for tensor in pick((maps, token, maps))] == [4, 4]
+    assert pick((token, )) == (token, )
+
+
 def test_unknown_place_and_empty_model():
     with pytest.raises(KeyError, match="'@head' is no place; there are " + ', '.join(map(repr, PLACES))):
         find(nn.Linear(1, 1), '@head')
