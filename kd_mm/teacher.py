@@ -5,6 +5,7 @@ broadcasts it by accident.
 """
 
 import copy
+import inspect
 import os
 import random
 from contextlib import contextmanager
@@ -366,6 +367,12 @@ def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequenc
         return model(inputs)
     if paths and _predicts_boxes_twice(model) and not any(path.startswith('mask_head') for path in paths):
         return model.bbox_head.forward(model.extract_feat(inputs))
+    if not wanted and _ends_with_points(getattr(model, 'decode_head', None)):
+        # The point head refines single points of a loss or a prediction; mmseg's raw forward gives it maps, and fails.
+        return model.decode_head[0].forward(model.extract_feat(inputs))
+    if not wanted and task_of(model) == 'segmentation' and _reads_samples(getattr(model, 'decode_head', None)):
+        # mmseg's raw forward leaves the samples out, which mask transformers need for the size of the images.
+        return model.decode_head.forward(model.extract_feat(inputs), _with_size(data_samples, inputs))
     if not wanted:
         return model(inputs, data_samples, mode='tensor')
     features: List[Any] = []
@@ -392,6 +399,20 @@ def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequenc
     for head in heads:
         head.forward(features[-1])
     return output
+
+
+def _ends_with_points(head: Any) -> bool:
+    return isinstance(head, nn.ModuleList) and any(cls.__name__ == 'PointHead' for cls in type(head[-1]).__mro__)
+
+
+def _reads_samples(head: Any) -> bool:
+    return isinstance(head, nn.Module) and 'batch_data_samples' in inspect.signature(type(head).forward).parameters
+
+
+def _with_size(data_samples: Any, inputs: Tensor) -> List[Any]:
+    """New data samples with the size of the padded batch in their meta information; the host's stay as they are."""
+    size = {'batch_input_shape': tuple(inputs.shape[-2:])}
+    return [sample.new(metainfo={**sample.metainfo, **size}) for sample in data_samples]
 
 
 def _predicts_boxes_twice(model: Any) -> bool:

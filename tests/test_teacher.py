@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.structures import PixelData
 from stock import detector, make_runner, retinanet_model, segmentor, teacher_of
 
+from kd_mm.checkpoint import zoo_config
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Tap
 from kd_mm.teacher import (
@@ -17,6 +18,7 @@ from kd_mm.teacher import (
     build_model,
     class_names,
     eval_mode,
+    forward_tensor,
     inherit_weights,
     load_config,
     preserved_random_state,
@@ -176,3 +178,19 @@ def test_auxiliary_head_does_not_fire_other_taps_twice(cityscapes_root, tmp_path
             assert [tap.calls for tap in taps] == [1] * count
             assert all(len(tap.read()) == 1 for tap in taps)
     assert 'extract_feat' not in vars(teacher.model)
+
+
+def test_mask_transformers_of_mmseg_get_their_samples():
+    """mmseg's raw forward calls the head without the samples that it needs, and fails."""
+    cfg = Config.fromfile(str(zoo_config('mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py')))
+    cfg.model.backbone.norm_cfg = dict(type='BN', requires_grad=False)
+    cfg.model.data_preprocessor.size = (64, 64)
+    model = build_model(cfg, 'mmseg').eval()
+    data = model.data_preprocessor(synthetic_batch(model, 1, (64, 64)), False)
+    before = [sorted(sample.metainfo) for sample in data['data_samples']]
+    with pytest.raises(TypeError):
+        model(data['inputs'], data['data_samples'], mode='tensor')
+    with torch.no_grad():
+        scores, masks = forward_tensor(model, data['inputs'], data['data_samples'], ['decode_head.pixel_decoder'])
+    assert masks[-1].shape[0] == 1 and scores[-1].shape[-1] == 20
+    assert [sorted(sample.metainfo) for sample in data['data_samples']] == before

@@ -9,6 +9,7 @@ numbers, and no teacher is built.
 """
 
 import argparse
+import os
 import copy
 import os.path as osp
 
@@ -67,6 +68,8 @@ def keep_seg_predictions(cfg, folder):
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     for evaluator in evaluators:
         if evaluator.get('type') == 'IoUMetric':
+            # mmseg makes the folder on the first process alone, and the others may be there sooner.
+            os.makedirs(folder, exist_ok=True)
             evaluator.update(output_dir=folder, keep_results=True)
 
 

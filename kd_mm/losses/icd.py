@@ -135,7 +135,7 @@ class ICDLoss(KDLoss):
     alone.
 
     Args:
-        classes: number of classes; labels must be below. Default 80 (COCO).
+        num_classes: number of classes; labels must be below. Default 80 (COCO).
         heads: attention heads. Default 8 [C]. A head has ceil(C / heads) channels, at least 4.
         tau: temperature of the attention, above 0. Default 1 [C].
         distill: weight of the comparison. Default 8 [C: RetinaNet, FCOS]; 3 for Faster R-CNN [C].
@@ -159,17 +159,17 @@ class ICDLoss(KDLoss):
         >>> box, label = torch.tensor([[4., 4., 20., 20.]]), torch.tensor([1])
         >>> batch = KDBatch(input_shape=(32, 32), boxes=[box], labels=[label])
         >>> x = (torch.randn(1, 16, 4, 4), torch.randn(1, 16, 2, 2))
-        >>> build(dict(type='ICDLoss', classes=3))(x, x, batch).item()
+        >>> build(dict(type='ICDLoss', num_classes=3))(x, x, batch).item()
         0.0
     """
 
     joint = True
     needs_boxes = True
 
-    def __init__(self, classes: int = 80, heads: int = 8, tau: float = 1.0, distill: float = 8.0,
+    def __init__(self, num_classes: int = 80, heads: int = 8, tau: float = 1.0, distill: float = 8.0,
                  auxiliary: float = 1.0, negatives: float = 5.0, max_instances: int = 300, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.classes = int(positive('ICDLoss', 'classes', classes))
+        self.num_classes = int(positive('ICDLoss', 'num_classes', num_classes))
         self.heads = int(positive('ICDLoss', 'heads', heads))
         self.tau = positive('ICDLoss', 'tau', tau)
         self.max_instances = int(positive('ICDLoss', 'max_instances', max_instances))
@@ -193,7 +193,7 @@ class ICDLoss(KDLoss):
         self.layers['value'] = nn.Linear(width, hidden, **options)
         self.layers['position'] = nn.Linear(self.embedding, width, **options)
         if self.auxiliary > 0:
-            self.layers['encode'] = perceptron(self.classes + POINT + 2 * STEPS, hidden, hidden, **options)
+            self.layers['encode'] = perceptron(self.num_classes + POINT + 2 * STEPS, hidden, hidden, **options)
             self.layers['out'] = nn.Linear(hidden, hidden, **options)
             self.layers['norm_1'] = nn.LayerNorm(hidden, **options)
             self.layers['feed'] = nn.Sequential(
@@ -201,7 +201,7 @@ class ICDLoss(KDLoss):
             self.layers['norm_2'] = nn.LayerNorm(hidden, **options)
             self.layers['predict'] = perceptron(hidden, hidden, 5, **options)
         elif self.given is None:
-            self.layers['encode'] = perceptron(self.classes + POINT + 2 * STEPS, hidden, hidden, **options)
+            self.layers['encode'] = perceptron(self.num_classes + POINT + 2 * STEPS, hidden, hidden, **options)
 
     # ------------------------------------------------------------------ instances
 
@@ -215,7 +215,7 @@ class ICDLoss(KDLoss):
         total = max(wanted)
         draw = seeded_generator(batch.seed, get_rank(), batch.step, 1)
         shape = (len(counts), total)
-        labels = torch.randint(self.classes, shape, generator=draw).to(options['device'])
+        labels = torch.randint(self.num_classes, shape, generator=draw).to(options['device'])
         centres = torch.rand(*shape, 2, generator=draw).clamp(0.03, 0.97)
         sizes = (0.2 + 0.2 * torch.randn(*shape, 2, generator=draw)).clamp(2e-3, 0.6)
         jitter = ((torch.rand(*shape, 2, generator=draw) - 0.5) * 0.6).to(**options)
@@ -226,8 +226,8 @@ class ICDLoss(KDLoss):
         real[:, :known] = labelled
         places[:, :known] = torch.where(labelled[..., None], boxes / extent, places[:, :known])
         for index, own in enumerate(gt_labels(batch)):
-            if len(own) and int(own.max()) >= self.classes:
-                raise ValueError(f'ICDLoss: label {int(own.max())}, but classes={self.classes}')
+            if len(own) and int(own.max()) >= self.num_classes:
+                raise ValueError(f'ICDLoss: label {int(own.max())}, but num_classes={self.num_classes}')
             labels[index, :len(own)] = own.to(labels)
         used = torch.arange(total, device=options['device'])[None] < torch.tensor(
             wanted, device=options['device'])[:, None]
@@ -239,7 +239,7 @@ class ICDLoss(KDLoss):
         """(N, K, classes + 256 + 10): one-hot class, sines of the point, one-hot steps of width and height."""
         steps = (instances.sizes.clamp(min=1e-6).log() * 1.44 - 5).clamp(0, STEPS - 1).long()
         points = sines(instances.points, POINT // 2).flatten(2)
-        parts = [F.one_hot(instances.labels, self.classes), points, F.one_hot(steps, STEPS).flatten(2)]
+        parts = [F.one_hot(instances.labels, self.num_classes), points, F.one_hot(steps, STEPS).flatten(2)]
         return torch.cat([part.to(points.dtype) for part in parts], dim=-1)
 
     # ------------------------------------------------------------------ decoder

@@ -31,7 +31,7 @@ def test_value_distance_by_hand():
 
 def test_only_real_instances_weigh():
     student, teacher, batch = maps(), maps(), make_batch()
-    loss = build(dict(type='ICDLoss', classes=3))
+    loss = build(dict(type='ICDLoss', num_classes=3))
     loss.prepare(student, teacher)
     # The second image has invented instances alone: it counts as an image with the loss 0.
     moved = tuple(torch.cat([level[:1], 5 * torch.randn_like(level[1:])]) for level in student)
@@ -42,7 +42,7 @@ def test_only_real_instances_weigh():
 
 def test_uniform_attention_by_hand():
     student, teacher, batch = maps(), maps(), make_batch(img_shapes=[(32, 32), (32, 32)])
-    loss = build(dict(type='ICDLoss', classes=3, heads=4, distill=2.0))
+    loss = build(dict(type='ICDLoss', num_classes=3, heads=4, distill=2.0))
     loss.prepare(student, teacher)
     for part in ('weight', 'bias'):
         torch.nn.init.zeros_(getattr(loss.layers['query'], part))
@@ -54,12 +54,12 @@ def test_uniform_attention_by_hand():
 
 def test_the_auxiliary_task_trains_the_decoder_and_nothing_else():
     student, teacher = tuple(m.requires_grad_() for m in maps()), maps()
-    loss = build(dict(type='ICDLoss', classes=3))
+    loss = build(dict(type='ICDLoss', num_classes=3))
     value = loss(student, teacher, make_batch())
     value.backward()
     assert all(parameter.grad is not None for parameter in loss.parameters())
     assert loss.layers['predict'][0].weight.grad.abs().sum() > 0
-    silent = build(dict(type='ICDLoss', classes=3, auxiliary=0.0))
+    silent = build(dict(type='ICDLoss', num_classes=3, auxiliary=0.0))
     silent.prepare(student, teacher)
     silent.load_state_dict({key: copy.deepcopy(item) for key, item in loss.state_dict().items()
                             if key in silent.state_dict()})
@@ -74,7 +74,7 @@ def test_the_auxiliary_task_trains_the_decoder_and_nothing_else():
 def test_the_decoder_learns_its_task():
     torch.manual_seed(0)
     teacher, batch = maps(), make_batch()
-    loss = build(dict(type='ICDLoss', classes=3, distill=0.0))
+    loss = build(dict(type='ICDLoss', num_classes=3, distill=0.0))
     loss.prepare(teacher, teacher)
     values = []
 
@@ -97,7 +97,7 @@ def test_instances():
     batch = make_batch(img_shapes=[(32, 20), (16, 32)], boxes=[torch.tensor([[5.0, 8.0, 15.0, 24.0]] * 2),
                                                                torch.zeros(0, 4)],
                        labels=[torch.tensor([1, 2]), torch.zeros(0, dtype=torch.long)])
-    loss = build(dict(type='ICDLoss', classes=3))
+    loss = build(dict(type='ICDLoss', num_classes=3))
     found = loss.instances(batch, torch.zeros(2, 4, 1, 1))
     assert found.real.sum(dim=1).tolist() == [2, 0] and found.used.sum(dim=1).tolist() == [12, 1]
     assert found.boxes[0, 0].tolist() == pytest.approx([0.25, 0.25, 0.75, 0.75])
@@ -109,12 +109,12 @@ def test_instances():
     again, later = loss.instances(batch, torch.zeros(2, 4, 1, 1)), loss.instances(
         make_batch(step=4), torch.zeros(2, 4, 1, 1))
     assert torch.equal(found.points, again.points) and not torch.equal(found.points[0, 2:6], later.points[0, 2:6])
-    few = build(dict(type='ICDLoss', classes=3, max_instances=2, negatives=1.0))
+    few = build(dict(type='ICDLoss', num_classes=3, max_instances=2, negatives=1.0))
     assert few.instances(batch, torch.zeros(2, 4, 1, 1)).used.sum(dim=1).tolist() == [2, 1]
 
 
 def test_descriptors():
-    loss = build(dict(type='ICDLoss', classes=3))
+    loss = build(dict(type='ICDLoss', num_classes=3))
     found = loss.instances(make_batch(), torch.zeros(2, 4, 1, 1))
     rows = loss.descriptors(found)
     assert rows.shape[2] == 3 + 256 + 10
@@ -137,7 +137,7 @@ def test_sines_and_padding():
 def test_padding_is_left_out():
     student, teacher = maps(), maps()
     batch = make_batch(img_shapes=[(32, 16), (32, 32)])
-    loss = build(dict(type='ICDLoss', classes=3))
+    loss = build(dict(type='ICDLoss', num_classes=3))
     before = loss(student, teacher, batch)
     moved = (student[0].clone(), student[1].clone())
     moved[0][0, :, :, 2:] += 1
@@ -146,8 +146,8 @@ def test_padding_is_left_out():
 
 
 def test_errors():
-    loss = build(dict(type='ICDLoss', classes=1))
-    with pytest.raises(ValueError, match='label 1, but classes=1'):
+    loss = build(dict(type='ICDLoss', num_classes=1))
+    with pytest.raises(ValueError, match='label 1, but num_classes=1'):
         loss(maps(), maps(), make_batch())
     with pytest.raises(ValueError, match='All levels must have the same channels'):
         build(dict(type='ICDLoss'))((torch.zeros(2, 4, 4, 4), torch.zeros(2, 8, 2, 2)),
@@ -156,7 +156,7 @@ def test_errors():
         build(dict(type='ICDLoss'))(maps(), maps(), KDBatch(input_shape=(32, 32)))
 
 
-@pytest.mark.parametrize('options', [dict(classes=0), dict(heads=0), dict(tau=0), dict(distill=-1), dict(auxiliary=-1),
+@pytest.mark.parametrize('options', [dict(num_classes=0), dict(heads=0), dict(tau=0), dict(distill=-1), dict(auxiliary=-1),
                                      dict(negatives=-1), dict(max_instances=0)])
 def test_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):

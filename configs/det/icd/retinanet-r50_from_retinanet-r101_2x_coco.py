@@ -7,7 +7,7 @@ custom_hooks = [
         teacher='mmdet::retinanet/retinanet_r101_fpn_2x_coco.py',
         teacher_ckpt='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r101_fpn_2x_coco/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth',  # noqa: E501
         losses=dict(
-            loss_icd=dict(type='ICDLoss', at='neck', classes=80, heads=8, distill=8.0, auxiliary=1.0)))
+            loss_icd=dict(type='ICDLoss', at='neck', num_classes=80, heads=8, distill=8.0, auxiliary=1.0)))
 ]
 
 # The authors' recipe clips gradients; the value is this project's usual one.
