@@ -348,6 +348,10 @@ class Teacher:
             forward_tensor(self.model, images, data_samples, [tap.path for tap in taps])
         except StopForward:
             pass
+        except Exception:
+            # In the dry pass a model may fail after the last tap, where training will not run it at all.
+            if not full or not all(tap.fired for tap in taps):
+                raise
         finally:
             for tap in taps:
                 tap.disarm()

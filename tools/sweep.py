@@ -138,7 +138,7 @@ def shrunk(cfg):
             if 'pretrained' in content:
                 content['pretrained'] = None
             return content
-        return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return type(value)(clean(item) for item in value) if isinstance(value, (list, tuple)) else value
 
     result = copy.deepcopy(cfg)
     result.model = clean(cfg.model.to_dict())
@@ -213,6 +213,15 @@ def own_shapes(model):
     return [*SHAPES, *[shape for shape in found if shape not in SHAPES]]
 
 
+def label_all(batch):
+    """Give ignored pixels a label; whether there were any."""
+    maps = [sample.gt_sem_seg.data for sample in batch['data_samples'] if 'gt_sem_seg' in sample]
+    found = any(bool((labels == 255).any()) for labels in maps)
+    for labels in maps:
+        labels[labels == 255] = 0
+    return found
+
+
 def usable_shape(model):
     """The smallest size that the student can be trained with; its own error if there is none.
 
@@ -226,7 +235,13 @@ def usable_shape(model):
                 preprocessor.size = shape  # mmseg pads to its crop size
             batch = synthetic_batch(model, 2, shape)
             model.train()
-            losses = model(**preprocessor(copy.deepcopy(batch), True), mode='loss')
+            for labels in ('as they are', 'without ignored pixels'):
+                try:
+                    losses = model(**preprocessor(copy.deepcopy(batch), True), mode='loss')
+                    break
+                except IndexError:  # PIDNet's loss of mmseg 1.2.2 looks up the label 255
+                    if labels != 'as they are' or not label_all(batch):
+                        raise
             total, _ = model.parse_losses(losses)
             if not math.isfinite(float(total)):
                 raise ValueError('the loss of the plain model is not finite')
@@ -269,10 +284,12 @@ def try_family(path, host):
                     record['kinds'][name.removeprefix('loss_kd_')] = (
                         NOT_THERE if any(NOT_THERE in text for text in mine) else shorten(' '.join(mine or problems)))
                     del losses[name]
-            if not any(text.startswith(name) for text in problems for name in losses_for(host)) and losses:
-                name = next(iter(losses))  # nobody's problem in particular: look at them one by one
-                record['kinds'][name.removeprefix('loss_kd_')] = shorten(' '.join(problems))
-                del losses[name]
+            if losses and not any(text.startswith(name) for text in problems for name in losses_for(host)):
+                for name, loss in losses.items():  # nobody's problem in particular: each one alone
+                    alone = distil(small, batch, {name: loss}, record, keys)
+                    if alone is not None:
+                        record['kinds'][name.removeprefix('loss_kd_')] = shorten(' '.join(alone))
+                break
         record['seconds'] = round(time.time() - begin, 1)
     return record
 
@@ -399,7 +416,7 @@ def isolated(function, *arguments, limit=LIMIT):
 def try_candidates(name, configs):
     """The first config of a folder that builds and trains by itself."""
     host, first, before = name.split('/')[0], None, {}
-    for path in configs[:4]:
+    for path in configs[:6]:
         record = isolated(try_family, path, host)
         record.setdefault('config', path.name)
         if 'refused' not in record:
@@ -413,7 +430,7 @@ def passed(record):
     return 'refused' not in record and all(value in ('ok', NOT_THERE) for value in record['kinds'].values())
 
 
-def sweep(names):
+def sweep(names, keep=lambda results: None):
     results = {}
     todo = [item for item in families() if not names or any(
         item[0] == name or item[0].startswith(f'{name}/') for name in names)]
@@ -422,6 +439,7 @@ def sweep(names):
         record = results[name]
         text = record.get('left_out') or record.get('refused') or ', '.join(
             f'{kind} {record["kinds"].get(kind)}' for kind in KINDS)
+        keep(results)  # an interrupted sweep has lost nothing
         print(f'[{number}/{len(todo)}] {name:34} {record.get("seconds", "")!s:>6} s  {text}', flush=True)
     return results
 
@@ -449,6 +467,9 @@ def render(data):
         summary(data['families']), '',
         '| family | config | model, heads | neck | backbone | logits |', '|---|---|---|---|---|---|']
     refused, left = [], []
+    missing = [name for name, *_ in families() if name not in data['families']]
+    if missing:
+        lines[8:8] = [f'**Not tried yet** ({len(missing)}): {", ".join(missing)}.', '']
     for name, record in data['families'].items():
         if 'left_out' in record:
             left.append((name, record['left_out']))
@@ -496,13 +517,17 @@ def main(argv=None):
                 __import__(f'{host}.models')
             except ImportError:
                 print(f'{host} is not installed')
-        found = sweep(args.only)
+        def keep(results):
+            if not args.only or args.write:
+                known = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).get('families', {}), **results}
+                data.update(versions=versions(),
+                            families={name: known[name] for name, *_ in families() if name in known})
+                RESULTS.write_text(json.dumps(data, indent=1) + '\n')
+
+        found = sweep(args.only, keep)
         print(summary(found))
         if args.only and not args.write:
             return 0 if all(passed(record) or 'left_out' in record for record in found.values()) else 1
-        merged = {**data.get('families', {}), **found} if args.only else found
-        data = dict(versions=versions(), families={name: merged[name] for name, *_ in families() if name in merged})
-        RESULTS.write_text(json.dumps(data, indent=1) + '\n')
     TABLE.write_text(render(data))
     print(f'{RESULTS.relative_to(ROOT)} and {TABLE.relative_to(ROOT)} written')
     return 0 if all(passed(record) for record in data['families'].values()

@@ -9,8 +9,8 @@ numbers, and no teacher is built.
 """
 
 import argparse
-import os
 import copy
+import os
 import os.path as osp
 
 from train import add_shared_arguments, build_runner, check_data, fail, init_cpu_processes, load_config, prepare_args

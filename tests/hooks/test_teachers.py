@@ -404,6 +404,18 @@ def test_segmentors_of_different_stride(seg):
     assert all(step['loss_kd'] > 0 for step in record.losses)
 
 
+def test_a_head_that_fails_behind_the_taps(det, monkeypatch):
+    """The dry pass needs the models as far as the taps only, like the training."""
+    losses = dict(loss_cwd=dict(CWD, adapter=dict(type='ConvAdapter', always=True)))
+    model = student_of(det)
+    monkeypatch.setattr(type(model.bbox_head), 'forward', lambda self, x: 1 / 0)
+    distiller = Distiller(model, teacher_of(det), losses, teacher_ckpt='random')
+    assert len(distiller.terms['loss_cwd'].adapter.convs) == 5
+    with pytest.raises(ValueError, match='on random images fails.*ZeroDivisionError'):
+        Distiller(model, teacher_of(det), dict(losses, loss_kd=dict(type='SigmoidKDLoss', at='@logits')),
+                  teacher_ckpt='random')
+
+
 # -------------------------------------------------------------------------------------------- without labels
 
 
