@@ -156,8 +156,9 @@ def test_errors():
         build(dict(type='ICDLoss'))(maps(), maps(), KDBatch(input_shape=(32, 32)))
 
 
-@pytest.mark.parametrize('options', [dict(num_classes=0), dict(heads=0), dict(tau=0), dict(distill=-1), dict(auxiliary=-1),
-                                     dict(negatives=-1), dict(max_instances=0)])
+@pytest.mark.parametrize('options', [
+    dict(num_classes=0), dict(heads=0), dict(tau=0), dict(distill=-1), dict(auxiliary=-1), dict(negatives=-1),
+    dict(max_instances=0)])
 def test_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         build(dict(type='ICDLoss', **options))

@@ -21,7 +21,13 @@ sweep = importlib.util.module_from_spec(SPEC)
 sys.modules['sweep'] = sweep
 SPEC.loader.exec_module(sweep)
 
-SAMPLE = ()
+#: Small ones of every kind; the whole sweep is `make sweep`.
+SAMPLE = (
+    'mmdet/atss', 'mmdet/centernet', 'mmdet/detr', 'mmdet/faster_rcnn', 'mmdet/fcos', 'mmdet/gfl', 'mmdet/rtmdet',
+    'mmdet/ssd', 'mmdet/yolof', 'mmdet/yolox',
+    'mmseg/bisenetv1', 'mmseg/cgnet', 'mmseg/ddrnet', 'mmseg/deeplabv3plus', 'mmseg/erfnet', 'mmseg/fastscnn',
+    'mmseg/fcn', 'mmseg/pidnet', 'mmseg/segformer', 'mmseg/segmenter', 'mmseg/stdc',
+)
 
 
 def family(name):
