@@ -215,7 +215,8 @@ def own_shapes(model):
 
 def label_all(batch):
     """Give ignored pixels a label; whether there were any."""
-    maps = [sample.gt_sem_seg.data for sample in batch['data_samples'] if 'gt_sem_seg' in sample]
+    maps = [sample.gt_sem_seg.data for sample in batch['data_samples']
+            if 'gt_sem_seg' in sample and 'data' in sample.gt_sem_seg]
     found = any(bool((labels == 255).any()) for labels in maps)
     for labels in maps:
         labels[labels == 255] = 0
@@ -309,6 +310,8 @@ def distil(cfg, batch, losses, record, keys):
             wrapper.pop(key, None)
     # Random weights can have gradients whose norm is infinite: clipping would then set every one to 0.
     wrapper.pop('clip_grad', None)
+    # Without it the first step of a deep model may end in weights that overflow.
+    wrapper['optimizer'] = dict(wrapper['optimizer'], lr=0.01 * wrapper['optimizer']['lr'])
     with tempfile.TemporaryDirectory() as folder:
         name = f'sweep_{os.getpid()}_{time.time_ns()}'
         runner = Runner(
@@ -377,7 +380,8 @@ def describe(error):
 
 def shorten(text, width=220):
     text = re.sub(r'/\S*site-packages/', '', ' '.join(str(text).split()))
-    text = re.sub(r'/tmp/\S+', '...', text)
+    text = re.sub(r',? the current sys\.path is.*', '', text)
+    text = re.sub(r'(?<![\w.])/[\w.+~-]+(?:/[\w.+~-]+)+', '...', text)  # no path of this machine
     return text if len(text) <= width else text[:width - 3] + '...'
 
 
