@@ -33,3 +33,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=832),
 ]
+optim_wrapper = dict(optimizer=dict(lr=0.003))
