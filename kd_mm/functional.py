@@ -487,3 +487,22 @@ def giou_loss(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
     low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
     hull = (high - low).clamp(min=0).prod(dim=-1).clamp(min=eps)
     return 1 - (overlap / union - (hull - union) / hull)
+
+
+def dice_similarity(masks: Tensor) -> Tensor:
+    """Mean Dice coefficient of the pairs of masks of an image: 1 if all are equal, 0 if they do not overlap.
+
+    Args:
+        masks: (N, T, h, w), not negative.
+
+    Example:
+        >>> dice_similarity(torch.eye(2).view(1, 2, 1, 2))
+        tensor(0.)
+    """
+    count, tokens = masks.shape[:2]
+    flat = masks.flatten(2)
+    inner = flat @ flat.transpose(1, 2)
+    square = inner.diagonal(dim1=1, dim2=2)
+    dice = 2 * inner / (square[:, :, None] + square[:, None, :] + 2e-12)
+    others = dice.sum() - dice.diagonal(dim1=1, dim2=2).sum()
+    return others / max(count * tokens * (tokens - 1), 1)

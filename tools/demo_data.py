@@ -4,7 +4,7 @@ Everything is drawn here with numpy and OpenCV from one seed; nothing is downloa
 pixels, boxes and labels, image by image: image ``i`` depends on ``(seed, split, i)`` alone, so that a larger set
 begins with the smaller one.
 
-    python tools/demo_data.py work_dirs/demo/data --train 600 --val 150
+    python tools/demo_data.py work_dirs/demo/data --train 480 --val 120
 """
 
 import argparse
@@ -407,7 +407,7 @@ def make_segmentation(root, train, val, seed=0):
             cv2.imwrite(str(maps / f'{name}_gtFine_labelTrainIds.png'), labels)
 
 
-def make(root, train=600, val=150, seed=0):
+def make(root, train=480, val=120, seed=0):
     """Both sets below ``root``: ``shapes/`` and ``streets/``.  What was there before is replaced."""
     root = Path(root)
     with ProcessPoolExecutor(2) as pool:
@@ -423,8 +423,8 @@ def make(root, train=600, val=150, seed=0):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('root', help='folder to write to')
-    parser.add_argument('--train', type=int, default=600, help='training images of each set')
-    parser.add_argument('--val', type=int, default=150, help='validation images of each set')
+    parser.add_argument('--train', type=int, default=480, help='training images of each set')
+    parser.add_argument('--val', type=int, default=120, help='validation images of each set')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args(argv)
     make(args.root, args.train, args.val, args.seed)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from stages import read_scalars, seconds_per_iter
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {'teacher': 'teacher', 'student': 'plain student', 'distilled': 'distilled student'}
@@ -23,18 +24,12 @@ METRIC_NAMES = {'coco/bbox_mAP': 'COCO mAP', 'mIoU': 'mIoU'}
 # numbers
 
 
-def seconds_per_iter(rows):
-    """Median over the log of the seconds an iteration took, loading included; the first entries are warm-up."""
-    times = [row['time'] for row in rows if 'time' in row]
-    return statistics.median(times[len(times) // 5:] or [float('nan')])
-
-
 def in_percent(metric, value):
     """CocoMetric counts from 0 to 1, IoUMetric from 0 to 100."""
     return 100 * value if metric.startswith('coco/') else value
 
 
-def collect(stages, read_scalars, quick=False):
+def collect(stages, quick=False):
     """Results by task key, as plain data (``render`` and the tests need nothing else).
 
     Returns:

@@ -34,10 +34,10 @@ train_dataloader = dict(batch_size=4, **loader, dataset=dict(data_root=data_root
 val_dataloader = dict(batch_size=1, **loader, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=600, val_interval=150)
+train_cfg = dict(max_iters=480, val_interval=240)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='PolyLR', eta_min=1e-5, power=0.9, by_epoch=False, begin=50, end=600),
+    dict(type='PolyLR', eta_min=1e-5, power=0.9, by_epoch=False, begin=50, end=480),
 ]
 optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=0.05))
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=75, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=60, max_keep_ckpts=1))

@@ -26,3 +26,10 @@ files = dict(data_root=data_root, img_suffix='_leftImg8bit.jpg')
 train_dataloader = dict(dataset=dict(**files, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(**files, pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+train_cfg = dict(max_iters=600, val_interval=150)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='PolyLR', eta_min=1e-5, power=0.9, by_epoch=False, begin=50, end=600),
+]
+default_hooks = dict(checkpoint=dict(interval=75))

@@ -1,14 +1,14 @@
 """Frequency distillation with semantic prompts."""
 
-from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.functional import apply_weights, parameter_options, positive
+from kd_mm.functional import apply_weights, dice_similarity, parameter_options, positive
 from kd_mm.losses.base import KDLoss
+from kd_mm.losses.learned import Learner, load_learned, read_learned
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
 
@@ -35,6 +35,21 @@ def haar_step(features: Tensor) -> Tuple[Tensor, Tensor]:
     c, d = features[:, :, 1::2, 0::2], features[:, :, 1::2, 1::2]
     high = torch.stack([a + b - c - d, a - b + c - d, a - b - c + d], dim=2)
     return (a + b + c + d) / 2, high / 2
+
+
+def haar_join(low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
+    """The inverse of :func:`haar_step`, cut to ``size`` = (H, W).
+
+    Example:
+        >>> x = torch.randn(1, 2, 5, 4)
+        >>> torch.allclose(haar_join(*haar_step(x), (5, 4)), x, atol=1e-6)
+        True
+    """
+    rows, columns, diagonals = high.unbind(dim=2)
+    corners = [low + rows + columns + diagonals, low + rows - columns - diagonals,
+               low - rows + columns - diagonals, low - rows - columns + diagonals]
+    # (N, 4C, h, w) with the four corners of a cell next to each other is what pixel_shuffle takes.
+    return F.pixel_shuffle(torch.stack(corners, dim=2).flatten(1, 2) / 2, 2)[:, :, :size[0], :size[1]]
 
 
 def haar_bands(features: Tensor, depth: int) -> List[Tensor]:
@@ -65,26 +80,41 @@ def prompt_masks(bands: Tensor, tokens: Tensor) -> Tensor:
     return torch.einsum('tc,nchw->nthw', tokens, bands.sum(dim=2)).sigmoid()
 
 
-def dice_overlap(masks: Tensor) -> Tensor:
-    """Mean Dice coefficient ``2 m_i . m_j / (|m_i|^2 + |m_j|^2)`` over pairs of different masks of an image.
+class PromptLearner(Learner):
+    """First stage of FreeKD: tokens whose masks let the teacher's own losses stay low, and differ from each other.
+
+    The teacher goes on with its feature put together again from the low band and the high bands, each multiplied by
+    the mean of its masks; the loss of its own is the Dice coefficient between the masks, averaged over the
+    decompositions.  Re-implementation from the description: the authors' code of this stage was not seen.
 
     Args:
-        masks: (N, T, h, w), in 0..1.
-
-    Returns:
-        A scalar in 0..1; 0 for a single mask.
-
-    Example:
-        >>> dice_overlap(torch.ones(1, 2, 2, 2)).item()
-        1.0
+        depth: number of decompositions.
+        tokens: masks of a decomposition.
     """
-    flat = masks.flatten(2)
-    dots = torch.einsum('nti,nsi->nts', flat, flat)
-    squares = dots.diagonal(dim1=1, dim2=2)
-    dice = 2 * dots / (squares[:, :, None] + squares[:, None, :]).clamp(min=1e-12)
-    count = masks.shape[1]
-    off = dice.sum() - dice.diagonal(dim1=1, dim2=2).sum()
-    return off / max(masks.shape[0] * count * (count - 1), 1)
+
+    def __init__(self, depth: int, tokens: int):
+        super().__init__()
+        self.depth, self.count = depth, tokens
+        self.tokens = nn.ParameterList()
+
+    def prepare(self, teacher: Features) -> None:
+        if len(self.tokens) == 0:
+            for tensor in teacher:
+                self.tokens.append(nn.Parameter(
+                    0.01 * torch.randn(self.depth + 1, self.count, tensor.shape[1], **parameter_options(tensor))))
+
+    def forward(self, level: int, teacher: Tensor) -> Tuple[Tensor, Tensor]:
+        low, bands, sizes = teacher, [], []
+        for _ in range(self.depth):
+            sizes.append(low.shape[2:])
+            low, high = haar_step(low)
+            bands.append(high)
+        overlaps = []
+        for index in reversed(range(self.depth)):
+            masks = prompt_masks(bands[index], self.tokens[level][index + 1])
+            overlaps.append(dice_similarity(masks))
+            low = haar_join(low, bands[index] * masks.mean(dim=1)[:, None, None], sizes[index])
+        return low, torch.stack(overlaps).mean()
 
 
 @MODELS.register_module()
@@ -96,27 +126,28 @@ class FreeKDLoss(KDLoss):
     in the teacher's band a token finds what it stands for; the decompositions are added.  Low bands are not compared
     (the paper describes it, the authors' code has it commented out).
 
-    Tokens belong to one teacher and are learned before, on the teacher alone, by :meth:`token_loss`.  Without tokens
-    every place of a band counts fully, and the loss is an L1 distance of the high frequencies.
+    The tokens are learned from the teacher alone, once, by ``python tools/learn_tokens.py CONFIG``, and are frozen
+    here.  Without tokens every place of a band counts fully, and the loss is an L1 distance of the high frequencies.
 
     Args:
         depth: number of decompositions, at least 1. Default 3 [C].
-        tokens: file of learned tokens: a list with one tensor (depth + 1, T, C) a level, or a dict with that list under
-            ``tokens``, saved by ``torch.save``; or the tensors themselves. Row 0 is for the low band and unused, row 1
-            for the finest. Default None: no tokens.
+        tokens: file that ``tools/learn_tokens.py`` wrote (or writes), a state dict, ``'random'`` (tests), or the
+            tensors themselves: (depth + 1, T, C), one a level; row 0 is for the low band and unused, row 1 for the
+            finest. Default None: no tokens.
+        num_tokens: T, masks of a decomposition. Default 4 [C].
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
     The authors' configs add a squared hint on the neck with the weight 5 and a smooth L1 on the box head's outputs with
     the weight 1 [C]; these are losses of their own here (:class:`FitNetLoss`).
 
-    Tokens are buffers: they are kept in checkpoints and not trained with the student.  A region weighs the difference
-    of the maps before they are taken apart; the mean is over the whole map.
+    Tokens are kept in checkpoints and not trained with the student.  A region weighs the difference of the maps before
+    they are taken apart; the mean is over the whole map.
 
     Returns:
         A scalar per level, per element; summed over levels.
 
     Raises:
-        ValueError: ``depth`` is not positive, or the tokens do not fit.
+        ValueError: an option has a bad value, there is no such file, or its tokens belong to another teacher.
 
     Example:
         >>> from kd_mm.registry import build
@@ -125,91 +156,48 @@ class FreeKDLoss(KDLoss):
         True
     """
 
-    def __init__(self, depth: int = 3, tokens: Union[None, str, Path, Sequence[Any]] = None, loss_weight: Any = 1.0):
+    learned = 'tokens'
+
+    def __init__(self, depth: int = 3, tokens: Any = None, num_tokens: int = 4, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
+        if int(depth) != depth or int(num_tokens) != num_tokens:
+            raise ValueError(f'FreeKDLoss: depth={depth!r} and num_tokens={num_tokens!r} must be whole numbers')
         self.depth = int(positive('FreeKDLoss', 'depth', depth))
-        self.levels = 0
-        if tokens is not None:
-            self.set_tokens(tokens)
+        self.num_tokens = int(positive('FreeKDLoss', 'num_tokens', num_tokens))
+        self.given: Optional[Dict[str, Tensor]] = None
+        self.prompts: Optional[PromptLearner] = None
+        if tokens is None:
+            return
+        if isinstance(tokens, (list, tuple)):
+            values = [torch.as_tensor(level) for level in tokens]
+            for level, value in enumerate(values):
+                if value.dim() != 3 or value.shape[0] != self.depth + 1:
+                    raise ValueError(f'FreeKDLoss: tokens, level {level}: {tuple(value.shape)} is not (depth + 1, '
+                                     f'tokens, channels) with depth={self.depth}')
+            self.num_tokens = values[0].shape[1] if values else self.num_tokens
+            self.given = {f'tokens.{level}': value for level, value in enumerate(values)}
+        else:
+            self.given = read_learned('FreeKDLoss', 'tokens', tokens)
+        self.prompts = self.learner()
 
-    def set_tokens(self, tokens: Union[str, Path, Sequence[Any]]) -> None:
-        """Use learned tokens, a file or one tensor a level.
-
-        Raises:
-            ValueError: a tensor is not (depth + 1, T, C).
-        """
-        where: str = 'tokens'
-        found: Any = tokens
-        if isinstance(tokens, (str, Path)):
-            where, found = str(tokens), torch.load(tokens, map_location='cpu', weights_only=True)
-            found = found['tokens'] if isinstance(found, dict) else found
-        values = [torch.as_tensor(level) for level in found]
-        for level, value in enumerate(values):
-            if value.dim() != 3 or value.shape[0] != self.depth + 1:
-                raise ValueError(f'FreeKDLoss: {where}, level {level}: {tuple(value.shape)} is not (depth + 1, tokens, '
-                                 f'channels) with depth={self.depth}')
-            self.register_buffer(f'tokens_{level}', value.detach().clone())
-        self.levels = len(values)
+    def learner(self) -> PromptLearner:
+        return PromptLearner(self.depth, self.num_tokens)
 
     def prepare(self, student: Features, teacher: Features) -> None:
-        if self.levels == 0:
-            return
-        if self.levels != len(teacher):
-            raise ValueError(f'FreeKDLoss: tokens for {self.levels} levels, but there are {len(teacher)}')
-        for level, tensor in enumerate(teacher):
-            tokens = self.tokens(level)
-            if tokens.shape[2] != tensor.shape[1]:
-                raise ValueError(f'FreeKDLoss, level {level}: tokens of {tokens.shape[2]} channels for a teacher of '
-                                 f'{tensor.shape[1]}: they were learned with another teacher or tap')
-            self.register_buffer(f'tokens_{level}', tokens.to(**parameter_options(tensor)))
-
-    def tokens(self, level: int) -> Tensor:
-        """Tokens of one level, (depth + 1, T, C)."""
-        return getattr(self, f'tokens_{level}')
+        if self.prompts is not None and len(self.prompts.tokens) == 0:
+            self.prompts.prepare(teacher)
+            load_learned('FreeKDLoss', 'tokens', self.prompts, self.given)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
         # The transform is linear: the difference is taken apart once.
         gaps = haar_bands(apply_weights(student - teacher, mask), self.depth)
-        theirs = haar_bands(teacher, self.depth) if self.levels else []
+        theirs = haar_bands(teacher, self.depth) if self.prompts is not None else []
         total = student.new_zeros(())
         for index, gap in enumerate(gaps):
             size = gap.abs().sum(dim=(1, 2))
-            if self.levels:
+            if self.prompts is not None:
                 # Masks are not negative, so that |m B_s - m B_t| = m |B_s - B_t|: the mean over tokens comes first.
-                size = prompt_masks(theirs[index], self.tokens(level)[index + 1]).mean(dim=1) * size
+                size = prompt_masks(theirs[index], self.prompts.tokens[level][index + 1]).mean(dim=1) * size
             total = total + size.sum() / max(gap.numel(), 1)
         return total
-
-    @staticmethod
-    def new_tokens(teacher: Features, count: int = 4, depth: int = 3, std: float = 1.0) -> nn.ParameterList:
-        """Random tokens to be learned, one (depth + 1, count, C) a level.
-
-        Example:
-            >>> [tuple(level.shape) for level in FreeKDLoss.new_tokens((torch.zeros(1, 6, 8, 8), ))]
-            [(4, 4, 6)]
-        """
-        return nn.ParameterList([
-            nn.Parameter(torch.randn(depth + 1, count, tensor.shape[1], **parameter_options(tensor)) * std)
-            for tensor in teacher])
-
-    @staticmethod
-    def token_loss(tokens: Sequence[Tensor], teacher: Features) -> Tensor:
-        """Overlap of the masks, which tokens minimise so that they come to stand for different things.
-
-        The mean over levels and decompositions of :func:`dice_overlap`. The authors learn tokens together with the
-        frozen teacher's own task loss; re-implementation from the description, their code of it was not seen.
-
-        Args:
-            tokens: one (depth + 1, T, C) a level.
-            teacher: L features.
-
-        Example:
-            >>> x = (torch.randn(1, 6, 8, 8), )
-            >>> bool(0 <= FreeKDLoss.token_loss(FreeKDLoss.new_tokens(x), x) <= 1)
-            True
-        """
-        losses = [dice_overlap(prompt_masks(bands, level[index + 1]))
-                  for level, features in zip(tokens, teacher)
-                  for index, bands in enumerate(haar_bands(features, level.shape[0] - 1))]
-        return torch.stack(losses).mean()

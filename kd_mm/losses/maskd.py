@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_mm.functional import nonzero, one_of, parameter_options
+from kd_mm.functional import dice_similarity, nonzero, one_of, parameter_options
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.learned import Learner, load_learned, read_learned
 from kd_mm.registry import MODELS
@@ -38,22 +38,6 @@ def masked_distance(student: Tensor, teacher: Tensor, masks: Tensor, region: Opt
     else:
         masks_in = masks
     return (masks.square() * gap).sum(dim=(2, 3)) / (nonzero(masks_in.sum(dim=(2, 3))) + eps)
-
-
-def dice_similarity(masks: Tensor) -> Tensor:
-    """Mean Dice coefficient of the pairs of masks of an image: 1 if all are equal, 0 if they do not overlap.
-
-    Example:
-        >>> dice_similarity(torch.eye(2).view(1, 2, 1, 2))
-        tensor(0.)
-    """
-    count, tokens = masks.shape[:2]
-    flat = masks.flatten(2)
-    inner = flat @ flat.transpose(1, 2)
-    square = inner.diagonal(dim1=1, dim2=2)
-    dice = 2 * inner / (square[:, :, None] + square[:, None, :] + 2e-12)
-    others = dice.sum() - dice.diagonal(dim1=1, dim2=2).sum()
-    return others / max(count * tokens * (tokens - 1), 1)
 
 
 class MaskTokens(nn.Module):

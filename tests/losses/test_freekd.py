@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kd_mm.losses.freekd import FreeKDLoss, dice_overlap, haar_bands, haar_step, prompt_masks
+from kd_mm.losses.freekd import PromptLearner, haar_join, haar_step
 from kd_mm.registry import build
 
 
@@ -54,43 +54,60 @@ def test_a_region_weighs_the_difference():
 
 def test_tokens_from_a_file(tmp_path):
     tokens = [torch.randn(4, 2, 3), torch.randn(4, 2, 3)]
-    torch.save(dict(tokens=tokens), tmp_path / 'tokens.pth')
-    loss = build(dict(type='FreeKDLoss', tokens=str(tmp_path / 'tokens.pth')))
+    state = {f'tokens.{level}': value for level, value in enumerate(tokens)}
+    torch.save(dict(loss='FreeKDLoss', state_dict=state, about={}), tmp_path / 'tokens.pth')
+    loss = build(dict(type='FreeKDLoss', tokens=str(tmp_path / 'tokens.pth'), num_tokens=2))
     other = build(dict(type='FreeKDLoss', tokens=tokens))
     maps = (torch.randn(1, 3, 8, 8), torch.randn(1, 3, 4, 4))
     teacher = tuple(torch.randn_like(tensor) for tensor in maps)
     assert torch.equal(loss(maps, teacher), other(maps, teacher))
-    assert set(loss.state_dict()) == {'tokens_0', 'tokens_1'} and not list(loss.parameters())
-    assert loss(tuple(m.double() for m in maps), tuple(t.double() for t in teacher)).dtype == torch.float64
+    assert set(loss.state_dict()) == {'prompts.tokens.0', 'prompts.tokens.1'}
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 
 def test_wrong_tokens():
     with pytest.raises(ValueError, match=r'level 0: \(3, 2, 3\) is not .* depth=3'):
         build(dict(type='FreeKDLoss', tokens=[torch.zeros(3, 2, 3)]))
     loss = build(dict(type='FreeKDLoss', tokens=[torch.zeros(4, 2, 3)]))
-    with pytest.raises(ValueError, match='tokens of 3 channels for a teacher of 5'):
+    with pytest.raises(ValueError, match=r'given \(4, 2, 3\), needed \(4, 2, 5\)\). It was learned from another'):
         loss(torch.zeros(1, 5, 8, 8), torch.zeros(1, 5, 8, 8))
-    with pytest.raises(ValueError, match='tokens for 1 levels, but there are 2'):
+    loss = build(dict(type='FreeKDLoss', tokens=[torch.zeros(4, 2, 3)]))
+    with pytest.raises(ValueError, match=r'1 of 2 entries; tokens.1: given missing'):
         loss((torch.zeros(1, 3, 8, 8), ) * 2, (torch.zeros(1, 3, 8, 8), ) * 2)
+    with pytest.raises(ValueError, match='does not exist'):
+        build(dict(type='FreeKDLoss', tokens='no.pth'))
     with pytest.raises(ValueError, match='depth'):
         build(dict(type='FreeKDLoss', depth=0))
 
 
-def test_dice_by_hand():
-    masks = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[0.0, 1.0]]])[None]
-    assert dice_overlap(masks).item() == pytest.approx((2 / 3 + 0 + 2 / 3) / 3)
-    assert dice_overlap(masks[:, :1]).item() == 0.0
+def test_the_prompted_teacher_by_hand():
+    """Masks of one half: the high bands are halved, the low band goes on as it is."""
+    learner = PromptLearner(2, 3)
+    teacher = torch.randn(2, 4, 6, 8).double()
+    learner.prepare((teacher, ))
+    with torch.no_grad():
+        learner.tokens[0].zero_()
+    shown, overlap = learner(0, teacher)
+    half = teacher.clone()
+    low, high = haar_step(half)
+    low = haar_join(haar_step(low)[0], haar_step(low)[1] / 2, low.shape[2:])
+    assert shown.shape == teacher.shape  # 6 rows: the second step works on 3
+    assert torch.allclose(shown, haar_join(low, high / 2, (6, 8)), rtol=1e-12)
+    assert overlap.item() == pytest.approx(1.0)
 
 
-def test_learning_tokens_makes_their_masks_differ():
-    teacher = (torch.randn(1, 6, 16, 16, generator=torch.Generator().manual_seed(0)), )
+def test_learning_makes_the_masks_differ():
     torch.manual_seed(0)
-    tokens = FreeKDLoss.new_tokens(teacher, count=3, std=0.1)
-    before = FreeKDLoss.token_loss(tokens, teacher)
+    teacher = torch.randn(1, 6, 16, 16)
+    learner = PromptLearner(3, 3)
+    learner.prepare((teacher, ))
+    before = learner(0, teacher)[1]
+    optimizer = torch.optim.Adam(learner.parameters(), lr=0.05)
     for _ in range(20):
-        grad, = torch.autograd.grad(FreeKDLoss.token_loss(tokens, teacher), list(tokens))
-        with torch.no_grad():
-            tokens[0] -= 5.0 * grad
-    assert FreeKDLoss.token_loss(tokens, teacher) < before - 0.05
-    assert prompt_masks(haar_bands(teacher[0], 1)[0], tokens[0][1]).shape == (1, 3, 8, 8)
-    build(dict(type='FreeKDLoss', tokens=list(tokens)))(teacher, teacher)
+        optimizer.zero_grad()
+        learner(0, teacher)[1].backward()
+        optimizer.step()
+    after = learner(0, teacher)[1]
+    assert after < before - 0.05
+    assert learner.tokens[0].grad[0].abs().sum() == 0  # the row of the low band
+    build(dict(type='FreeKDLoss', tokens=learner.state_dict(), num_tokens=3))(teacher, teacher)

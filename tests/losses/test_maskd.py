@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from kd_mm.losses.maskd import TokenLearner, dice_similarity, masked_distance
+from kd_mm.functional import dice_similarity
+from kd_mm.losses.maskd import TokenLearner, masked_distance
 from kd_mm.registry import build
 from kd_mm.types import KDBatch
 

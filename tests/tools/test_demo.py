@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 import demo  # noqa: E402
 import demo_data  # noqa: E402
 import demo_report  # noqa: E402
+import stages as engine  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------------------------
 # data
@@ -114,7 +115,7 @@ def fake(tmp_path, monkeypatch):
     teacher = demo.Stage(task, 'teacher', 0, tmp_path / 'toy' / 'teacher_seed0', (), config_hash='a', total_iters=10)
     student = demo.Stage(task, 'student', 0, tmp_path / 'toy' / 'student_seed0', (), config_hash='b', total_iters=10)
     distilled = demo.Stage(task, 'distilled', 0, tmp_path / 'toy' / 'distilled_seed0', (), config_hash='c',
-                           total_iters=10, needs=teacher)
+                           total_iters=10, teacher=teacher)
     broken = set()
 
     def command(stage):
@@ -122,7 +123,7 @@ def fake(tmp_path, monkeypatch):
         return [sys.executable, str(script), str(stage.work_dir), run, *(['crash'] if stage.role in broken else [])]
 
     monkeypatch.setattr(demo.Stage, 'command', command)
-    monkeypatch.setattr(demo.time, 'sleep', lambda seconds, sleep=demo.time.sleep: sleep(0.02))
+    monkeypatch.setattr(engine.time, 'sleep', lambda seconds, sleep=engine.time.sleep: sleep(0.02))
     return [teacher, student, distilled], broken
 
 
@@ -132,7 +133,7 @@ def runs(stage):
 
 def run(stages):
     out = io.StringIO()
-    demo.run_stages(stages, 2, demo.Progress(stages, 2, out=out, every=0.0))
+    engine.run_stages(stages, 2, engine.Progress(stages, 2, out=out, every=0.0))
     return out.getvalue()
 
 
@@ -160,7 +161,7 @@ def test_changed_settings_start_anew_and_only_what_they_touch(fake):
 def test_a_failing_stage_says_what_to_do_and_resumes(fake):
     stages, broken = fake
     broken.add('distilled')
-    with pytest.raises(demo.DemoError) as error:
+    with pytest.raises(engine.StageError) as error:
         run(stages)
     message = str(error.value)
     assert 'toy: distilled student, seed 0 failed (exit code 1)' in message
@@ -180,7 +181,7 @@ def test_a_folder_that_is_still_written_to_is_refused(fake):
         fcntl.flock(lock, fcntl.LOCK_EX)
         left = subprocess.Popen([sys.executable, '-c', code], pass_fds=(lock.fileno(),), stdout=subprocess.PIPE)
     try:
-        with pytest.raises(demo.DemoError, match='another training is still writing'):
+        with pytest.raises(engine.StageError, match='another training is still writing'):
             run(stages)
     finally:
         left.kill()
@@ -208,16 +209,16 @@ def test_hash_follows_config_seed_data_and_teacher():
     task = demo.TASKS['demo'][0]
     teacher = demo.Stage(task, 'teacher', 0, Path('t'), (), config_hash='t1')
 
-    def stage(seed=0, needs=None):
-        return demo.Stage(task, 'distilled', seed, Path('s'), (), needs=needs)
+    def stage(seed=0, teacher=None):
+        return demo.Stage(task, 'distilled', seed, Path('s'), (), teacher=teacher)
 
     first = demo.stage_hash(stage(), 'config', 'data')
     assert first == demo.stage_hash(stage(), 'config', 'data')
-    before = demo.stage_hash(stage(needs=teacher), 'config', 'data')
+    before = demo.stage_hash(stage(teacher=teacher), 'config', 'data')
     assert len({first, before, demo.stage_hash(stage(1), 'config', 'data'), demo.stage_hash(stage(), 'other', 'data'),
                 demo.stage_hash(stage(), 'config', 'other')}) == 5
     teacher.config_hash = 't2'
-    assert before != demo.stage_hash(stage(needs=teacher), 'config', 'data')
+    assert before != demo.stage_hash(stage(teacher=teacher), 'config', 'data')
 
 
 def test_scalars_of_a_resumed_run_are_joined(tmp_path):
@@ -226,7 +227,7 @@ def test_scalars_of_a_resumed_run_are_joined(tmp_path):
         folder = tmp_path / name / 'vis_data'
         folder.mkdir(parents=True)
         (folder / 'scalars.json').write_text('\n'.join(json.dumps(row) for row in rows) + '\n{"loss": 0.')
-    train, val = demo.read_scalars(tmp_path)
+    train, val = engine.read_scalars(tmp_path)
     assert [(row['iter'], row['loss']) for row in train] == [(1, 3.0), (2, 1.5), (3, 1.0)]
     assert [row['mIoU'] for row in val] == [10.0]
 

@@ -18,9 +18,9 @@ def freekd(v: Vector) -> None:
     for level, features in enumerate(teacher):
         for index, band in enumerate(haar_bands(features, depth)):
             v.check(f'dwt_{level}_yh_{index}', band)
-    # Tokens are buffers in the loss; their gradient is compared all the same.
+    # Tokens are frozen in the loss; their gradient is compared all the same.
     loss = build(config)
     loss.prepare(tuple(student), tuple(teacher))
-    leaves = [getattr(loss, f'tokens_{level}').requires_grad_() for level in range(len(student))]
+    leaves = [tokens.requires_grad_() for tokens in loss.prompts.tokens]
     for level, grad in enumerate(torch.autograd.grad(loss(student, teacher), leaves)):
         v.check(f'gradnorm_param_{level}_mask_token', grad.norm())
