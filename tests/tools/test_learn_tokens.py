@@ -15,9 +15,9 @@ TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
 
 
-def write(tmp_path, cfg, at, **losses):
+def write(tmp_path, cfg, at, kind='MasKDLoss', **losses):
     cfg.custom_hooks = [hook(teacher_of(cfg), dict(
-        loss_maskd=dict(type='MasKDLoss', at=at, tokens=str(tmp_path / 'tokens.pth'), num_tokens=2), **losses))]
+        loss_learned=dict(type=kind, at=at, tokens=str(tmp_path / 'tokens.pth'), num_tokens=2), **losses))]
     cfg.visualizer.name = f'test_{tmp_path.name}'
     path = tmp_path / 'config.py'
     cfg.dump(str(path))
@@ -28,20 +28,21 @@ def test_segmentation_both_stages_by_one_command(tmp_path, cityscapes_root, caps
     path = write(tmp_path, segmentor(cityscapes_root, tmp_path / 'work', steps=1), 'decode_head.conv_seg')
     TOOL.main([path, '--iters', '2', '--device', 'cpu', '--train'])
     text = capsys.readouterr().out
-    assert 'task' in text and 'loss_maskd' in text and 'wrote' in text
+    assert 'task' in text and 'loss_learned' in text and 'wrote' in text
     saved = torch.load(tmp_path / 'tokens.pth', weights_only=True)
     assert saved['loss'] == 'MasKDLoss' and saved['state_dict']['levels.0.tokens'].shape == (2, 19)
     extras = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)['kd_mm']['state_dict']
-    assert torch.equal(extras['loss_maskd.loss.finder.levels.0.tokens'], saved['state_dict']['levels.0.tokens'])
+    assert torch.equal(extras['loss_learned.loss.finder.levels.0.tokens'], saved['state_dict']['levels.0.tokens'])
     with pytest.raises(SystemExit, match='is there already.*--overwrite'):
         TOOL.main([path, '--iters', '1', '--device', 'cpu'])
 
 
-def test_detection(tmp_path, coco_root):
-    path = write(tmp_path, detector(coco_root, tmp_path / 'work', steps=1), 'neck')
+@pytest.mark.parametrize('kind', ['MasKDLoss', 'FreeKDLoss'])
+def test_detection(tmp_path, coco_root, kind):
+    path = write(tmp_path, detector(coco_root, tmp_path / 'work', steps=1), 'neck', kind)
     TOOL.main([path, '--iters', '1', '--device', 'cpu', '--out', str(tmp_path / 'out')])
-    saved = torch.load(tmp_path / 'out' / 'loss_maskd.pth', weights_only=True)
-    assert len([key for key in saved['state_dict'] if key.endswith('tokens')]) == 5
+    saved = torch.load(tmp_path / 'out' / 'loss_learned.pth', weights_only=True)
+    assert saved['loss'] == kind and len([key for key in saved['state_dict'] if 'tokens' in key]) == 5
     assert not (tmp_path / 'tokens.pth').exists()
 
 
