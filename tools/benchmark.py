@@ -6,9 +6,10 @@
     python tools/benchmark.py --task det --data-root PATH --methods fgd pkd    some of them
     python tools/benchmark.py --task det --render                              the table anew from the results
 
-PATH holds the data set that configs/benchmark/det.py or seg.py names (COCO or Cityscapes layout); that file also holds
-one hook entry a method.  The teacher is trained once, then plain and distilled students with each seed, all by
-tools/train.py, and at the end the cost of each method is measured by tools/profile.py.
+PATH holds the data set that the files of configs/benchmark name (COCO or Cityscapes layout); these also hold one hook
+entry a method: det.py for one-stage detectors, det_two_stage.py, seg.py.  The teacher is trained once, then plain and
+distilled students with each seed, all by tools/train.py, and at the end the cost of each method is measured by
+tools/profile.py.
 
 Results go to configs/<task>/benchmark.json as they come and the table to configs/<task>/README.md.  The same command
 goes on where it was interrupted: what is in the results with the same settings is not trained again, an unfinished
@@ -35,6 +36,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 import stages as engine  # noqa: E402
 
 HOME = ROOT / 'configs' / 'benchmark'
+#: Settings of each task, files in that folder.
+PAIRS = {'det': ('det', 'det_two_stage'), 'seg': ('seg', )}
 #: Seconds an iteration relative to the plain student: a first guess.
 COST = {'teacher': 2.5, 'plain': 1.0}
 QUICK = 12
@@ -89,12 +92,12 @@ def teacher_options(stage):
 # what is to be run
 
 
-def read_settings(task):
-    """``configs/benchmark/<task>.py``."""
+def read_settings(pair):
+    """``configs/benchmark/<pair>.py``."""
     from mmengine.config import Config  # heavy; not needed for --help
 
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's, on every installed config
-    return Config.fromfile(str(HOME / f'{task}.py'))
+    return Config.fromfile(str(HOME / f'{pair}.py'))
 
 
 def loss_sources(losses):
@@ -183,8 +186,8 @@ def plan(settings, methods, seeds, data, work_dir, quick=False):
 # results
 
 
-class Results:
-    """``benchmark.json``: ``runs`` by method and seed, ``cost`` and ``errors`` by method; written after every change.
+class Book:
+    """``benchmark.json``: versions of the hosts, and the results of each pair.
 
     Args:
         path: the file.
@@ -192,15 +195,27 @@ class Results:
 
     def __init__(self, path):
         self.path = path
-        self.data = json.loads(path.read_text()) if path.exists() else dict(hosts={}, runs={}, cost={}, errors={})
+        content = json.loads(path.read_text()) if path.exists() else {}
+        self.hosts, self.pairs = content.get('hosts', {}), content.get('pairs', {})
 
     def save(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for part in ('runs', 'cost', 'errors'):
-            self.data[part] = dict(sorted(self.data[part].items()))
+        pairs = {name: {part: dict(sorted(content.items())) for part, content in parts.items()}
+                 for name, parts in self.pairs.items()}
         partial = self.path.with_suffix('.part')
-        partial.write_text(json.dumps(self.data, indent=1, ensure_ascii=False) + '\n')
+        partial.write_text(json.dumps(dict(hosts=self.hosts, pairs=pairs), indent=1, ensure_ascii=False) + '\n')
         partial.replace(self.path)
+
+
+class Results:
+    """``runs`` of one pair by method and seed, ``cost`` and ``errors`` by method; saved after every change."""
+
+    def __init__(self, book, pair):
+        self.book = book
+        self.data = book.pairs.setdefault(pair, dict(runs={}, cost={}, errors={}))
+
+    def save(self):
+        self.book.save()
 
     def has(self, stage):
         found = self.data['runs'].get(stage.name, {}).get(str(stage.seed))
@@ -323,31 +338,29 @@ def table(settings, results):
 
 HEAD = """# Methods for {kind}: measured against the plain student
 
-Each folder here is a method: its card and configs. The table is written by `python tools/benchmark.py --task {task}
---data-root PATH` from `benchmark.json`; pair, schedule, taps and weights are in
-[configs/benchmark/{task}.py](../benchmark/{task}.py).
+Each folder here is a method: its card and configs. The tables are written by `python tools/benchmark.py --task {task}
+--data-root PATH` from `benchmark.json`; pairs, schedules, taps and weights are in
+[configs/benchmark](../benchmark/{task}.py).
 
-{title}, everything from scratch: the teacher reaches {teacher}. A short schedule of a tiny student on a small set, with
-the weights of the method's own config and no search for better ones: it shows that a method works and what it costs,
-not which method is best on COCO or Cityscapes.{spread}
+Everything is trained from scratch: a short schedule of a tiny student on a small set, with the weights of the method's
+own config and no search for better ones. The tables show that a method works and what it costs, not which method is
+best on COCO or Cityscapes.
 """
-LEGEND = """Scores: mean ± sample standard deviation, of the last checkpoint. *Against plain*: mean difference of the
-students with the same seed. *KD/task*: distillation loss over the student's own loss, median of the log. *s/step* and
-*peak memory* are of one process and one thread, 4 images of {shape}. *Step ratio*: KD step / (plain step + needed part
-of the teacher); what lies above 1 is the method and the engine (tools/profile.py). {hosts}.
+LEGEND = """## How to read it
+
+Scores: mean ± sample standard deviation, of the last checkpoint. *Against plain*: mean difference of the students with
+the same seed. *KD/task*: distillation loss over the student's own loss, median of the log. *s/step* and *peak memory*
+are of one process and one thread, 4 images of {shape}. *Step ratio*: KD step / (plain step + needed part of the
+teacher); what lies above 1 is the method and the engine (tools/profile.py). {hosts}.
 """
 
 
-def page(task, settings, results):
-    """The whole of ``configs/<task>/README.md``."""
+def section(settings, results):
+    """One pair: what it is, its table, and what there is to say about single methods."""
     text, spread = table(settings, results)
     missing = [method for method in settings.methods
                if not results.scores(method) and method not in results.data['errors']]
-    kind = {'det': 'detection', 'seg': 'segmentation'}[task]
-    hosts = ', '.join(f'{name} {version}' for name, version in results.data['hosts'].items())
-    parts = [HEAD.format(kind=kind, task=task, title=settings.title, teacher=mean_text(results.scores('teacher')),
-                         spread=spread),
-             text, LEGEND.format(shape='x'.join(map(str, settings.shape)), hosts=hosts)]
+    parts = [f'## {settings.title}\n', f'The teacher reaches {mean_text(results.scores("teacher"))}.{spread}\n', text]
     failed = {**results.data['errors'],
               **{method: cost['error'] for method, cost in results.data['cost'].items() if 'error' in cost}}
     parts += [f'- `{method}` failed: {reason}' for method, reason in failed.items()]
@@ -356,6 +369,15 @@ def page(task, settings, results):
     if missing:
         parts.append(f'\nNot measured yet: {", ".join(missing)}.')
     return '\n'.join(parts) + '\n'
+
+
+def page(task, pairs, hosts):
+    """The whole of ``configs/<task>/README.md``; ``pairs`` is a list of (settings, results)."""
+    kind = {'det': 'detection', 'seg': 'segmentation'}[task]
+    shapes = ', '.join(dict.fromkeys('x'.join(map(str, settings.shape)) for settings, _ in pairs))
+    return '\n'.join([
+        HEAD.format(kind=kind, task=task), *(section(*pair) for pair in pairs),
+        LEGEND.format(shape=shapes, hosts=', '.join(f'{name} {version}' for name, version in hosts.items()))])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -390,14 +412,33 @@ def parse_args(argv=None):
     return args
 
 
-def choose(settings, names):
-    if 'all' in names:
-        return list(settings.methods)
-    unknown = [name for name in names if name not in settings.methods]
+def choose(groups, names):
+    """The methods of each pair that are asked for."""
+    known = list(dict.fromkeys(method for settings in groups.values() for method in settings.methods))
+    unknown = [name for name in names if name != 'all' and name not in known]
     if unknown:
-        raise engine.StageError(f'no method {", ".join(unknown)} in {settings.filename}. There are: '
-                                f'{", ".join(settings.methods)}')
-    return list(names)
+        raise engine.StageError(f'no method {", ".join(unknown)} in {HOME.relative_to(ROOT)}. There are: '
+                                f'{", ".join(sorted(known))}')
+    return {pair: [method for method in settings.methods if 'all' in names or method in names]
+            for pair, settings in groups.items()}
+
+
+def run_pair(args, settings, methods, results, data, work_dir, lanes):
+    """Train and measure what is missing of one pair."""
+    todo = needed(plan(settings, methods, args.seeds, data, work_dir, args.quick), results)
+    failed = engine.run_stages(todo, lanes, Collecting(todo, lanes, results, settings.metric), keep_going=True)
+    for stage in todo:
+        if stage.title in failed and stage.name in ('teacher', 'plain'):
+            raise engine.StageError(failed[stage.title])
+        if stage.title in failed:
+            results.data['errors'][stage.name] = last_line(failed[stage.title])
+    fresh = {stage.name for stage in todo if isinstance(stage, Run)}
+    for method in methods:
+        if args.cost_steps and method not in results.data['errors'] and (
+                method in fresh or method not in results.data['cost']):
+            print(f'[benchmark] cost of {method}', flush=True)
+            measure_cost(settings, method, work_dir, data, results, args.cost_steps)
+    results.save()
 
 
 def main(argv=None):
@@ -410,32 +451,20 @@ def main(argv=None):
     home = work_dir if args.quick else ROOT / 'configs' / args.task
     lanes = args.lanes or min(2, engine.cores())
     try:
-        settings = read_settings(args.task)
-        results = Results(home / 'benchmark.json')
+        groups = {pair: read_settings(pair) for pair in PAIRS[args.task]}
+        book = Book(home / 'benchmark.json')
+        results = {pair: Results(book, pair) for pair in groups}
         if not args.render:
-            methods = choose(settings, args.methods)
-            data = engine.find_data(args.data_root, settings.data, settings.host, '--data-root')
-            stages = plan(settings, methods, args.seeds, data, work_dir, args.quick)
-            todo = needed(stages, results)
-            results.data['hosts'] = hosts()
-            results.save()
-            progress = Collecting(todo, lanes, results, settings.metric)
-            failed = engine.run_stages(todo, lanes, progress, keep_going=True)
-            progress.show({stage.title for stage in todo if stage.state() == 'done'}, {}, force=True)
-            for stage in todo:
-                if stage.title in failed and stage.name in ('teacher', 'plain'):
-                    raise engine.StageError(failed[stage.title])
-                if stage.title in failed:
-                    results.data['errors'][stage.name] = last_line(failed[stage.title])
-            fresh = {stage.name for stage in todo if isinstance(stage, Run)}
-            for method in methods:
-                if args.cost_steps and method not in results.data['errors'] and (
-                        method in fresh or method not in results.data['cost']):
-                    print(f'[benchmark] cost of {method}', flush=True)
-                    measure_cost(settings, method, work_dir, data, results, args.cost_steps)
-            results.save()
-        (home / 'README.md').write_text(page(args.task, settings, results))
-        print(f'[benchmark] wrote {home / "README.md"}\n\n{table(settings, results)[0]}')
+            for pair, methods in choose(groups, args.methods).items():
+                if methods:
+                    data = engine.find_data(args.data_root, groups[pair].data, groups[pair].host, '--data-root')
+                    book.hosts = hosts()
+                    run_pair(args, groups[pair], methods, results[pair], data, work_dir / pair, lanes)
+        pairs = [(groups[pair], results[pair]) for pair in groups]
+        (home / 'README.md').write_text(page(args.task, pairs, book.hosts))
+        print(f'[benchmark] wrote {home / "README.md"}')
+        for settings, found in pairs:
+            print(f'\n{settings.title}\n{table(settings, found)[0]}')
         print(f'[benchmark] took {(time.time() - begin) / 60:.1f} min')
     except engine.StageError as error:
         print(f'\nbenchmark: {error}', file=sys.stderr)
@@ -443,7 +472,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         print('\nbenchmark: interrupted; the same command continues where it stopped', file=sys.stderr)
         return 130
-    return 1 if results.data['errors'] else 0
+    return int(any(found.data['errors'] for found in results.values()))
 
 
 def last_line(reason):

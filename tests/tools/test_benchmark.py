@@ -27,10 +27,13 @@ rows.append({'coco/bbox_mAP': score, 'step': 3})
 '''
 
 
-@pytest.fixture(scope='module', params=['det', 'seg'])
-def task(request):
-    pytest.importorskip({'det': 'mmdet', 'seg': 'mmseg'}[request.param])
-    return request.param
+PAIRS = [(task, pair) for task, pairs in benchmark.PAIRS.items() for pair in pairs]
+
+
+@pytest.fixture(params=PAIRS, ids=lambda item: item[1])
+def pair(request):
+    pytest.importorskip({'det': 'mmdet', 'seg': 'mmseg'}[request.param[0]])
+    return request.param[1]
 
 
 @pytest.fixture
@@ -52,21 +55,24 @@ def names(stages):
     return [(type(stage).__name__, stage.name, getattr(stage, 'seed', None)) for stage in stages]
 
 
+@pytest.mark.parametrize('task', benchmark.PAIRS)
 def test_every_method_has_an_entry_or_a_reason(task):
     """A new method cannot be forgotten: each folder of configs/<task> is measured or says why not."""
-    settings = benchmark.read_settings(task)
+    pytest.importorskip({'det': 'mmdet', 'seg': 'mmseg'}[task])
+    groups = [benchmark.read_settings(pair) for pair in benchmark.PAIRS[task]]
     folders = {path.name for path in (ROOT / 'configs' / task).iterdir() if path.is_dir()}
-    left_out = set(settings.get('left_out', {}))
-    assert folders - set(settings.methods) - left_out == set()
-    assert left_out.isdisjoint(settings.methods)
+    methods = {method for settings in groups for method in settings.methods}
+    left_out = {method for settings in groups for method in settings.get('left_out', {})}
+    assert folders - methods - left_out == set()
+    assert left_out.isdisjoint(methods)
     # Folders are named like the files of the losses.
     assert left_out <= {path.stem for path in (ROOT / 'kd_mm' / 'losses').glob('*.py')}
 
 
-def test_every_entry_builds(task):
+def test_every_entry_builds(pair):
     """The losses exist and take the options that the entries give them."""
     from kd_mm.terms import Term
-    settings = benchmark.read_settings(task)
+    settings = benchmark.read_settings(pair)
     for method, entry in settings.methods.items():
         losses, files = benchmark.with_files(entry.to_dict()['losses'], Path('learned'), method)
         assert bool(files) == ('learn' in entry), method
@@ -76,9 +82,9 @@ def test_every_entry_builds(task):
             Term(name, loss)
 
 
-def test_teacher_and_student_differ_in_network_and_schedule_alone(task):
+def test_teacher_and_student_differ_in_network_and_schedule_alone(pair):
     from mmengine.config import Config
-    settings = benchmark.read_settings(task)
+    settings = benchmark.read_settings(pair)
     teacher, student = (Config.fromfile(str(benchmark.HOME / settings[role])).to_dict()
                         for role in ('teacher', 'student'))
     for name in ('model', 'train_cfg', 'param_scheduler'):
@@ -136,6 +142,10 @@ def fake(data, tmp_path, monkeypatch):
     return scores
 
 
+def open_results(path):
+    return benchmark.Results(benchmark.Book(path), 'det')
+
+
 def run(stages, results):
     todo = benchmark.needed(stages, results)
     progress = benchmark.Collecting(todo, 2, results, 'coco/bbox_mAP', out=io.StringIO(), every=0.0)
@@ -147,9 +157,9 @@ def run(stages, results):
 def test_results_are_kept_and_not_trained_again(fake, data, tmp_path):
     _, stages = plan(['pkd', 'cwd'], data, tmp_path / 'work')
     path = tmp_path / 'benchmark.json'
-    todo, failed = run(stages, benchmark.Results(path))
+    todo, failed = run(stages, open_results(path))
     assert todo == stages and not failed
-    again = benchmark.Results(path)
+    again = open_results(path)
     assert again.data['runs']['pkd']['0']['score'] == pytest.approx(55.0)
     assert again.data['runs']['pkd']['0']['kd_task_ratio'] == pytest.approx(0.2)
     assert benchmark.needed(stages, again) == []
@@ -162,22 +172,22 @@ def test_results_are_kept_and_not_trained_again(fake, data, tmp_path):
 def test_a_method_that_fails_does_not_stop_the_others(fake, data, tmp_path):
     fake['pkd'] = -1.0
     settings, stages = plan(['pkd', 'cwd'], data, tmp_path / 'work')
-    results = benchmark.Results(tmp_path / 'benchmark.json')
+    results = open_results(tmp_path / 'benchmark.json')
     _, failed = run(stages, results)
     assert list(failed) == ['pkd, seed 0']
     assert benchmark.last_line(failed['pkd, seed 0']) == 'no such tap'
     assert results.scores('cwd') == [45.0] and results.scores('pkd') == []
     results.data['errors']['pkd'] = 'no such tap'
-    page = benchmark.page('det', settings, results)
+    page = benchmark.page('det', [(settings, results)], {})
     assert '| `pkd` | failed |' in page and '- `pkd` failed: no such tap' in page
     fake['pkd'] = 0.7
     run(stages, results)
-    assert 'failed' not in benchmark.page('det', settings, results)
+    assert 'failed' not in benchmark.page('det', [(settings, results)], {})
 
 
 def test_table_compares_the_same_seeds_and_hides_nothing(fake, data, tmp_path):
     settings, stages = plan(['pkd', 'cwd'], data, tmp_path / 'work', seeds=3)
-    results = benchmark.Results(tmp_path / 'benchmark.json')
+    results = open_results(tmp_path / 'benchmark.json')
     run(stages, results)
     results.data['cost']['pkd'] = dict(plain_ms=100.0, teacher_ms=50.0, kd_ms=160.0, ratio=1.07,
                                        plain_bytes=2**20 * 10, kd_bytes=2**20 * 15)
@@ -187,8 +197,8 @@ def test_table_compares_the_same_seeds_and_hides_nothing(fake, data, tmp_path):
     assert rows[1].startswith('| **plain student** | 51.0 ± 1.0 | 3 |')
     assert rows[2].startswith('| `cwd` | 46.0 ± 1.0 | 3 | -5.0 |')
     assert '1.0' in spread
-    page = benchmark.page('det', settings, results)
-    assert 'the teacher reaches 60.0' in page and 'Not measured yet: ' in page and 'fgd' in page
+    page = benchmark.page('det', [(settings, results)], {})
+    assert 'The teacher reaches 60.0' in page and 'Not measured yet: ' in page and 'fgd' in page
     assert str(tmp_path) not in page
 
 
