@@ -169,6 +169,9 @@ class Distiller(nn.Module):
                     for path in term.locate('teacher', model):
                         add(self._teacher_taps, (source, path), model, path, self._side(source))
                 term.pair_stages(self.student, self._model_of(source))
+                if term.shared and source in self.teachers and self.teachers[source].size is not None:
+                    raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher '
+                                     'resizes them (preprocess size)')
             except (KeyError, ValueError) as error:
                 self.problems.add(f'{term.name}: {error.args[0]}')
 

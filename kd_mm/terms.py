@@ -335,6 +335,8 @@ class Term(nn.Module):
 
     def describe_levels(self) -> str:
         """Which level met which, where it is not simply one after the other."""
+        if self.shared is not None and self.shared.startswith('@rpn'):
+            return 'sampled anchors'
         if self.shared is not None:
             return 'stages: ' + ', '.join(f'student {s} with teacher {t}' for s, t in self._stages)
         if self.pairs is None or all(s == t == index for index, (s, t) in enumerate(self.pairs)):

@@ -219,6 +219,12 @@ def test_several_teachers_are_averaged(models):
     assert found['loss_one'] != found['loss_two']
 
 
+def test_a_student_that_teaches_itself(models):
+    """teacher='self': its own head, asked again without gradient, agrees."""
+    found, grads = step(models('mask'), 'self', kd=ROWS['kd'], masks=MASK['masks'])
+    assert abs(found['loss_kd']) < 1e-5 and abs(found['loss_masks']) < 1e-5
+
+
 def permuted(model, order):
     """The detector with its classes in another order."""
     model = copy.deepcopy(model)
