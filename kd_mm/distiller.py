@@ -135,6 +135,11 @@ class Distiller(nn.Module):
         peers = [source for source in term.sources if isinstance(self.teachers.get(source), PeerTeacher)]
         if peers and len(term.sources) > 1:
             self.problems.add(f'{term.name}: a peer cannot be averaged with other teachers; give each its own loss')
+        if peers and term.shared:
+            self.problems.add(f'{term.name}: at={term.shared!r} is not possible with a peer, whose head would have to '
+                              'learn from proposals that it was not trained on in this step. Tap features or dense '
+                              'logits')
+            return
         for source in peers:
             self.teachers[source].add(term.name, cfg)  # type: ignore[attr-defined]
 
@@ -147,7 +152,7 @@ class Distiller(nn.Module):
         def add(taps: Dict[Any, Tap], key: Any, model: nn.Module, path: str, side: str) -> None:
             if key not in taps:
                 taps[key] = Tap(model, path, side)
-            taps[key].structured |= term.of_heads
+            taps[key].structured |= term.structured(path)
 
         try:
             for path in term.locate('student', self.student):
@@ -163,8 +168,16 @@ class Distiller(nn.Module):
                     model = self.teachers[source].model
                     for path in term.locate('teacher', model):
                         add(self._teacher_taps, (source, path), model, path, self._side(source))
+                term.pair_stages(self.student, self._model_of(source))
+                if term.shared and source in self.teachers and self.teachers[source].size is not None:
+                    raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher '
+                                     'resizes them (preprocess size)')
             except (KeyError, ValueError) as error:
                 self.problems.add(f'{term.name}: {error.args[0]}')
+
+    def _model_of(self, source: str) -> Any:
+        """The model behind a name of a teacher; the student for itself, and where there is no such teacher."""
+        return self.teachers[source].model if source in self.teachers else self.student
 
     def _side(self, source: str) -> str:
         """Word for messages."""
@@ -202,7 +215,7 @@ class Distiller(nn.Module):
                 elif term.classes is not None and source != SELF:
                     self.problems.add(f'{term.name}: classes={term.classes!r} needs the class names of both models; '
                                       f'student: {_names(self.classes)}, teacher: {_names(theirs)}')
-                elif term.loss.logits and self.classes and theirs and list(self.classes) != list(theirs):
+                elif term.of_classes and self.classes and theirs and list(self.classes) != list(theirs):
                     self.problems.add(f'{term.name}: a logit loss needs the same classes in the same order. '
                                       f'Student ({len(self.classes)}): {_names(self.classes)}. '
                                       f'Teacher ({len(theirs)}): {_names(theirs)}. Give classes=\'common\' (or the '
@@ -336,16 +349,21 @@ class Distiller(nn.Module):
         return self.student.data_preprocessor(data, False)
 
     def _dry_student(self, data: Dict[str, Any]) -> Dict[str, Recorded]:
-        taps = list(self._student_taps.values())
+        # Sampled proposals are those of the losses alone: what a head predicts for others does not belong to them.
+        sampled = {path for term in self.all_terms() if term.shared for path in term.student_paths}
+        taps = [tap for path, tap in self._student_taps.items() if path not in sampled]
         for tap in taps:
             tap.arm(_size(data['inputs']))
         try:
-            forward_tensor(self.student, data['inputs'], copy.deepcopy(data['data_samples']), list(self._student_taps))
+            if taps or not sampled:
+                forward_tensor(self.student, data['inputs'], copy.deepcopy(data['data_samples']),
+                               list(self._student_taps))
         except Exception:
             # Some heads cannot predict for a batch (guided anchors take one image): what lies before them is known.
             if not taps or not all(tap.fired for tap in taps):
                 raise
-        fired, silent = [tap for tap in taps if tap.fired], [tap for tap in taps if not tap.fired]
+        fired = [tap for tap in taps if tap.fired]
+        silent = [tap for tap in self._student_taps.values() if not tap.fired]
         records = _read(fired)
         for tap in silent:
             tap.clear()

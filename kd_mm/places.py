@@ -4,6 +4,8 @@
 else the backbone.  ``@logits`` are the dense class logits, before sigmoid or softmax: those of a one-stage head, of the
 region proposals of a two-stage detector, or of a segmentor's head.
 
+The places of :data:`SHARED` are what both models say about the same proposals.
+
 A head whose logits are somewhere else gets its line in a table here, by the name of its class, once for all configs.
 """
 
@@ -16,6 +18,8 @@ from kd_mm.types import Features
 
 MARK = '@'
 PLACES = ('@backbone', '@neck', '@logits')
+#: Places that are rows of proposals which both models are asked about, see :mod:`kd_mm.views.roi_head`.
+SHARED = ('@roi_logits', '@roi_boxes', '@roi_masks', '@roi_features', '@rpn_logits', '@rpn_boxes')
 
 #: What makes the logits of what the tap gives: (head, outputs) -> outputs.
 Pick = Callable[[Any, Features], Features]
@@ -109,7 +113,9 @@ def find(model: nn.Module, place: str) -> Place:
         ('backbone',)
     """
     if place not in PLACES:
-        raise KeyError(f'{place!r} is no place; there are {", ".join(map(repr, PLACES))}')
+        if place in SHARED:
+            raise KeyError(f'{place!r} gives rows of proposals and stands alone: at={place!r}, for both models')
+        raise KeyError(f'{place!r} is no place; there are {", ".join(map(repr, (*PLACES, *SHARED)))}')
     if place == '@logits':
         return _logits(model)
     candidates = ('backbone', ) if place == '@backbone' else (

@@ -12,7 +12,7 @@ and copies of the model made between two steps know nothing of it.
 import difflib
 import fnmatch
 import math
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,17 @@ class Call(NamedTuple):
 
 
 class Recorded(Tuple[Tensor, ...]):
-    """The tensors that a tap has recorded, and the calls they came from where the tap keeps structure."""
+    """The tensors that a tap has recorded, and the calls they came from where the tap keeps structure.
+
+    Attributes:
+        calls: the calls, in order; empty for a tap without structure.
+        owner: the instance whose method was tapped.
+        memo: what several losses have made of this record in this step, so that it is made once.
+    """
 
     calls: Tuple[Call, ...] = ()
+    owner: Any = None
+    memo: Dict[Any, Any]
 
 
 def expand_paths(model: nn.Module, path: Any) -> List[str]:
@@ -231,7 +239,7 @@ class Tap:
                                'not in the steps before; tap the activation after it instead')
         self._copy = overwritten
         recorded = Recorded(value for value, _, _ in records)
-        recorded.calls = calls
+        recorded.calls, recorded.owner, recorded.memo = calls, self.owner, {}
         return recorded
 
     def _record(self, args: Tuple[Any, ...], kwargs: Any, output: Any) -> None:

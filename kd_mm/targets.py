@@ -3,7 +3,7 @@
 Losses and regions ask these functions, never a data sample, so that plain-tensor use and both hosts look the same.
 """
 
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -80,18 +80,39 @@ def gt_labels(batch: KDBatch) -> List[Tensor]:
     return labels
 
 
-def row_labels(batch: KDBatch, rows: int) -> Tensor:
+def row_labels(batch: KDBatch, rows: int, level: int = 0) -> Tensor:
     """Target classes of logits that come as rows (RoIs), (M,).
 
     Raises:
         ValueError: nobody gave them, or not as many as there are rows.
     """
-    if batch.row_labels is None:
-        raise ValueError("this loss needs the target class of every row (KDBatch.row_labels) and nobody gave it. Use "
-                         "target='teacher_argmax'")
-    if tuple(batch.row_labels.shape) != (rows, ):
-        raise ValueError(f'row_labels of shape {tuple(batch.row_labels.shape)} for {rows} rows')
-    return batch.row_labels
+    labels = _of_level(batch.row_labels, level)
+    if labels is None:
+        raise ValueError("this loss needs the target class of every row (KDBatch.row_labels) and nobody gave it. In a "
+                         "config at='@roi_logits' does; DKDLoss takes target='teacher_argmax' as well")
+    if tuple(labels.shape) != (rows, ):
+        raise ValueError(f'row_labels of shape {tuple(labels.shape)} for {rows} rows')
+    return labels
+
+
+def row_targets(batch: KDBatch, rows: Tensor, level: int = 0) -> Tuple[Tensor, int]:
+    """Encoded boxes that rows of box deltas should be, (M, 4), and how many proposals they were sampled with.
+
+    Raises:
+        ValueError: nobody gave them, or they do not fit.
+    """
+    targets = _of_level(batch.row_targets, level)
+    if targets is None:
+        raise ValueError("this loss needs the target of every box (KDBatch.row_targets) and nobody gave it. In a "
+                         "config at='@roi_boxes' or '@rpn_boxes' does")
+    if targets.shape != rows.shape:
+        raise ValueError(f'row_targets of shape {tuple(targets.shape)} for box deltas {tuple(rows.shape)}')
+    total = len(rows) if batch.row_totals is None else int(batch.row_totals[level])
+    return targets.to(rows), total
+
+
+def _of_level(value: Union[Tensor, Sequence[Tensor], None], level: int) -> Optional[Tensor]:
+    return value if value is None or isinstance(value, Tensor) else value[level]
 
 
 def gt_masks(batch: KDBatch) -> List[Tensor]:

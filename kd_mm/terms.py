@@ -9,15 +9,16 @@ from kd_mm.adapters import Adapter, auto_adapter
 from kd_mm.levels import Pairs, common_classes, pair_levels, take_classes
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.head_base import HeadLoss
-from kd_mm.places import MARK, find
+from kd_mm.places import MARK, SHARED, find
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
 from kd_mm.taps import Recorded, expand_paths, resolve
 from kd_mm.teacher import eval_mode
 from kd_mm.types import Features, KDBatch
+from kd_mm.views import dense_view, roi_head
 
 Pick = Callable[[Features], Features]
-TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher')
+TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher', 'proposals')
 #: ``classes=`` for every class name that both models have.
 COMMON = 'common'
 
@@ -41,7 +42,9 @@ class Term(nn.Module):
         cfg: the loss's config with the keys ``at`` (or ``student_at`` and ``teacher_at``), ``levels``, ``adapter`` and
             ``region`` besides the loss's own; for a logit loss between models of different classes ``classes``
             (``'common'`` or a list of names); with several teachers ``teacher``: the name of one, or names whose
-            outputs are averaged.
+            outputs are averaged.  At a place of shared proposals (``'@roi_logits'`` and its like, see
+            :mod:`kd_mm.views.roi_head`) ``levels`` are the stages of a cascade and ``proposals`` says whose they are:
+            ``'student'`` (default) or ``'teacher'``.
     """
 
     def __init__(self, name: str, cfg: Any):
@@ -61,6 +64,9 @@ class Term(nn.Module):
                              '`teacher_at`')
         self.student_at, self.teacher_at = both or student, both or teacher
         self.student_levels, self.teacher_levels = _levels(cfg.get('levels'))
+        #: the place of shared proposals; None for taps.
+        self.shared: Optional[str] = self._shared_place(cfg.get('proposals'))
+        self.proposals = cfg.get('proposals', roi_head.PROPOSALS[0])
         try:
             self.loss = build({key: value for key, value in cfg.items() if key not in TAP_KEYS}, KDLoss, 'loss')
             region = cfg.get('region')
@@ -73,13 +79,19 @@ class Term(nn.Module):
                 self.adapter = build(self.adapter_cfg, Adapter, 'adapter')
         except (KeyError, ValueError) as error:
             raise ValueError(f'{name}: {error.args[0]}') from error
+        if self.shared and (self.region is not None or self.loss.needs_boxes or self.loss.needs_seg_map
+                            or self.of_heads or self.loss.heads_at is not None):
+            raise ValueError(f'{name}: {type(self.region or self.loss).__name__} looks at images, and {self.shared!r} '
+                             'gives rows of proposals. Tap maps')
         classes = cfg.get('classes')
-        if classes is not None and (not self.loss.logits or (isinstance(classes, str) and classes != COMMON)):
+        if classes is not None and (not self.of_classes or (isinstance(classes, str) and classes != COMMON)):
             raise ValueError(f'{name}: classes={classes!r} is for logit losses, and either {COMMON!r} or a list of '
                              'class names')
         self.classes = classes
         sources = cfg.get('teacher')
         self.sources: Tuple[str, ...] = (sources, ) if isinstance(sources, str) else tuple(sources or ())
+        if self.loss.heads_at is not None and len(self.sources) > 1:
+            raise ValueError(f'{name}: {type(self.loss).__name__} looks at the head of one teacher; name one')
         if self.region is not None and self.region.logits_at and len(self.sources) > 1:
             raise ValueError(f'{name}: {type(self.region).__name__} looks at the logits of one teacher; name one')
         given = [key for key in ('levels', 'adapter', 'region', 'classes') if cfg.get(key) is not None]
@@ -91,9 +103,30 @@ class Term(nn.Module):
         self.student_paths: List[str] = []
         self.teacher_paths: List[str] = []
         self._features: Dict[str, int] = {}
+        #: taps of a side that are neither features nor logits: the head that the loss asks for its instances.
+        self._heads: Dict[str, str] = {}
         self._picks: Dict[Tuple[str, bool], Pick] = {}
         self.pairs: Optional[Pairs] = None
         self._chosen: Dict[str, Tuple[int, List[int]]] = {}
+        self._stages: List[Tuple[int, int]] = []
+        self._rows: List[roi_head.Compared] = []
+
+    def _shared_place(self, proposals: Any) -> Optional[str]:
+        """The place of shared proposals that ``at`` names, if it names one.
+
+        Raises:
+            ValueError: only one side names it, or ``proposals`` is not possible.
+        """
+        sides = [at for at in (self.student_at, self.teacher_at) if isinstance(at, str) and at in SHARED]
+        if sides and self.student_at != self.teacher_at:
+            raise ValueError(f'{self.name}: {sides[0]!r} asks both models about the same proposals: write at='
+                             f'{sides[0]!r}')
+        if proposals is not None and (not sides or sides[0].startswith('@rpn')
+                                      or proposals not in roi_head.PROPOSALS):
+            raise ValueError(f'{self.name}: proposals={proposals!r} must be one of '
+                             f'{", ".join(map(repr, roi_head.PROPOSALS))}, at a place of RoIs such as '
+                             "'@roi_logits'")
+        return sides[0] if sides else None
 
     def locate(self, side: str, model: nn.Module) -> List[str]:
         """Find this term's tap paths in one model.
@@ -105,12 +138,20 @@ class Term(nn.Module):
             KeyError: a place that the model does not have.
             ValueError: a head loss cannot use what is there.
         """
+        if self.shared:
+            paths = roi_head.proposal_taps(self.shared, side, model, self.proposals)
+            setattr(self, f'{side}_paths', paths)
+            return paths
         if isinstance(self.loss, HeadLoss):
             return self._locate_head(self.loss, side, model)
         paths = self._expand(side, model, getattr(self, f'{side}_at'), logits=False)
         self._features[side] = len(paths)
         if self.region is not None and side in self.region.logits_at:
             paths.extend(self._expand(side, model, self.region.logits_at[side], logits=True))
+        if self.loss.heads_at is not None:
+            resolve(model, self.loss.heads_at, side)
+            self._heads[side] = self.loss.heads_at
+            paths.append(self.loss.heads_at)
         setattr(self, f'{side}_paths', paths)
         return paths
 
@@ -155,6 +196,15 @@ class Term(nn.Module):
         return isinstance(self.loss, HeadLoss)
 
     @property
+    def of_classes(self) -> bool:
+        """Whether both models must have the same classes."""
+        return self.shared in roi_head.OF_CLASSES if self.shared else self.loss.logits
+
+    def structured(self, path: str) -> bool:
+        """Whether a tap of this term must keep the calls."""
+        return self.of_heads or bool(self.shared) or path in self._heads.values()
+
+    @property
     def needs_boxes(self) -> bool:
         return self.loss.needs_boxes or (self.region is not None and self.region.needs_boxes)
 
@@ -175,6 +225,8 @@ class Term(nn.Module):
                                        (teacher, self.teacher_paths, self.teacher_at)):
                 below.append({path[len(at) + 1:]: records[path] for path in paths})
             return self.loss.views(*below)
+        if self.shared:
+            return self._collect_rows(self.shared, student, teacher)
         own, theirs = self._side('student', student), self._side('teacher', teacher)
         if self.student_levels is None and self.teacher_levels is None and self.pairs is None:
             self.pairs = pair_levels(own, theirs)
@@ -185,6 +237,21 @@ class Term(nn.Module):
                 f'{_shapes(theirs)}. Pick levels that belong together with levels=[...] or '
                 'levels=dict(student=[...], teacher=[...])')
         return own, theirs
+
+    def _collect_rows(self, place: str, student: Mapping[str, Recorded],
+                      teacher: Mapping[str, Recorded]) -> Tuple[Features, Features]:
+        """What both heads say about the same proposals, one level a stage."""
+        if place.startswith('@rpn'):
+            views = [roi_head.rpn_views(student, teacher)]
+        else:
+            views = roi_head.roi_views(place, student, teacher, self._stages, self.proposals)
+        chosen = None
+        if self._chosen:
+            count, own = self._chosen['student']
+            chosen = count, (own, self._chosen['teacher'][1])
+        self._rows = [roi_head.compared(place, *pair, chosen, self._chosen['teacher'][0] if self._chosen else 0)
+                      for pair in views]
+        return tuple(rows.student for rows in self._rows), tuple(rows.teacher for rows in self._rows)
 
     def _paired(self, student: Sequence[Any], teacher: Sequence[Any]) -> Tuple[Tuple[Any, ...], Tuple[Any, ...]]:
         """One entry a level of each side, those that belong together."""
@@ -203,6 +270,7 @@ class Term(nn.Module):
     def _levels_of(self, side: str, records: Mapping[str, Recorded], logits: bool) -> List[Tuple[str, Tensor]]:
         """Path and tensor of the levels of one side (of the region's taps with ``logits``), those that are kept."""
         every, split = getattr(self, f'{side}_paths'), self._features[side]
+        every = every[:-1] if side in self._heads else every
         paths, keep = every[split:] if logits else every[:split], getattr(self, f'{side}_levels')
         found = [(path, tensor) for path in paths for tensor in records[path]]
         if (side, logits) in self._picks:
@@ -217,7 +285,22 @@ class Term(nn.Module):
 
     def with_logits(self, batch: KDBatch, student: Mapping[str, Recorded],
                     teacher: Mapping[str, Recorded]) -> KDBatch:
-        """The batch with what the region's own taps recorded; the batch itself for a region without taps."""
+        """The batch with what the region's own taps recorded, and with the instances that the loss has chosen.
+
+        For rows of proposals a batch that knows the rows, and nothing of the images that they are not.
+        """
+        if self.shared:
+            rows, self._rows = self._rows, []
+            targets = [part.targets for part in rows if part.targets is not None]
+            return KDBatch(input_shape=batch.input_shape, row_labels=[part.labels for part in rows],
+                           row_targets=targets or None, row_totals=[part.total for part in rows], step=batch.step,
+                           max_steps=batch.max_steps, seed=batch.seed)
+        if self._heads:
+            views = []
+            for side, records in (('student', student), ('teacher', teacher)):
+                record = records[self._heads[side]]
+                views.append(dense_view(record.owner, record.calls[-1].output).detach())
+            batch = dataclasses.replace(batch, instances=self.loss.choose_instances(*views, batch))
         if self.region is None or not self.region.logits_at:
             return batch
         own, theirs = self._paired(*([tensor.detach() for _, tensor in self._levels_of(side, records, logits=True)]
@@ -227,14 +310,35 @@ class Term(nn.Module):
     def bind(self, student_model: nn.Module, teacher_model: nn.Module, student: Mapping[str, Recorded],
              teacher: Mapping[str, Recorded]) -> None:
         """Show the loss the modules behind its levels (a head loss has seen its heads already)."""
-        if self.of_heads:
+        if self.of_heads or self.shared:
             return
         self.loss.bind(*map(list, self._paired(*(
             [resolve(model, path, side)[0] for path, _ in self._levels_of(side, records, logits=False)]
             for side, model, records in (('student', student_model, student), ('teacher', teacher_model, teacher))))))
 
+    def pair_stages(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Settle which stages of two RoI heads meet; nothing to do for taps.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        if self.shared is None or not self.student_paths or not self.teacher_paths:
+            return
+        stages = roi_head.stage_pairs(self.shared, student, teacher, self.student_levels, self.teacher_levels,
+                                      self.proposals)
+        if self._stages and self._stages != stages:
+            raise ValueError('the RoI heads of its teachers have different numbers of stages; give each a loss of its '
+                             'own')
+        self._stages = stages
+        if self.shared.startswith('@rpn') and not roi_head.same_anchors(student.rpn_head, teacher.rpn_head):
+            raise ValueError(f'{self.shared!r}: the proposal heads of student and teacher have different anchors')
+
     def describe_levels(self) -> str:
         """Which level met which, where it is not simply one after the other."""
+        if self.shared is not None and self.shared.startswith('@rpn'):
+            return 'sampled anchors'
+        if self.shared is not None:
+            return 'stages: ' + ', '.join(f'student {s} with teacher {t}' for s, t in self._stages)
         if self.pairs is None or all(s == t == index for index, (s, t) in enumerate(self.pairs)):
             return 'levels by index'
         return 'levels by stride: ' + ', '.join(f'student {s} with teacher {t}' for s, t in self.pairs)

@@ -8,7 +8,7 @@ A *level* is a scale of a pyramid, a *stage* a part of a backbone, a *step* one 
 """
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
@@ -32,7 +32,10 @@ class KDBatch:
         masks: N tensors (M, h, w), 1 in the pixels of each object, from the upper left corner of the input.
         img_shapes: N pairs (h, w): image sizes before padding.
         row_labels: (M,) target classes of logits that come as rows (RoIs), all images one after the other; given by
-            whoever makes the rows, a data sample does not know them.
+            whoever makes the rows, a data sample does not know them. Several of them where levels have rows of their
+            own (the stages of a cascade).
+        row_targets: (M, 4) encoded boxes that the rows of box deltas should be; as ``row_labels``.
+        row_totals: for each level, how many proposals were sampled, of which the rows may be the positive ones.
         seg_map: (N, Hin, Win) integer labels.
         images: (N, 3, Hin, Win), normalised as the student sees them; for a loss that looks at the input itself.
         ignore_index: label of ``seg_map`` that no loss may look at.
@@ -50,7 +53,9 @@ class KDBatch:
     instances: Optional[List[Tensor]] = None
     masks: Optional[List[Tensor]] = None
     img_shapes: Optional[List[Tuple[int, int]]] = None
-    row_labels: Optional[Tensor] = None
+    row_labels: Union[Tensor, Sequence[Tensor], None] = None
+    row_targets: Union[Tensor, Sequence[Tensor], None] = None
+    row_totals: Optional[Sequence[int]] = None
     seg_map: Optional[Tensor] = None
     images: Optional[Tensor] = None
     ignore_index: int = 255

@@ -42,6 +42,7 @@ REQUIRED = {
 #: The config that each shipped one extends, by the first part of its file name.
 BASES = {
     'faster-rcnn-r50': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
+    'mask-rcnn-r50': 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
     'retinanet-r50': 'mmdet::retinanet/retinanet_r50_fpn_{schedule}_coco.py',
     'gfl-r50': 'mmdet::gfl/gfl_r50_fpn_{schedule}_coco.py',
     'rtmdet-s': 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',

@@ -8,11 +8,12 @@ from kd_mm.losses.base import KDLoss
 from kd_mm.losses.bckd import BCKDLoss
 from kd_mm.losses.bpkd import BPKDLoss
 from kd_mm.losses.cc import CCLoss
+from kd_mm.losses.chen import ChenBoxLoss, ChenClassLoss
 from kd_mm.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
 from kd_mm.losses.cirkd_v2 import CIRKDChannelLoss
 from kd_mm.losses.crosskd import CrossKDLoss
 from kd_mm.losses.cwd import CWDLoss
-from kd_mm.losses.defeat import DeFeatLoss
+from kd_mm.losses.defeat import DeFeatClassLoss, DeFeatLoss
 from kd_mm.losses.dist import DISTLoss
 from kd_mm.losses.dkd import DKDLoss
 from kd_mm.losses.dsd import DSDLoss
@@ -63,10 +64,13 @@ __all__ = [
     'CIRKDMemoryLoss',
     'CIRKDMiniBatchLoss',
     'CWDLoss',
+    'ChenBoxLoss',
+    'ChenClassLoss',
     'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
     'DSDLoss',
+    'DeFeatClassLoss',
     'DeFeatLoss',
     'FBKDLoss',
     'FGDLoss',

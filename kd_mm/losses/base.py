@@ -10,6 +10,7 @@ from kd_mm.losses.learned import Learner
 from kd_mm.schedules import Weight
 from kd_mm.targets import valid_pixels
 from kd_mm.types import Features, KDBatch
+from kd_mm.views.dense_head import DenseView
 
 
 class KDLoss(nn.Module):
@@ -27,6 +28,9 @@ class KDLoss(nn.Module):
         logits: the loss compares class logits, so student and teacher must have the same classes.
         same_channels: student and teacher channels must be equal; an adapter is added by itself when they are not.
         same_size: student and teacher H and W must be equal; the student is resized when they are not.
+        rows_only: the loss takes rows of proposals (M, ...), not maps.
+        heads_at: path of a dense head of both models whose predictions :meth:`choose_instances` turns into the boxes
+            that the loss compares; None for a loss that asks no head.
         needs_boxes, needs_seg_map: the targets without which the loss means nothing.
         learned: name of the argument that takes the file of what was learned from the teacher beforehand, for a loss
             that has a ``learner()``, see :mod:`kd_mm.losses.learned`.
@@ -39,6 +43,8 @@ class KDLoss(nn.Module):
     logits = False
     same_channels = True
     same_size = True
+    rows_only = False
+    heads_at: Optional[str] = None
     needs_boxes = False
     needs_seg_map = False
     learned: Optional[str] = None
@@ -64,6 +70,10 @@ class KDLoss(nn.Module):
         Called before the optimizer sees the parameters; in plain-tensor use the first call does it.  A second call
         changes nothing.  The base has none.
         """
+
+    def choose_instances(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> List[Tensor]:
+        """Boxes (M, 4) of each image from what both heads predict, for a loss with ``heads_at``."""
+        raise NotImplementedError
 
     def learner(self) -> Learner:
         """What ``tools/learn_tokens.py`` trains, for a loss with ``learned``."""
@@ -111,9 +121,12 @@ class KDLoss(nn.Module):
             self.prepare(student, teacher)
             masks = [None] * len(student) if region is None else list(region(teacher, batch))
             if self.joint:
+                if not all(len(tensor) for tensor in student):
+                    return [sum((tensor.sum() * 0 for tensor in student[1:]), student[0].sum() * 0)]
                 return [self.joint_loss(student, teacher, batch, masks)]
+            # A level may come without rows: proposals of a batch without objects.
             return [self.level_loss(level, student[level], teacher[level], batch, masks[level])
-                    for level in range(len(student))]
+                    if len(student[level]) else student[level].sum() * 0 for level in range(len(student))]
 
     def forward(self, student: Features, teacher: Features, batch: Optional[KDBatch] = None,
                 region: Optional[nn.Module] = None) -> Tensor:
@@ -132,6 +145,9 @@ class KDLoss(nn.Module):
             where = f'{name}, level {level}: student {tuple(s.shape)} and teacher {tuple(t.shape)}'
             if s.dim() != t.dim() or s.dim() < 2 or s.shape[0] != t.shape[0]:
                 raise ValueError(f'{where} are not outputs of the same kind for the same images: check the two taps')
+            if self.rows_only and s.dim() != 2:
+                raise ValueError(f'{where} are maps, and rows of proposals are needed: in a config a place such as '
+                                 "at='@roi_logits'")
             if self.same_channels and s.shape[1] != t.shape[1]:
                 mend = ('tap features instead, or use a teacher with the same classes' if self.logits else
                         "add adapter=dict(type='ConvAdapter'), or leave `adapter` out")

@@ -5,11 +5,12 @@ from typing import Any, Dict, Optional, Sequence
 import torch
 from torch import Tensor
 
-from kd_mm.functional import apply_weights
+from kd_mm.functional import apply_weights, factors, positive
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS, build
+from kd_mm.targets import row_labels
 from kd_mm.types import Features, KDBatch
 
 
@@ -62,8 +63,8 @@ class DeFeatLoss(KDLoss):
     one level by its size (:class:`kd_mm.regions.level_box.LevelBoxRegion`).
 
     As published with ``ConvAdapter(kernel_size=3, always=True)`` on the neck (no ReLU; the optional adapters on the
-    backbone end with one).  The method's second term, on the class scores of RoIs, is :func:`decoupled_divergence` with
-    weights 2 and 2; the authors' released neck config leaves it off, and so does the one here.
+    backbone end with one).  The method's second term, on the class scores of RoIs, is
+    :class:`DeFeatClassLoss`; the authors' released neck config leaves it off.
 
     Args:
         fg: weight of the foreground, from 0. Default 3 [C].
@@ -111,4 +112,51 @@ class DeFeatLoss(KDLoss):
     def joint_loss(self, student: Features, teacher: Features, batch: KDBatch,
                    masks: Sequence[Optional[Tensor]]) -> Tensor:
         terms = self.terms(student, teacher, batch, masks)
+        return self.fg * terms['fg'] + self.bg * terms['bg']
+
+
+@MODELS.register_module()
+class DeFeatClassLoss(KDLoss):
+    """Decoupled class scores (Guo et al., Distilling Object Detectors via Decoupled Features, CVPR 2021), head term.
+
+    ``tau^2 * (fg * mean over foreground rows of KL + bg * mean over background rows of KL)``, see
+    :func:`decoupled_divergence`: the many background rows do not drown the few others.
+
+    In a config ``at='@roi_logits'``: both heads on the same proposals, labelled as the host did in this step.  The
+    authors' code takes the teacher's proposals (``proposals='teacher'``), for which the student's head runs once more;
+    the default here is the student's own.
+
+    Args:
+        fg: weight of the foreground, from 0. Default 2 [C].
+        bg: weight of the background, from 0. Default 2 [C].
+        tau: temperature, above 0. Default 1 [C].
+        loss_weight: see :class:`KDLoss`. Default 1.
+
+    Inputs are rows (M, K + 1), the background last, with ``KDBatch.row_labels``.
+
+    Returns:
+        A scalar per level, per row of its part; summed over levels.
+
+    Raises:
+        ValueError: an option is out of range, there are no labels, or the logits are maps.
+
+    Example:
+        >>> from kd_mm.registry import build
+        >>> z = torch.randn(4, 3)
+        >>> build(dict(type='DeFeatClassLoss'))(z, z, KDBatch(row_labels=torch.tensor([0, 1, 2, 2]))).item()
+        0.0
+    """
+
+    logits = True
+    rows_only = True
+
+    def __init__(self, fg: float = 2.0, bg: float = 2.0, tau: float = 1.0, loss_weight: Any = 1.0):
+        super().__init__(loss_weight)
+        self.fg, self.bg = factors('DeFeatClassLoss', fg=fg, bg=bg)
+        self.tau = positive('DeFeatClassLoss', 'tau', tau)
+
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
+                   mask: Optional[Tensor]) -> Tensor:
+        labels = row_labels(batch, len(student), level).to(student.device)
+        terms = decoupled_divergence(student, teacher, labels, tau=self.tau)
         return self.fg * terms['fg'] + self.bg * terms['bg']

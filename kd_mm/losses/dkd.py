@@ -65,7 +65,8 @@ class DKDLoss(KDLoss):
 
     - maps (N, K, H, W) with ``target='labels'``: the segmentation map at the size of the logits; pixels without one are
       left out always;
-    - rows (M, K) with ``target='labels'``: ``KDBatch.row_labels``, which whoever makes the rows must give;
+    - rows (M, K) with ``target='labels'``: ``KDBatch.row_labels``; in a config ``at='@roi_logits'`` gives them:
+      what the host has assigned to the proposals of the step;
     - ``target='teacher_argmax'``: the teacher's best class, for either shape and without labels. TCKD then has no truth
       in it: it only says how sure to be of what the teacher believes.
 
@@ -108,7 +109,8 @@ class DKDLoss(KDLoss):
         self.target = one_of('DKDLoss', 'target', target, TARGETS)
         self.mask_ignored = mask_ignored
 
-    def targets(self, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    def targets(self, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor],
+                level: int = 0) -> Tuple[Tensor, Tensor]:
         """Class indices (M,) or (N, H, W), and the weights of the same shape: 0 where there is no target."""
         if self.target == 'teacher_argmax':
             target = teacher.argmax(dim=1)
@@ -120,7 +122,7 @@ class DKDLoss(KDLoss):
                 target = seg_map(batch, (teacher.shape[2], teacher.shape[3])).to(teacher.device).long()
                 known = target != batch.ignore_index
             else:
-                target = row_labels(batch, teacher.shape[0]).to(teacher.device).long()
+                target = row_labels(batch, teacher.shape[0], level).to(teacher.device).long()
                 known = torch.ones_like(target, dtype=torch.bool)
             known = known & (target >= 0) & (target < teacher.shape[1])
             target = target.where(known, torch.zeros_like(target))
@@ -132,7 +134,7 @@ class DKDLoss(KDLoss):
         if student.shape[1] < 2:
             raise ValueError(f'DKDLoss, level {level}: {student.shape[1]} class has no other classes to rank. Use '
                              'SigmoidKDLoss')
-        target, weights = self.targets(teacher, batch, mask)
+        target, weights = self.targets(teacher, batch, mask, level)
         tckd, nckd = decoupled_terms(student, teacher, target, self.tau)
         total = ((self.alpha * tckd + self.beta * nckd) * weights).sum()
         return self.tau**2 * total / nonzero(weights.sum())

@@ -1,6 +1,6 @@
 """General instances: features of boxes, and the distances between them."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,15 @@ from kd_mm.regions.roi import instance_rows, pool_instances, rows_of_level
 from kd_mm.registry import MODELS
 from kd_mm.targets import input_shape
 from kd_mm.types import Features, KDBatch
+from kd_mm.views.dense_head import DenseView
 
 
 def select_instances(student_scores: Tensor, teacher_scores: Tensor, student_boxes: Tensor, teacher_boxes: Tensor,
-                     count: int = 10, iou: float = 0.3) -> Tensor:
+                     count: int = 10, iou: float = 0.3, candidates: int = 1000) -> Tensor:
     """The boxes of one image where student and teacher differ most: GID's general instances.
 
     At each place the score is ``|max_c p_t - max_c p_s|`` and the box is that of the side with the higher score; after
-    non-maximum suppression the first ``count`` remain.
+    non-maximum suppression the first ``count`` remain.  Boxes without an area are none.
 
     Args:
         student_scores: class scores in 0..1, (P, K).
@@ -29,6 +30,8 @@ def select_instances(student_scores: Tensor, teacher_scores: Tensor, student_box
         teacher_boxes: (P, 4).
         count: how many boxes remain at most. Default 10 [C].
         iou: threshold of the suppression. Default 0.3 [C].
+        candidates: how many of the highest scores enter the suppression, whose cost grows with their square. Default
+            1000, as the hosts do before theirs.
 
     Returns:
         (M, 4), for ``KDBatch(instances=[...])``.
@@ -41,7 +44,11 @@ def select_instances(student_scores: Tensor, teacher_scores: Tensor, student_box
     from mmcv.ops import nms
     ours, theirs = student_scores.amax(dim=1), teacher_scores.amax(dim=1)
     boxes = torch.where((theirs > ours)[:, None], teacher_boxes, student_boxes)
-    kept = nms(boxes.float().contiguous(), (theirs - ours).abs().float().contiguous(), iou)[1]
+    whole = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes, gap = boxes[whole], (theirs - ours).abs()[whole]
+    gap, first = gap.topk(min(candidates, len(gap)))
+    boxes = boxes[first]
+    kept = nms(boxes.float().contiguous(), gap.float().contiguous(), iou)[1]
     return boxes[kept[:count]]
 
 
@@ -79,9 +86,9 @@ class GIDLoss(KDLoss):
     The relation needs three boxes and is between all those of the batch.
 
     Re-implementation from the description and from an unofficial port, whose weights these are.  GID picks its boxes by
-    the gap of the predictions, without labels: :func:`select_instances` does that for one image and
-    ``batch.instances`` takes them.  Where nothing fills them in, as in a plain config, the boxes are the ground truth.
-    The response term of the method is not part of this loss.
+    the gap of the predictions of both dense heads, without labels, see :func:`select_instances`: ``heads_at`` names the
+    head.  Without it the boxes are ``batch.instances``, or the ground truth.  The response term of the method is not
+    part of this loss.
 
     Args:
         feature: weight of the feature term, from 0. Default 5e-3 (the port).
@@ -90,6 +97,10 @@ class GIDLoss(KDLoss):
         assign: 'all' (default: every level is pooled at every box) or 'size' (each box on one level by its size, as the
             port does).
         scale: for ``assign='size'``: boxes of up to twice this edge are on the first level. Default 112, for P3.
+        heads_at: path of the dense head in both models, such as 'bbox_head' ('rpn_head' of a two-stage detector): the
+            boxes are where their predictions differ most. Default None: the ground truth.
+        count: boxes an image, from 1. Default 10 (the port, which takes 10 a batch and level; here an image).
+        iou: threshold of the suppression between them, from 0 to 1. Default 0.3 (the port).
         loss_weight: see :class:`KDLoss`. Default 1.
 
     A region weighs both maps before they are pooled.
@@ -98,7 +109,7 @@ class GIDLoss(KDLoss):
         A scalar per level, per cell of an instance and per pair; 0 without boxes; summed over levels.
 
     Raises:
-        ValueError: an option is out of range, or the data has no boxes.
+        ValueError: an option is out of range, the data has no boxes, or the two heads have other priors.
 
     Example:
         >>> from kd_mm.registry import build
@@ -110,7 +121,8 @@ class GIDLoss(KDLoss):
     needs_boxes = True
 
     def __init__(self, feature: float = 5e-3, relation: float = 40.0, size: int = 10, assign: str = 'all',
-                 scale: float = 112.0, loss_weight: Any = 1.0):
+                 scale: float = 112.0, heads_at: Optional[str] = None, count: int = 10, iou: float = 0.3,
+                 loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         for name, value in (('feature', feature), ('relation', relation)):
             if not value >= 0:
@@ -119,7 +131,29 @@ class GIDLoss(KDLoss):
         self.size = int(positive('GIDLoss', 'size', size))
         self.assign = one_of('GIDLoss', 'assign', assign, ASSIGNMENTS)
         self.scale = positive('GIDLoss', 'scale', scale)
+        self.heads_at, self.needs_boxes = heads_at, heads_at is None
+        self.count = int(positive('GIDLoss', 'count', count))
+        if not 0 <= iou <= 1:
+            raise ValueError(f'GIDLoss: iou={iou!r} must be from 0 to 1')
+        self.iou = float(iou)
         self.levels = 0
+
+    @torch.no_grad()
+    def choose_instances(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> List[Tensor]:
+        sizes = [[level.shape[:2] for level in view.logits] for view in (student, teacher)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f'GIDLoss: {student.name} and {teacher.name} have other priors; the heads must have the '
+                             'same strides and the same number of anchors a cell')
+        height, width = input_shape(batch)
+        sides = []
+        for view in (student, teacher):
+            logits, boxes = torch.cat(view.logits, dim=1), torch.cat(view.boxes, dim=1)
+            scores = logits.sigmoid() if view.sigmoid else logits.softmax(dim=-1)[..., :-1]
+            corner = boxes.new_tensor([width, height, width, height])
+            sides.append((scores, torch.minimum(boxes.clamp(min=0), corner)))
+        (ours, our_boxes), (theirs, their_boxes) = sides
+        return [select_instances(ours[image], theirs[image], our_boxes[image], their_boxes[image], self.count, self.iou)
+                for image in range(len(ours))]
 
     def prepare(self, student: Features, teacher: Features) -> None:
         self.levels = len(teacher)

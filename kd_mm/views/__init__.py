@@ -2,6 +2,7 @@
 
 from kd_mm.views.cross_head import align_moments, cross_head_outputs, held_features, tower_taps
 from kd_mm.views.dense_head import Assignment, DenseView, assignment_tap, dense_view, read_assignment
+from kd_mm.views.roi_head import RoIView, compared, proposal_taps, roi_views, rpn_views
 
-__all__ = ['Assignment', 'DenseView', 'align_moments', 'assignment_tap', 'cross_head_outputs', 'dense_view',
-           'held_features', 'read_assignment', 'tower_taps']
+__all__ = ['Assignment', 'DenseView', 'RoIView', 'align_moments', 'assignment_tap', 'compared', 'cross_head_outputs',
+           'dense_view', 'held_features', 'proposal_taps', 'read_assignment', 'roi_views', 'rpn_views', 'tower_taps']

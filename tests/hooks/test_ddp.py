@@ -67,3 +67,22 @@ def test_uneven_batches_and_a_rank_without_boxes(tmp_path):
         for key, value in first[part].items():
             if 'running_' not in key and 'num_batches' not in key:  # batch norm's statistics are each rank's own
                 torch.testing.assert_close(second[part][key], value, rtol=0, atol=0, msg=key)
+
+
+def test_shared_proposals_and_a_rank_without_objects(tmp_path):
+    """A rank without positive proposals has masks and boxes of 0 rows, and waits for nothing."""
+    root = write_coco(tmp_path / 'coco', images=8, empty=0)
+    content = json.loads((root / 'annotations.json').read_text())
+    content['annotations'] = [box for box in content['annotations'] if box['image_id'] % 2 == 0]
+    (root / 'annotations.json').write_text(json.dumps(content))
+    first, second = run([str(WORKER.with_name('ddp_proposals_worker.py')), str(root), str(tmp_path / 'two')],
+                        tmp_path / 'two', 2)
+    names = ('loss_dkd', 'loss_bound', 'loss_masks', 'loss_hint')
+    for step in (*first['losses'], *second['losses']):
+        assert all(math.isfinite(value) for value in step.values())
+    assert all(step[name] > 0 for step in first['losses'] for name in names)
+    assert all(step['loss_masks'] == step['loss_bound'] == 0 and step['loss_dkd'] > 0 for step in second['losses'])
+    for part in ('student', 'extras'):
+        for key, value in first[part].items():
+            if 'running_' not in key and 'num_batches' not in key:
+                torch.testing.assert_close(second[part][key], value, rtol=0, atol=0, msg=key)

@@ -198,6 +198,31 @@ def test_heads_that_do_not_fit(models):
         Distiller(models('tood')[0], models('tood')[1], dict(loss_x=CROSSKD), scope='mmdet')
 
 
+@pytest.mark.parametrize('name', ['retinanet', 'fcos', 'gfl', 'yolox'])
+def test_gid_chooses_its_instances(models, name):
+    """Where both heads differ, in each step anew and without labels; nothing runs twice."""
+    student, teacher, data = models(name)
+    data = copy.deepcopy(data)
+    for sample in data['data_samples']:
+        sample.gt_instances = sample.gt_instances[:0]
+    held = {name: (student, teacher, data)}
+    gid = dict(type='GIDLoss', at='neck', heads_at='bbox_head', count=5)
+    found, grads, calls = distilled(held.get, name, gid=gid, kd=dict(type='FitNetLoss', at='neck'))
+    assert found['loss_gid'] > 0 and calls['student_head'] == 1 and calls['teacher_head'] == 0
+    assert any(key.startswith('neck') for key in grads) and not any(key.startswith('bbox_head') for key in grads)
+    truth = distilled(held.get, name, gid=dict(gid, heads_at=None))[0]
+    assert truth['loss_gid'] == 0
+
+
+def test_gid_needs_heads_that_fit(models):
+    for other, loss, message in (('gfl', dict(heads_at='bbox_head'), 'have other priors'),
+                                 ('retinanet', dict(heads_at='head'), "no module 'head'"),
+                                 ('retinanet', dict(heads_at='neck'), 'is not a dense head')):
+        with pytest.raises(ValueError, match=message):
+            Distiller(models('retinanet')[0], models(other)[1], dict(loss_x=dict(type='GIDLoss', at='neck', **loss)),
+                      scope='mmdet')
+
+
 def test_building_leaves_no_trace_on_the_host(models):
     """DDOD counts its positives in a list; the dry pass must not be counted."""
     student, teacher, _ = models('ddod')

@@ -18,8 +18,9 @@ from kd_mm.regions import GTBoxRegion, RegionMask
 from kd_mm.registry import MODELS, build, choices
 from kd_mm.types import KDBatch
 
-#: A loss on whole heads takes views of them, see test_ld.py.
-NAMES = [name for name in choices(KDLoss) if not issubclass(MODELS.module_dict[name], HeadLoss)]
+#: A loss on whole heads takes views of them, see test_ld.py; one on rows of proposals no maps, see test_chen.py.
+NAMES = [name for name in choices(KDLoss)
+         if not issubclass(MODELS.module_dict[name], HeadLoss) and not MODELS.module_dict[name].rows_only]
 MAPS = ((2, 6, 8, 10), (2, 6, 4, 5))
 
 

@@ -87,3 +87,41 @@ def test_bad_options(options):
         build(dict(type='DeFeatLoss', **options))
     with pytest.raises(KeyError, match='unknown region type'):
         build(dict(type='DeFeatLoss', foreground=dict(type='CWDLoss')))
+
+
+def test_class_term_by_hand():
+    teacher = torch.tensor([[math.log(3), 0.0], [0.0, 0.0], [0.0, math.log(3)]]).double()
+    student = torch.zeros(3, 2).double()
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    batch = KDBatch(row_labels=torch.tensor([0, 0, 1]))
+
+    def value(**options):
+        return build(dict(type='DeFeatClassLoss', **options))(student, teacher, batch).item()
+
+    assert value() == pytest.approx(2 * kl / 2 + 2 * kl)
+    assert value(fg=1.0, bg=0.0) == pytest.approx(kl / 2) and value(fg=0.0, bg=3.0) == pytest.approx(3 * kl)
+    stages = KDBatch(row_labels=[torch.tensor([0, 0, 1]), torch.tensor([1, 1, 1])])
+    both = build(dict(type='DeFeatClassLoss', fg=0.0, bg=1.0, loss_weight=[1.0, 10.0]))
+    assert both((student, ) * 2, (teacher, ) * 2, stages).item() == pytest.approx(kl + 10 * 2 * kl / 3)
+
+
+def test_class_term_without_rows_and_in_half_precision():
+    loss = build(dict(type='DeFeatClassLoss'))
+    student = torch.zeros(0, 3, requires_grad=True)
+    total = loss(student, torch.zeros(0, 3), KDBatch(row_labels=torch.zeros(0, dtype=torch.long)))
+    total.backward()
+    assert total.item() == 0 and student.grad is not None
+    rows = (1.5e4 * torch.randn(4, 3)).half().requires_grad_()
+    total = loss(rows, torch.randn(4, 3).half(), KDBatch(row_labels=torch.tensor([0, 1, 2, 2])))
+    assert total.dtype == torch.float32 and torch.isfinite(total)
+
+
+def test_class_term_needs_rows_and_labels():
+    loss = build(dict(type='DeFeatClassLoss'))
+    with pytest.raises(ValueError, match='rows of proposals are needed'):
+        loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
+    with pytest.raises(ValueError, match='needs the target class of every row'):
+        loss(torch.zeros(2, 3), torch.zeros(2, 3))
+    for options in (dict(fg=-1.0), dict(fg=0.0, bg=0.0), dict(tau=0.0)):
+        with pytest.raises(ValueError, match='DeFeatClassLoss'):
+            build(dict(type='DeFeatClassLoss', **options))

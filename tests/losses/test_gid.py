@@ -4,6 +4,7 @@ import torch
 from kd_mm.losses.gid import normalised_distances, select_instances
 from kd_mm.registry import build
 from kd_mm.types import KDBatch
+from kd_mm.views import DenseView
 
 #: three boxes of two columns each, apart from one another
 BATCH = KDBatch(input_shape=(16, 48), boxes=[
@@ -56,8 +57,54 @@ def test_instances_are_where_the_predictions_differ():
     assert build(dict(type='GIDLoss'))(torch.ones(1, 2, 4, 16), torch.zeros(1, 2, 4, 16), given) > 0
 
 
+def views(ours, theirs, boxes, images=2, **more):
+    """Two heads that say the same about every image but for the order of the priors."""
+    rows = [[torch.stack([part.roll(image, 0) for image in range(images)]).split(2, dim=1)
+             for part in (scores.logit(), where)] for scores, where in ((ours, boxes), (theirs, boxes + 0.5))]
+    return [DenseView(logits, boxes=where, **more) for logits, where in rows]
+
+
+def test_instances_of_both_heads():
+    ours = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.2, 0.2], [0.5, 0.5]])
+    theirs = torch.tensor([[0.1, 0.2], [0.2, 0.9], [0.7, 0.1], [0.5, 0.4]])
+    boxes = torch.tensor([[-5.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [21.0, 0.0, 31.0, 10.0],
+                          [50.0, 0.0, 90.0, 9.0]])
+    loss = build(dict(type='GIDLoss', heads_at='bbox_head'))
+    assert not loss.needs_boxes and build(dict(type='GIDLoss')).needs_boxes
+    found = loss.choose_instances(*views(ours, theirs, boxes), KDBatch(input_shape=(16, 64)))
+    # Cut to the input; the same in each image, whatever the order of its priors.
+    expected = [[0.0, 0.0, 10.0, 10.0], [20.5, 0.5, 30.5, 10.5], [50.0, 0.0, 64.0, 9.0]]
+    assert [part.tolist() for part in found] == [expected, expected]
+    one = build(dict(type='GIDLoss', heads_at='bbox_head', count=1, iou=0.0))
+    assert [len(part) for part in one.choose_instances(*views(ours, theirs, boxes), KDBatch(input_shape=(16, 64)))] \
+        == [1, 1]
+
+
+def test_instances_of_softmax_heads_leave_the_background_out():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]])
+    ours = torch.tensor([[[4.0, 0.0, 0.0], [0.0, 0.0, 4.0]]])
+    theirs = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 4.0, 0.0]]])
+    heads = [DenseView([logits], boxes=[boxes[None]], sigmoid=False) for logits in (ours, theirs)]
+    loss = build(dict(type='GIDLoss', heads_at='rpn_head', count=1))
+    assert loss.choose_instances(*heads, KDBatch(input_shape=(16, 64)))[0].tolist() == [boxes[1].tolist()]
+
+
+def test_boxes_without_an_area_and_few_candidates():
+    boxes = torch.tensor([[5.0, 5.0, 5.0, 9.0], [0.0, 0.0, 4.0, 4.0], [8.0, 0.0, 12.0, 4.0]])
+    ours, theirs = torch.tensor([[0.9], [0.3], [0.2]]), torch.zeros(3, 1)
+    assert select_instances(ours, theirs, boxes, boxes).tolist() == boxes[1:].tolist()
+    assert select_instances(ours, theirs, boxes, boxes, candidates=1).tolist() == boxes[1:2].tolist()
+    assert select_instances(ours[:1], theirs[:1], boxes[:1], boxes[:1]).shape == (0, 4)
+
+
+def test_heads_with_other_priors():
+    first, second = DenseView([torch.zeros(1, 4, 2)]), DenseView([torch.zeros(1, 6, 2)])
+    with pytest.raises(ValueError, match='have other priors'):
+        build(dict(type='GIDLoss', heads_at='bbox_head')).choose_instances(first, second, BATCH)
+
+
 @pytest.mark.parametrize('options', [dict(feature=-1), dict(relation=-1), dict(size=0), dict(assign='one'),
-                                     dict(scale=0)])
+                                     dict(scale=0), dict(count=0), dict(iou=2)])
 def test_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         build(dict(type='GIDLoss', **options))

@@ -1,4 +1,4 @@
-# GID, feature and relation terms, on the ground truth. Card: README.md in this folder.
+# GID, feature and relation terms, where the predictions differ most. Card: README.md in this folder.
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
 
 custom_hooks = [
@@ -7,5 +7,6 @@ custom_hooks = [
         teacher='mmdet::retinanet/retinanet_r101_fpn_2x_coco.py',
         teacher_ckpt='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r101_fpn_2x_coco/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth',  # noqa: E501
         losses=dict(
-            loss_gid=dict(type='GIDLoss', at='neck', assign='size', feature=5e-3, relation=40.0)))
+            loss_gid=dict(
+                type='GIDLoss', at='neck', heads_at='bbox_head', assign='size', feature=5e-3, relation=40.0)))
 ]

@@ -1,0 +1,10 @@
+# DKD on the proposals of the student. Card: README.md in this folder.
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
+
+custom_hooks = [
+    dict(
+        type='kd_mm.DistillHook',
+        teacher='mmdet::faster_rcnn/faster-rcnn_r101_fpn_2x_coco.py',
+        teacher_ckpt='https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r101_fpn_2x_coco/faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c.pth',  # noqa: E501
+        losses=dict(loss_dkd=dict(type='DKDLoss', at='@roi_logits', alpha=1.0, beta=0.25, tau=1.0)))
+]
