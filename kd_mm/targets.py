@@ -141,9 +141,13 @@ def gt_masks(batch: KDBatch) -> List[Tensor]:
 
 
 def has_seg_map(batch: KDBatch) -> bool:
-    """Whether the batch carries segmentation labels."""
+    """Whether the batch carries segmentation labels, a segmentor's.
+
+    Some detectors (HTC, panoptic ones) have a map of stuff besides their boxes, ``gt_sem_seg.sem_seg``; its classes are
+    not those of their logits, and 255 in it does not mean that a place is to be ignored.
+    """
     return batch.seg_map is not None or (len(batch.data_samples) > 0 and all(
-        getattr(sample, 'gt_sem_seg', None) is not None for sample in batch.data_samples))
+        'data' in (getattr(sample, 'gt_sem_seg', None) or ()) for sample in batch.data_samples))
 
 
 def seg_map(batch: KDBatch, size: Optional[Tuple[int, int]] = None) -> Tensor:

@@ -86,6 +86,16 @@ def test_missing_seg_map():
     assert targets.valid_pixels(KDBatch(), (2, 2)) is None
 
 
+def test_a_detectors_map_of_stuff_is_no_seg_map():
+    """HTC and panoptic heads: its labels say nothing about where class logits of boxes count."""
+    element = sample(BOXES)
+    element.gt_sem_seg = PixelData(sem_seg=torch.full((1, 4, 4), 255))
+    batch = KDBatch(data_samples=[element])
+    assert not targets.has_seg_map(batch) and targets.valid_pixels(batch, (2, 2)) is None
+    with pytest.raises(ValueError, match='needs a segmentation map'):
+        targets.seg_map(batch)
+
+
 def test_valid_pixels():
     batch = KDBatch(seg_map=torch.tensor([[[0, 255], [7, 1]]]))
     assert targets.valid_pixels(batch, (2, 2)).tolist() == [[[True, False], [True, True]]]

@@ -296,14 +296,27 @@ def try_family(path, host):
 
 
 def distil(cfg, batch, losses, record, keys):
-    """Two steps with these losses; None, or the problems that kept them from starting."""
+    """Two steps with these losses; None, or the problems that kept them from starting.
+
+    Random weights of a deep model can have gradients that throw it far away in one step: where its features are not
+    finite afterwards, Adam, whose steps are as small as its rate, shows what the losses can do.
+    """
+    problems = distil_once(cfg, batch, losses, record, keys, cfg.optim_wrapper)
+    if problems is not None and any('is not finite at step 1' in text for text in problems):
+        gentle = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-5))
+        problems = distil_once(cfg, batch, losses, record, keys, gentle)
+    return problems
+
+
+def distil_once(cfg, batch, losses, record, keys, wrapper):
+    """Two steps with these losses and this optimizer."""
     model = build_model(cfg, cfg.default_scope)  # the Runner initialises it, after it has made the optimizer
     if getattr(model.data_preprocessor, 'size', None) is not None:
         model.data_preprocessor.size = tuple(record['shape'])
     observer = Observer(list(losses))
     entry = dict(type='kd_mm.DistillHook', teacher=dict(model=cfg.model.to_dict(), default_scope=cfg.default_scope),
                  teacher_ckpt='random', losses=losses, seed=1)
-    wrapper = copy.deepcopy(cfg.optim_wrapper)
+    wrapper = copy.deepcopy(wrapper)
     if str(wrapper.get('type', '')).startswith('Amp'):
         wrapper = dict(wrapper, type='OptimWrapper')
         for key in ('loss_scale', 'dtype'):
