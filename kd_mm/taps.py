@@ -17,6 +17,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import torch
 from torch import Tensor, nn
 
+#: After the path of a residual block: the sum that its last ReLU takes, which no module returns.
+PRE_RELU = ':pre_relu'
+
 
 class StopForward(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by the last tap of a teacher: nothing after it is needed."""
@@ -49,9 +52,11 @@ def expand_paths(model: nn.Module, path: Any) -> List[str]:
     paths: List[str] = []
     for part in [path] if isinstance(path, str) else list(path):
         if any(letter in part for letter in '*?['):
-            depth = part.count('.')
-            found = [name for name, _ in model.named_modules()
-                     if name.count('.') == depth and fnmatch.fnmatchcase(name, part)]
+            suffix = PRE_RELU if part.endswith(PRE_RELU) else ''
+            pattern = part.removesuffix(PRE_RELU)
+            depth = pattern.count('.')
+            found = [name + suffix for name, _ in model.named_modules()
+                     if name.count('.') == depth and fnmatch.fnmatchcase(name, pattern)]
             paths.extend(found or [part])
         else:
             paths.append(part)
@@ -63,12 +68,19 @@ def resolve(model: nn.Module, path: str, side: str = 'model') -> Tuple[Any, str]
 
     Args:
         model: the student or the teacher.
-        path: ``'neck'``, ``'backbone.layer4.2'`` (a module: its ``forward``) or ``'bbox_head.get_targets'`` (a method).
+        path: ``'neck'``, ``'backbone.layer4.2'`` (a module: its ``forward``), ``'bbox_head.get_targets'`` (a method) or
+            ``'backbone.layer4.2:pre_relu'`` (the ``relu`` of a residual block, see :data:`PRE_RELU`).
         side: word for the message.
 
     Raises:
         KeyError: nothing of that name; the closest paths are listed.
     """
+    if path.endswith(PRE_RELU):
+        relu = getattr(resolve(model, path.removesuffix(PRE_RELU), side)[0], 'relu', None)
+        if not isinstance(relu, nn.Module):
+            raise KeyError(f'{side}: {path!r} is the sum that the last ReLU of a residual block takes, and '
+                           f'{path.removesuffix(PRE_RELU)!r} has no `relu`. Tap its last norm')
+        return relu, 'forward'
     owner: Any = model
     parts = path.split('.')
     for position, part in enumerate(parts):
@@ -89,6 +101,11 @@ def resolve(model: nn.Module, path: str, side: str = 'model') -> Tuple[Any, str]
             raise KeyError(f'{side} has no module {path!r}.{hint}{inside} '
                            'List all: python tools/list_taps.py CONFIG')
     return owner, 'forward'
+
+
+def module_at(model: nn.Module, path: str, side: str = 'model') -> Any:
+    """The module that a tap path names: for ``':pre_relu'`` the residual block."""
+    return resolve(model, path.removesuffix(PRE_RELU), side)[0]
 
 
 def tensors_in(output: Any) -> List[Tensor]:
@@ -160,6 +177,8 @@ class Tap:
     A tuple, list or dict output gives one tensor an item; repeated calls (a head shared by the levels) one a call.
     (N, L, C) tokens become maps when the size is known: from an (H, W) pair among the arguments or results of the
     call, else, below a ``backbone``, from the input's shape.
+
+    At ``'...:pre_relu'`` it is what the block's ``relu`` was given the last time: the sum with the shortcut.
     """
 
     def __init__(self, model: nn.Module, path: str, side: str = 'model',
@@ -192,9 +211,17 @@ class Tap:
             self._record(args, kwargs, output)
             return output
 
-        tapped._kd_mm_tap = True  # type: ignore[attr-defined]
+        def before(given: Tensor) -> Tensor:
+            held = given.clone()  # the ReLU works in place
+            output = original(given)
+            self._records = []
+            self._record((given, ), {}, held)
+            return output
+
+        closure: Any = before if self.path.endswith(PRE_RELU) else tapped
+        closure._kd_mm_tap = True
         # Past nn.Module.__setattr__, which has no business with a function.
-        object.__setattr__(self.owner, self.name, tapped)
+        object.__setattr__(self.owner, self.name, closure)
         self._armed = True
 
     def disarm(self) -> None:

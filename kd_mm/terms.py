@@ -12,7 +12,7 @@ from kd_mm.losses.head_base import HeadLoss
 from kd_mm.places import MARK, SHARED, find
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.taps import Recorded, expand_paths, resolve
+from kd_mm.taps import Recorded, expand_paths, module_at, resolve
 from kd_mm.teacher import eval_mode
 from kd_mm.types import Features, KDBatch
 from kd_mm.views import dense_view, roi_head
@@ -313,7 +313,7 @@ class Term(nn.Module):
         if self.of_heads or self.shared:
             return
         self.loss.bind(*map(list, self._paired(*(
-            [resolve(model, path, side)[0] for path, _ in self._levels_of(side, records, logits=False)]
+            [module_at(model, path, side) for path, _ in self._levels_of(side, records, logits=False)]
             for side, model, records in (('student', student_model, student), ('teacher', teacher_model, teacher))))))
 
     def pair_stages(self, student: nn.Module, teacher: nn.Module) -> None:

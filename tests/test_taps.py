@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from kd_mm.taps import StopForward, Tap, expand_paths, guess_size, resolve, tensors_in, tokens_to_map
+from kd_mm.taps import (
+    StopForward,
+    Tap,
+    expand_paths,
+    guess_size,
+    module_at,
+    resolve,
+    tensors_in,
+    tokens_to_map,
+)
 
 
 class Block(nn.Module):
@@ -203,3 +212,38 @@ def test_plain_tap_holds_no_arguments(model):
     tap.arm()
     model.block(IMAGE)
     assert tap.read().calls == ()
+
+
+class Residual(nn.Module):
+    """A residual block as mmdet writes it: one ReLU in place, used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.bn2, self.relu = nn.BatchNorm2d(1), nn.BatchNorm2d(1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.relu(x - 1) - 3 + x)
+
+
+def test_the_sum_before_the_last_relu_of_a_block():
+    model = nn.Sequential(Residual(), Residual())
+    paths = expand_paths(model, '[01]:pre_relu')
+    assert paths == ['0:pre_relu', '1:pre_relu'] and module_at(model, paths[1]) is model[1]
+    taps = [Tap(model, path) for path in paths]
+    x = torch.tensor([0.5, 1.5, 2.0, 4.0]).view(1, 1, 2, 2).requires_grad_()
+    for _ in range(3):
+        for tap in taps:
+            tap.arm()
+        output = model(x)
+        first, second = (tap.read() for tap in taps)
+        # relu(x - 1) - 3 + x, and the same of its positive part
+        assert first[0].flatten().tolist() == [-2.5, -1.0, 0.0, 4.0] and len(first) == len(second) == 1
+        assert second[0].flatten().tolist() == [-3.0, -3.0, -3.0, 4.0]
+        assert output.flatten().tolist() == [0.0, 0.0, 0.0, 4.0] and taps[0].calls == 2
+        grad, = torch.autograd.grad(first[0].sum(), x)
+        assert grad.flatten().tolist() == [1.0, 2.0, 2.0, 2.0]
+        assert 'forward' not in vars(model[0].relu)
+    with pytest.raises(KeyError, match="'0.bn1' has no `relu`"):
+        Tap(model, '0.bn1:pre_relu')
+    with pytest.raises(KeyError, match="no module '2'"):
+        Tap(model, '2:pre_relu')

@@ -62,6 +62,16 @@ def test_ofd_takes_the_margin_from_the_teacher(det, student):
     assert step(student, kd)['loss_kd'] > 0
 
 
+def test_ofd_before_the_last_relu(det, student):
+    """The published place: the sum of a residual block, with the margin of its last batch norm."""
+    kd = distiller(det, student, type='OFDLoss', at=['backbone.layer3.1:pre_relu', 'backbone.layer4.1:pre_relu'],
+                   margin='norm')
+    teacher, loss = kd.teacher.model.backbone, kd.terms['loss_kd'].loss
+    for margin, block in ((loss.margin_0, teacher.layer3[1]), (loss.margin_1, teacher.layer4[1])):
+        assert torch.equal(margin, negative_mean(block.bn2.weight.detach(), block.bn2.bias.detach()))
+    assert step(student, kd)['loss_kd'] > 0
+
+
 def test_ofd_at_another_module_is_a_problem(det, student):
     with pytest.raises(ConfigProblems, match="loss_kd: OFDLoss, level 0: margin='norm' needs .* not FPN"):
         distiller(det, student, type='OFDLoss', at='neck', margin='norm')

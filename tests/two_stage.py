@@ -16,8 +16,7 @@ from kd_mm.views import proposal_taps
 CONFIGS = dict(
     faster='faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     mask='mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
-    cascade='cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
-    c4='faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py')
+    cascade='cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py')
 SHAPE = (128, 160)
 
 

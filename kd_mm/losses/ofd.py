@@ -82,7 +82,9 @@ class OFDLoss(KDLoss):
     weight and bias (:func:`negative_mean`).
 
     Tap the batch norm itself, such as ``decode_head.bottleneck.bn``: its output is the feature, and the distiller
-    hands the module to :meth:`bind`.  The published connector is ``ConvAdapter(bias=False, always=True, norm=True)``.
+    hands the module to :meth:`bind`.  Or, as published, the sum that a residual block gives its last ReLU,
+    ``'backbone.layer4.2:pre_relu'``, with the margin of the block's last batch norm.
+    The published connector is ``ConvAdapter(bias=False, always=True, norm=True)``.
 
     As published (authors, mdistiller): level ``i`` of ``L`` has the weight ``2^(i+1-L)``, which is
     ``loss_weight=[.25e-3, .5e-3, 1e-3]`` for three; a larger teacher map is average-pooled to the student's size, here
@@ -121,6 +123,9 @@ class OFDLoss(KDLoss):
         if self.margin == 'batch':
             return
         for level, module in enumerate(teacher):
+            norms = [part for part in module.children() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+            if norms and isinstance(getattr(module, 'relu', None), nn.Module):
+                module = norms[-1]  # of a residual block the one before the shortcut is added, as published
             scale, shift = getattr(module, 'weight', None), getattr(module, 'bias', None)
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and scale is not None and shift is not None:
                 self.set_margins({level: negative_mean(scale.detach(), shift.detach())})

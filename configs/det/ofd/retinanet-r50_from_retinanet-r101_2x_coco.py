@@ -1,4 +1,4 @@
-# OFD on the last 3x3 convolution of three stages. Card: README.md in this folder.
+# OFD before the last ReLU of three stages. Card: README.md in this folder.
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
 
 custom_hooks = [
@@ -9,8 +9,8 @@ custom_hooks = [
         losses=dict(
             loss_ofd=dict(
                 type='OFDLoss',
-                student_at=['backbone.layer2.3.bn2', 'backbone.layer3.5.bn2', 'backbone.layer4.2.bn2'],
-                teacher_at=['backbone.layer2.3.bn2', 'backbone.layer3.22.bn2', 'backbone.layer4.2.bn2'],
+                student_at=['backbone.layer2.3:pre_relu', 'backbone.layer3.5:pre_relu', 'backbone.layer4.2:pre_relu'],
+                teacher_at=['backbone.layer2.3:pre_relu', 'backbone.layer3.22:pre_relu', 'backbone.layer4.2:pre_relu'],
                 adapter=dict(type='ConvAdapter', bias=False, always=True, norm=True),
                 margin='norm',
                 loss_weight=[1.25e-5, 2.5e-5, 5e-5])))
