@@ -12,7 +12,7 @@ get them, its clipping does not see them, and DDP does not wait for them; on sev
 in :meth:`Opponent.learn`.  It runs in full precision whatever the student does, and has no loss scaler.
 """
 
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional
 
 import mmengine.optim  # noqa: F401  (registers torch's optimizers)
 import torch
@@ -52,7 +52,7 @@ class Opponent(nn.Module):
     def __init__(self, network: nn.Module, optimizer: Mapping[str, Any]):
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.optimizer = make_optimizer(network, optimizer)
+        self.optimizer = make_optimizer(network.parameters(), optimizer)
         for group in self.optimizer.param_groups:
             group.setdefault('initial_lr', group['lr'])
         self._objective: Optional[Objective] = None
@@ -112,8 +112,8 @@ class Opponent(nn.Module):
         self.optimizer.load_state_dict(state)
 
 
-def make_optimizer(network: nn.Module, cfg: Any) -> torch.optim.Optimizer:
-    """An optimizer for all parameters of ``network``.
+def make_optimizer(parameters: Iterable[Tensor], cfg: Any) -> torch.optim.Optimizer:
+    """An optimizer of ``parameters`` from its config.
 
     Raises:
         ValueError: there is no such optimizer, or it takes other arguments.
@@ -121,7 +121,7 @@ def make_optimizer(network: nn.Module, cfg: Any) -> torch.optim.Optimizer:
     if not hasattr(cfg, 'items') or 'type' not in cfg:
         raise ValueError(f"optimizer={cfg!r} is no config; write dict(type='Adam', lr=4e-4)")
     try:
-        return OPTIMIZERS.build(dict(cfg, params=network.parameters()))
+        return OPTIMIZERS.build(dict(cfg, params=parameters))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'optimizer={dict(cfg)!r}: {error}') from error
 

@@ -176,7 +176,7 @@ class SKDHolisticLoss(KDLoss):
         self.width = int(width)
         self.optimizer: Dict[str, Any] = dict(OPTIMIZER if optimizer is None else optimizer)
         try:
-            make_optimizer(nn.Linear(1, 1), self.optimizer)
+            make_optimizer([torch.zeros(1)], self.optimizer)  # whether there is such
         except ValueError as error:
             raise ValueError(f'SKDHolisticLoss: {error}') from error
         self.levels = nn.ModuleList()

@@ -21,7 +21,9 @@ def pspnet(root, work_dir, **options):
     head = dict(cfg.model.decode_head, type='PSPHead', pool_scales=(1, 2))
     for key in ('num_convs', 'concat_input'):
         head.pop(key)
-    cfg.model.decode_head = head
+    # The host does not restore the random state that dropout draws from.
+    cfg.model.decode_head = dict(head, dropout_ratio=0.0)
+    cfg.model.auxiliary_head.dropout_ratio = 0.0
     return cfg
 
 
@@ -60,8 +62,9 @@ def test_both_learn_and_each_has_its_own_optimizer(seg, objective):
     assert theirs == {id(p) for p in network.parameters()} and not own & theirs
     assert own == {id(p) for p in runner.model.parameters()}
     assert all(not p.requires_grad and p.grad is None for p in network.parameters())
-    assert all(not torch.equal(value, record.seen[1][key]) for key, value in record.seen[0].items()
-               if not key.endswith('gamma'))
+    layers = [key for key in record.seen[0] if key.endswith(('.u', 'conv.weight', 'norm.weight', 'gamma'))]
+    assert len(layers) == 4 + 4 + 1 + 2
+    assert all(not torch.equal(record.seen[0][key], record.seen[1][key]) for key in layers)
     told = runner.message_hub.get_scalar('train/kd_opponent_holistic').data[0]
     assert len(told) == 2 and told[0] != told[1]
     assert all(step['loss_holistic'] != 0 for step in record.losses)
@@ -82,9 +85,9 @@ def test_clipping_of_the_student_does_not_see_it(seg):
     seg.optim_wrapper.clip_grad = dict(max_norm=0.1)
     found = []
     for weight in (1e6, 1e-6):
-        runner, record = train(seg, holistic(seg, discriminator_weight=weight))
-        found.append((weights(runner), record.losses[0]['grad_norm']))
-    assert same(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+        runner, _ = train(seg, holistic(seg, discriminator_weight=weight))
+        found.append((weights(runner), [float(v) for v in runner.message_hub.get_scalar('train/grad_norm').data[0]]))
+    assert same(found[0][0], found[1][0]) and found[0][1] == found[1][1] and found[0][1][0] > 0.1
 
 
 def test_its_rate_follows_the_schedule(seg):
@@ -157,7 +160,9 @@ def test_resume_without_the_optimizer_would_differ(cityscapes_root, tmp_path):
 # ------------------------------------------------------------------------------------------------ precision, errors
 
 
-def test_mixed_precision(seg):
+def test_mixed_precision(seg, monkeypatch):
+    # mmengine refuses mixed precision without an accelerator, although torch has it on the CPU.
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     seg.optim_wrapper = dict(seg.optim_wrapper, type='AmpOptimWrapper', dtype='bfloat16')
     runner, record = train(seg, holistic(seg), lambda r: {p.dtype for p in opponent(r).parameters()})
     assert record.seen == [{torch.float32}] * 2
