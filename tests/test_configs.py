@@ -12,6 +12,7 @@ import pytest
 from mmengine.config import Config
 from shipped import kd_index, train_one_step
 
+import kd_mm.losses  # noqa: F401  (registers them)
 from kd_mm.checkpoint import zoo_config, zoo_weights
 from kd_mm.registry import MODELS
 from kd_mm.teacher import build_model
@@ -114,7 +115,9 @@ def test_config_is_sound(path):
 def test_one_training_step(path, tmp_path):
     cfg = load(path)
     keys = list(build_model(cfg, cfg.default_scope).state_dict())
-    runner, look, names = train_one_step(cfg, tmp_path)
+    # mmseg 1.2.2 looks up the class weight of the label 255 and fails, with its own PIDNet configs and without us
+    # (open-mmlab/mmsegmentation#3734).
+    runner, look, names = train_one_step(cfg, tmp_path, ignored='pidnet' not in path)
 
     assert look.steps == 1
     assert all(math.isfinite(value) for value in look.losses.values()), look.losses
