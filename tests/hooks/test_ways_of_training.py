@@ -222,6 +222,7 @@ def test_an_auxiliary_head_is_a_tap_with_a_weight_of_its_own(seg):
     """Its logits are compared in the one pass, and the loss trains that head and what it reads, not the other head."""
     seg.train_cfg.max_iters = 1
     seg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0)
+    seg.model.decode_head.dropout_ratio = seg.model.auxiliary_head.dropout_ratio = 0.0
     found = {}
     for weight in (1.0, 0.4):
         losses = dict(loss_kd=dict(type='SoftmaxKDLoss', at='auxiliary_head.conv_seg', loss_weight=weight))
