@@ -101,6 +101,11 @@ class Bench:
         total, _ = self.student.parse_losses(losses)  # type: ignore[operator]
         self.optim_wrapper.update_params(total)
 
+    def kd_step(self, samples: Any) -> None:
+        """The same with what an attached distiller does after it."""
+        self.step(samples)
+        self.distiller.after_step(rate=0.0)
+
     @torch.no_grad()
     def full_teacher(self, samples: Any) -> None:
         """The bare teacher to the end of its heads."""
@@ -135,7 +140,7 @@ class Bench:
         self.stopper._copy = False  # it stands for the bare model, which copies nothing
         calls: Dict[str, Callable[[Any], None]] = {
             'plain_step': self.step, 'needed_teacher': self.needed_teacher, 'full_teacher': self.full_teacher,
-            'kd_step': self.step}
+            'kd_step': self.kd_step}
         names = list(calls)
         found: Dict[str, List[float]] = {name: [] for name in names}
         for turn in range(WARMUP + steps):
@@ -203,6 +208,7 @@ class Bench:
         sum of allocations less releases that torch's profiler saw in a step.
         """
         samples = self.fresh()
+        step = self.kd_step if with_kd else self.step
         gc.collect()
         if with_kd:
             self.distiller.attach()
@@ -210,12 +216,12 @@ class Bench:
             if self.device.type == 'cuda':
                 self._synchronize()
                 torch.cuda.reset_peak_memory_stats(self.device)
-                self.step(samples)
+                step(samples)
                 self._synchronize()
                 return torch.cuda.max_memory_allocated(self.device)
             with _quiet_stderr(), torch.profiler.profile(
                     activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-                self.step(samples)
+                step(samples)
         finally:
             if with_kd:
                 self.distiller.detach()
@@ -224,7 +230,10 @@ class Bench:
 
     def _resident(self, with_kd: bool) -> int:
         tensors = [*self.student.parameters(), *self.student.buffers(), self.data['inputs']]
-        for state in self.optim_wrapper.optimizer.state.values():
+        optimizers = [self.optim_wrapper.optimizer]
+        if with_kd:
+            optimizers += [opponent.optimizer for opponent in self.distiller.opponents()]
+        for state in (state for optimizer in optimizers for state in optimizer.state.values()):
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
         if with_kd:
             tensors += [*self.distiller.parameters(), *self.distiller.buffers(), *self.teacher.model.parameters(),

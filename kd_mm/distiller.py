@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm import distributed
+from kd_mm.losses.opponent import Opponent
 from kd_mm.peer import PeerTeacher
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Recorded, Tap
@@ -73,7 +74,7 @@ class Distiller(nn.Module):
         self._handles: List[Any] = []
         self._active: List[Term] = []
         self._inputs: Any = None
-        self._pending_check: Optional[Tuple[Tensor, List[Tuple[str, int]], int]] = None
+        self._pending_checks: List[Tuple[Tensor, List[str], int]] = []
         self.terms = nn.ModuleDict()
         self.problems = Problems()
         self.teachers: Dict[str, Teacher] = {}
@@ -140,6 +141,10 @@ class Distiller(nn.Module):
                               'learn from proposals that it was not trained on in this step. Tap features or dense '
                               'logits')
             return
+        if peers and term.loss.adversarial:
+            self.problems.add(f'{term.name}: {type(term.loss).__name__} trains a network against the student, which is '
+                              'not supported between peers')
+            return
         for source in peers:
             self.teachers[source].add(term.name, cfg)  # type: ignore[attr-defined]
 
@@ -193,6 +198,10 @@ class Distiller(nn.Module):
         """Keys of the taps that these terms read in one teacher."""
         return list(dict.fromkeys((source, path) for term in terms if source in term.sources
                                   for path in term.teacher_paths))
+
+    def opponents(self) -> List[Opponent]:
+        """What adversarial losses train against the student, with optimizers of their own."""
+        return [opponent for term in self.all_terms() for opponent in term.loss.opponents()]
 
     def all_terms(self) -> Iterable[Term]:
         return self.terms.values()  # type: ignore[return-value]
@@ -430,6 +439,8 @@ class Distiller(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for opponent in self.opponents():
+            opponent.forget()
 
     def _clear(self) -> None:
         for tap in (*self._student_taps.values(), *self._teacher_taps.values()):
@@ -522,7 +533,7 @@ class Distiller(nn.Module):
                 teacher.update({key: tap.read() for key, tap in taps.items()})
         result: Dict[str, Tensor] = {}
         flags: List[Tensor] = []
-        where: List[Tuple[str, int]] = []
+        where: List[str] = []
         compared: Dict[str, Tuple[Features, Features]] = {}
         for term in terms:
             compared[term.name] = self._features(term, student, teacher)
@@ -534,18 +545,42 @@ class Distiller(nn.Module):
             result[term.name] = total
             result[f'kd_weight_{term.label}'] = total.new_tensor(sum(weights) / len(weights))
             flags.extend(torch.isfinite(level.detach()) for level in levels)
-            where.extend((term.name, index) for index in range(len(levels)))
+            where.extend(f'{term.name}, level {index}' for index in range(len(levels)))
         for peer in self.peers.values():
             result.update(peer.learn({name: (theirs, own) for name, (own, theirs) in compared.items()
                                       if name in peer.terms}, batch))
         if not flags:
             return result
-        self._pending_check = (torch.stack(flags), where, self.step)
-        if inputs.device.type == 'cpu':
-            self.raise_if_not_finite()
+        self._check_later(flags, where)
         distributed.average_after_backward(next(iter(result.values())), [
             parameter for term in terms for parameter in term.parameters()], next(iter(self._wrapper), None))
         return result
+
+    def after_step(self, rate: float = 1.0) -> Dict[str, Tensor]:
+        """Let the opponents of adversarial losses make their own step: called after the student's.
+
+        The hook does it after every iteration; a training loop without a Runner has to.
+
+        Args:
+            rate: learning rate of the student as a fraction of its first one; the opponents follow it.
+
+        Returns:
+            What they minimise, for the log: ``kd_opponent_<name>``, summed over the levels of a term.
+        """
+        result: Dict[str, Tensor] = {}
+        for term in self.all_terms():
+            found = [opponent.learn(rate) for opponent in term.loss.opponents()]
+            values = [value for value in found if value is not None]
+            if values:
+                result[f'kd_opponent_{term.label}'] = torch.stack(values).sum()
+        if result:
+            self._check_later([torch.isfinite(value) for value in result.values()], list(result))
+        return result
+
+    def _check_later(self, flags: List[Tensor], where: List[str]) -> None:
+        self._pending_checks.append((torch.stack(flags), where, self.step))
+        if flags[0].device.type == 'cpu':
+            self.raise_if_not_finite()
 
     def raise_if_not_finite(self) -> None:
         """Stop if a term of the last step was not finite.
@@ -556,12 +591,13 @@ class Distiller(nn.Module):
         Raises:
             FloatingPointError: naming term, level and step.
         """
-        check, self._pending_check = self._pending_check, None
-        if check is not None and not bool(check[0].all()):
-            names = [f'{name}, level {level}' for flag, (name, level) in zip(check[0].tolist(), check[1]) if not flag]
-            raise FloatingPointError(
-                f'distillation loss is not finite at step {check[2]}: {"; ".join(names)}. Lower loss_weight or the '
-                'learning rate, clip gradients (optim_wrapper.clip_grad), or look for non-finite student features')
+        checks, self._pending_checks = self._pending_checks, []
+        for flags, where, step in checks:
+            if not bool(flags.all()):
+                names = [name for flag, name in zip(flags.tolist(), where) if not flag]
+                raise FloatingPointError(
+                    f'distillation loss is not finite at step {step}: {"; ".join(names)}. Lower loss_weight or the '
+                    'learning rate, clip gradients (optim_wrapper.clip_grad), or look for non-finite student features')
 
 
 def _dry_shapes(*models: nn.Module) -> List[Tuple[int, int]]:

@@ -2,7 +2,8 @@
 
 ``@backbone`` is the backbone.  ``@neck`` is the neck; where there is none, the pixel decoder of a mask transformer;
 else the backbone.  ``@logits`` are the dense class logits, before sigmoid or softmax: those of a one-stage head, of the
-region proposals of a two-stage detector, or of a segmentor's head.
+region proposals of a two-stage detector, or of a segmentor's head.  Mask transformers for segmentation (MaskFormer,
+Mask2Former) have none; theirs are the logarithm of the scores that they predict with, see :func:`semantic_logits`.
 
 The places of :data:`SHARED` are what both models say about the same proposals.
 
@@ -12,8 +13,10 @@ A head whose logits are somewhere else gets its line in a table here, by the nam
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Tuple
 
+import torch
 from torch import Tensor, nn
 
+from kd_mm.functional import lift
 from kd_mm.types import Features
 
 MARK = '@'
@@ -51,6 +54,39 @@ def _maps(module: Any, outputs: Features) -> Features:
 def _main_branch(head: Any, outputs: Features) -> Features:
     """Of (detail, main, boundary), which a PIDNet returns in training only, the main one."""
     return outputs[1:2] if len(outputs) == 3 else outputs
+
+
+def semantic_logits(scores: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
+    """Class logits for every pixel of queries that each have a class and a mask.
+
+    ``log max(sum_q softmax(class_q)_k * sigmoid(mask_q)_hw, eps)``: the softmax of it over the classes is the share of
+    each class in the scores that the model predicts with (its largest one is the prediction), so that losses on logits
+    compare it with a head that has a class for every pixel.
+
+    Args:
+        scores: class logits of the queries (N, Q, K + 1), the last class is "nothing".
+        masks: mask logits (N, Q, H, W).
+        eps: score of a pixel that no query of the class covers.
+
+    Returns:
+        (N, K, H, W), in full precision.
+
+    Example:
+        >>> scores, masks = torch.tensor([[[50., 0., 0.], [0., 50., 0.]]]), torch.tensor([50., 0.]).view(1, 2, 1, 1)
+        >>> semantic_logits(scores, masks).softmax(dim=1).flatten()
+        tensor([0.6667, 0.3333])
+    """
+    with torch.autocast(scores.device.type, enabled=False):
+        shares = lift(scores).softmax(dim=-1)[..., :-1]
+        return torch.einsum('nqk,nqhw->nkhw', shares, lift(masks).sigmoid()).clamp(min=eps).log()
+
+
+def _queries(head: Any, outputs: Features) -> Features:
+    """Of the class scores of every decoder layer, then the masks of every layer, what the last layer says."""
+    scores, masks = outputs[len(outputs) // 2 - 1], outputs[-1]
+    if scores.dim() == 4:  # all layers in one tensor
+        scores, masks = scores[-1], masks[-1]
+    return (semantic_logits(scores, masks), )
 
 
 def _yolo_v3(head: Any, outputs: Features) -> Features:
@@ -93,12 +129,13 @@ DENSE: Dict[str, Tuple[Tuple[str, ...], Optional[Pick]]] = {
     # segmentation
     'BaseDecodeHead': (('conv_seg', ), None),
     'IterativeDecodeHead': (('', ), _last),
+    'MaskFormerHead': (('', ), _queries),
     'SegmenterMaskTransformerHead': (('', ), None),
 }
 #: Backbones that return more in training than in evaluation -> what they return in both.
 BACKBONES: Dict[str, Pick] = {'DDRNet': _last, 'PIDNet': _main_branch}
 #: Heads that derive from one of the above and have no dense class logits: queries, points, something else than classes.
-NONE = ('ATSSVLFusionHead', 'EmbeddingRPNHead', 'MaskFormerHead', 'PointHead', 'SideAdapterCLIPHead', 'VPDDepthHead')
+NONE = ('ATSSVLFusionHead', 'EmbeddingRPNHead', 'PointHead', 'SideAdapterCLIPHead', 'VPDDepthHead')
 
 
 def find(model: nn.Module, place: str) -> Place:

@@ -91,8 +91,11 @@ class LookAtStep(Hook):
         self.losses = {name: float(value) for name, value in outputs.items()}
 
 
-def train_one_step(cfg, work_dir):
+def train_one_step(cfg, work_dir, ignored=True):
     """One real training step of a config, data, downloads and schedule overridden.
+
+    Args:
+        ignored: whether segmentation labels have pixels of 255.
 
     Returns:
         tuple: the Runner, what :class:`LookAtStep` saw, the names of the distillation losses.
@@ -101,6 +104,9 @@ def train_one_step(cfg, work_dir):
     cfg.merge_from_dict(options)
     runner = Runner.from_cfg(cfg)
     SAMPLES[key] = synthetic_batch(runner.model, 2, SHAPE)
+    for sample in () if ignored else SAMPLES[key]['data_samples']:
+        labels = sample.gt_sem_seg.data
+        labels[labels == 255] = 0
     names = list(cfg.custom_hooks[kd_index(cfg)].losses)
     look = LookAtStep(names)
     runner.register_hook(look)

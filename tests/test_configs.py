@@ -12,6 +12,7 @@ import pytest
 from mmengine.config import Config
 from shipped import kd_index, train_one_step
 
+import kd_mm.losses  # noqa: F401  (registers them)
 from kd_mm.checkpoint import zoo_config, zoo_weights
 from kd_mm.registry import MODELS
 from kd_mm.teacher import build_model
@@ -38,8 +39,16 @@ REQUIRED = {
     'configs/seg/mgd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
     'configs/seg/cwd/deeplabv3plus-r18_from_deeplabv3plus-r101_80k_cityscapes.py',
     'configs/seg/cwd/segformer-b0_from_segformer-b4_160k_cityscapes.py',
+    'configs/seg/cwd/deeplabv3plus-mv2_from_deeplabv3plus-r101_80k_cityscapes.py',
+    'configs/seg/cwd/hrnet-w18s_from_hrnet-w48_80k_ade20k.py',
+    'configs/seg/cwd/hrnet-w18s_from_hrnet-w48_80k_cityscapes.py',
+    'configs/seg/cwd/pidnet-s_from_pidnet-l_120k_cityscapes.py',
+    'configs/seg/dist/pspnet-r50_from_upernet-swin-b_80k_ade20k.py',
+    'configs/seg/kd/pspnet-r18_from_mask2former-swin-s_80k_cityscapes.py',
+    'configs/seg/kd/pspnet-r18_from_upernet-swin-b_80k_cityscapes.py',
+    'configs/seg/skd_holistic/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
 }
-#: The config that each shipped one extends, by the first part of its file name.
+#: The config that each shipped one extends, by the first part of its file name (and the data, if there are several).
 BASES = {
     'faster-rcnn-r50': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
     'mask-rcnn-r50': 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
@@ -49,6 +58,13 @@ BASES = {
     'pspnet-r18': 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
     'deeplabv3plus-r18': 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',
     'segformer-b0': 'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py',
+    'deeplabv3plus-mv2': 'mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024.py',
+    'hrnet-w18s': 'mmseg::hrnet/fcn_hr18s_4xb2-80k_cityscapes-512x1024.py',
+    'hrnet-w18s ade20k': 'mmseg::hrnet/fcn_hr18s_4xb4-80k_ade20k-512x512.py',
+    'pidnet-s': 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
+    'pspnet-mv2 ade20k': 'mmseg::mobilenet_v2/mobilenet-v2-d8_pspnet_4xb4-160k_ade20k-512x512.py',
+    'pspnet-r50 ade20k': 'mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
+    'segformer-b0 ade20k': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
 }
 
 
@@ -57,8 +73,9 @@ def load(path):
 
 
 def base_of(path):
-    student = Path(path).stem.partition('_from_')[0]
-    return zoo_config(BASES[student].format(schedule='1x' if '_1x_' in path else '2x'))
+    student, data = Path(path).stem.partition('_from_')[0], Path(path).stem.rpartition('_')[2]
+    base = BASES.get(f'{student} {data}') or BASES[student]
+    return zoo_config(base.format(schedule='1x' if '_1x_' in path else '2x'))
 
 
 def plain(value):
@@ -99,13 +116,16 @@ def test_config_is_sound(path):
 def test_one_training_step(path, tmp_path):
     cfg = load(path)
     keys = list(build_model(cfg, cfg.default_scope).state_dict())
-    runner, look, names = train_one_step(cfg, tmp_path)
+    # mmseg 1.2.2 looks up the class weight of the label 255 and fails, with its own PIDNet configs and without us
+    # (open-mmlab/mmsegmentation#3734).
+    runner, look, names = train_one_step(cfg, tmp_path, ignored='pidnet' not in path)
 
     assert look.steps == 1
     assert all(math.isfinite(value) for value in look.losses.values()), look.losses
     assert any('loss' in name and name not in names for name in look.losses if name != 'loss')
     for name in names:
-        assert look.losses[name] > 0, look.losses
+        adversarial = MODELS.get(cfg.custom_hooks[kd_index(cfg)].losses[name].type).adversarial
+        assert look.losses[name] > 0 or adversarial, look.losses  # a score has no sign of its own
         assert math.isfinite(look.gradients[name]) and look.gradients[name] > 0, look.gradients
     assert list(runner.model.state_dict()) == keys
 

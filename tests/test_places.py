@@ -6,8 +6,10 @@ from mmengine.config import Config
 from torch import nn
 
 from kd_mm.checkpoint import zoo_config
-from kd_mm.places import DENSE, PLACES, find
-from kd_mm.teacher import build_model
+from kd_mm.places import DENSE, PLACES, find, semantic_logits
+from kd_mm.synthetic import synthetic_batch
+from kd_mm.taps import Tap
+from kd_mm.teacher import build_model, forward_tensor
 
 
 def model(name):
@@ -27,6 +29,8 @@ def model(name):
     ('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', 'backbone', ('decode_head.conv_seg', )),
     ('mmseg::ocrnet/ocrnet_hr18s_4xb2-40k_cityscapes-512x1024.py', 'backbone', ('decode_head.1.conv_seg', )),
     ('mmseg::point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py', 'neck', ('decode_head.0.conv_seg', )),
+    ('mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py', 'decode_head.pixel_decoder', (
+        'decode_head', )),
 ])
 def test_where_they_are(name, neck, logits):
     built = model(name)
@@ -38,6 +42,40 @@ def test_where_they_are(name, neck, logits):
 def test_query_heads_have_no_dense_logits():
     with pytest.raises(KeyError, match="DETR with DETRHead has no dense class logits.*'@neck'"):
         find(model('mmdet::detr/detr_r50_8xb2-150e_coco.py'), '@logits')
+
+
+def test_semantic_logits_by_hand():
+    """Two queries of two classes on two pixels; each query is half "nothing"."""
+    scores = torch.log(torch.tensor([[[0.5, 1e-9, 0.5], [1e-9, 0.25, 0.75]]]))
+    masks = torch.logit(torch.tensor([[0.8, 0.1], [0.4, 0.2]])).view(1, 2, 1, 2)
+    found = semantic_logits(scores, masks)
+    # class 0: 0.5 * (0.8, 0.1); class 1: 0.25 * (0.4, 0.2)
+    expected = torch.tensor([[0.4, 0.05], [0.1, 0.05]]).view(1, 2, 1, 2)
+    assert torch.allclose(found.exp(), expected, atol=1e-6)
+    assert torch.allclose(found.softmax(dim=1)[0, :, 0], torch.tensor([[0.8, 0.5], [0.2, 0.5]]), atol=1e-6)
+    empty = semantic_logits(scores, torch.full_like(masks, -1e4))
+    assert torch.allclose(empty, torch.full_like(empty, 1e-6).log()) and torch.isfinite(empty).all()
+    assert semantic_logits(scores.half(), masks.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize('name', ['mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
+                                  'maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512.py'])
+def test_semantic_logits_are_what_the_model_predicts(name):
+    built = model(f'mmseg::{name}').eval()
+    built.data_preprocessor.size = (64, 64)
+    data = built.data_preprocessor(synthetic_batch(built, 2, (64, 64)), False)
+    place = find(built, '@logits')
+    tap = Tap(built, *place.paths)
+    tap.arm((64, 64))
+    with torch.no_grad():
+        forward_tensor(built, data['inputs'], data['data_samples'], list(place.paths))
+        found, = place.pick(tap.read())
+        metas = [dict(sample.metainfo, batch_input_shape=(64, 64), pad_shape=tuple(found.shape[2:]),
+                      img_shape=tuple(found.shape[2:])) for sample in data['data_samples']]
+        # At the size of the masks, the host's own prediction does no resizing.
+        predicted = built.decode_head.predict(built.extract_feat(data['inputs']), metas, built.test_cfg)
+    assert found.shape == predicted.shape and found.shape[1] == built.decode_head.num_classes
+    assert torch.allclose(found.exp(), predicted.clamp(min=1e-6), rtol=1e-4, atol=1e-6)
 
 
 def test_class_channels_of_yolo_v3():

@@ -30,7 +30,8 @@ class DistillHook(Hook):
             losses=dict(loss_cwd=dict(type='CWDLoss', at='neck', tau=1.0, loss_weight=10.0)))]
 
     The saved ``state_dict`` has the stock student's keys and loads strictly in the plain config; adapters are kept
-    under ``checkpoint['kd_mm']`` for a resume.  ``val()`` and ``test()`` build no teacher.
+    under ``checkpoint['kd_mm']`` for a resume, with the networks that adversarial losses train against the student and
+    their optimizers.  ``val()`` and ``test()`` build no teacher.
 
     Args:
         teacher: path of a config, name of an installed one (``mmdet::...``, ``mmseg::...``), a config dict; or
@@ -66,6 +67,7 @@ class DistillHook(Hook):
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.distiller: Optional[Distiller] = None
+        self._rate = 1.0  # the student's learning rate as a fraction of its first one
         # Here and not later: the host resumes from its own checkpoint before any other method of ours is called.
         allow_mmengine_checkpoints()
 
@@ -180,11 +182,14 @@ class DistillHook(Hook):
         if self.distiller is not None:
             self.distiller.step = runner.iter
             group = runner.optim_wrapper.optimizer.param_groups[0]
+            self._rate = group['lr'] / group['initial_lr'] if group.get('initial_lr') else 1.0
             for peer in self.distiller.peers.values():
-                peer.rate = group['lr'] / group['initial_lr'] if group.get('initial_lr') else 1.0
+                peer.rate = self._rate
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.distiller is not None:
+            for name, value in self.distiller.after_step(self._rate).items():
+                runner.message_hub.update_scalar(f'train/{name}', value)
             for teacher in self.distiller.teachers.values():
                 teacher.after_step(runner.iter, runner.max_iters)
 
@@ -203,6 +208,8 @@ class DistillHook(Hook):
             teachers = {name: _on_cpu(teacher.state()) for name, teacher in self.distiller.teachers.items()}
             if any(teachers.values()):
                 side['teachers'] = {name: state for name, state in teachers.items() if state}
+            if self.distiller.opponents():
+                side['opponents'] = [_on_cpu(opponent.state()) for opponent in self.distiller.opponents()]
             checkpoint[SIDE_KEY] = side
             for name, peer in self.distiller.peers.items():
                 peer.save(runner.work_dir, name, checkpoint.get('meta', {}))
@@ -220,6 +227,8 @@ class DistillHook(Hook):
                 f'{_keys(saved)}, the config needs {_keys(expected)}). Resume with the config it was written by, or '
                 'start from its weights with load_from')
         modules.load_state_dict(saved)
+        for opponent, state in zip(self.distiller.opponents(), (checkpoint.get(SIDE_KEY) or {}).get('opponents', ())):
+            opponent.load(state)
         states = (checkpoint.get(SIDE_KEY) or {}).get('teachers', {})
         for name, teacher in self.distiller.teachers.items():
             if teacher.state() and name in states:

@@ -39,6 +39,7 @@ from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.mimic import MimicLoss
 from kd_mm.losses.nst import NSTLoss
 from kd_mm.losses.ofd import OFDLoss
+from kd_mm.losses.opponent import Opponent
 from kd_mm.losses.pfi import PFILoss
 from kd_mm.losses.pkd import PKDLoss
 from kd_mm.losses.pkt import PKTLoss
@@ -46,6 +47,7 @@ from kd_mm.losses.reviewkd import ReviewKDLoss
 from kd_mm.losses.rkd import RKDLoss
 from kd_mm.losses.rm import RMLoss
 from kd_mm.losses.sigmoid_kd import SigmoidKDLoss
+from kd_mm.losses.skd_holistic import SKDHolisticLoss
 from kd_mm.losses.skd_pairwise import SKDPairwiseLoss
 from kd_mm.losses.sp import SPLoss
 from kd_mm.losses.transkd import TransKDLoss
@@ -94,12 +96,14 @@ __all__ = [
     'MimicLoss',
     'NSTLoss',
     'OFDLoss',
+    'Opponent',
     'PFILoss',
     'PKDLoss',
     'PKTLoss',
     'RKDLoss',
     'RMLoss',
     'ReviewKDLoss',
+    'SKDHolisticLoss',
     'SKDPairwiseLoss',
     'SPLoss',
     'SigmoidKDLoss',

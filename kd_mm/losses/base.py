@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kd_mm.functional import lift
 from kd_mm.losses.learned import Learner
+from kd_mm.losses.opponent import Opponent
 from kd_mm.schedules import Weight
 from kd_mm.targets import valid_pixels
 from kd_mm.types import Features, KDBatch
@@ -34,6 +35,7 @@ class KDLoss(nn.Module):
         needs_boxes, needs_seg_map: the targets without which the loss means nothing.
         learned: name of the argument that takes the file of what was learned from the teacher beforehand, for a loss
             that has a ``learner()``, see :mod:`kd_mm.losses.learned`.
+        adversarial: the loss trains networks against the student (``opponents()``), see :mod:`kd_mm.losses.opponent`.
 
     Args:
         loss_weight: number, list (one per level) or schedule, see :class:`kd_mm.schedules.Weight`. Default 1.
@@ -48,6 +50,7 @@ class KDLoss(nn.Module):
     needs_boxes = False
     needs_seg_map = False
     learned: Optional[str] = None
+    adversarial = False
 
     def __init__(self, loss_weight: Any = 1.0):
         super().__init__()
@@ -78,6 +81,10 @@ class KDLoss(nn.Module):
     def learner(self) -> Learner:
         """What ``tools/learn_tokens.py`` trains, for a loss with ``learned``."""
         raise NotImplementedError
+
+    def opponents(self) -> List[Opponent]:
+        """What is trained against the student, for a loss with ``adversarial``; known after :meth:`prepare`."""
+        return []
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -213,3 +213,41 @@ def test_a_killed_teacher_leaves_no_trace(det):
     assert not any(tap.fired for tap in distiller._student_taps.values())
     assert isinstance(runner, Runner) and isinstance(distill_hook(runner), DistillHook)
     assert isinstance(distiller.teacher, Teacher)
+
+
+# ------------------------------------------------------------------------------------------------ auxiliary heads
+
+
+def test_an_auxiliary_head_is_a_tap_with_a_weight_of_its_own(seg):
+    """Its logits are compared in the one pass, and the loss trains that head and what it reads, not the other head."""
+    seg.train_cfg.max_iters = 1
+    seg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0)
+    seg.model.decode_head.dropout_ratio = seg.model.auxiliary_head.dropout_ratio = 0.0
+    found = {}
+    for weight in (1.0, 0.4):
+        losses = dict(loss_kd=dict(type='SoftmaxKDLoss', at='auxiliary_head.conv_seg', loss_weight=weight))
+        before = {}
+        hooks = kd(seg, losses, task_loss_weight=0)
+        runner = make_runner(seg, hooks)
+        runner.register_hook(Start(before))
+        runner.train()
+        moved = {key for key, value in weights(runner).items() if not torch.equal(value, before[key])}
+        found[weight] = runner.message_hub.get_scalar('train/loss_kd').current()
+        names = {key for key, _ in runner.model.named_parameters()}
+        assert {'auxiliary_head.conv_seg.weight', 'backbone.layer3.0.downsample.0.weight'} <= moved
+        assert not any(key.startswith(('decode_head', 'backbone.layer4')) for key in moved & names)
+    assert found[0.4] == pytest.approx(0.4 * found[1.0], rel=1e-5) and found[1.0] > 0
+    both = dict(loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg'),
+                loss_aux=dict(type='SoftmaxKDLoss', at='auxiliary_head.conv_seg', loss_weight=0.4))
+    _, record = train(seg, kd(seg, both))
+    assert record.losses[0]['loss_kd'] > 0 and record.losses[0]['loss_aux'] == pytest.approx(found[0.4], rel=1e-4)
+
+
+class Start(Hook):
+    """Keeps the weights that the training starts from."""
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.kept.update(weights(runner))

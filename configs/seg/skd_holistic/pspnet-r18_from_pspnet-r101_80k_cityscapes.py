@@ -1,0 +1,24 @@
+# SKD: pixel-wise, pair-wise and holistic (adversarial). Card: README.md in this folder.
+#
+# As 'mmseg::...' would read, but found in the onedl forks too: mmengine looks that name up as the distribution
+# `mmsegmentation`, and theirs is called otherwise.
+_base_ = __import__('mmengine').utils.get_installed_path('mmseg') + (
+    '/.mim/configs/pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py')
+
+custom_hooks = [
+    dict(
+        type='kd_mm.DistillHook',
+        teacher='mmseg::pspnet/pspnet_r101-d8_4xb2-80k_cityscapes-512x1024.py',
+        teacher_ckpt='https://download.openmmlab.com/mmsegmentation/v0.5/pspnet/pspnet_r101-d8_512x1024_80k_cityscapes/pspnet_r101-d8_512x1024_80k_cityscapes_20200606_112211-e1e1100f.pth',  # noqa: E501
+        losses=dict(
+            loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg', loss_weight=1.0),
+            loss_pairwise=dict(type='SKDPairwiseLoss', at='decode_head.bottleneck', kernel=2, loss_weight=10.0),
+            loss_holistic=dict(
+                type='SKDHolisticLoss',
+                at='decode_head.conv_seg',
+                objective='wgan-gp',
+                optimizer=dict(type='Adam', lr=4e-4, betas=(0.9, 0.99)),
+                discriminator_weight=0.1,
+                penalty_weight=10.0,
+                loss_weight=0.001)))
+]
