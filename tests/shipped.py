@@ -55,6 +55,8 @@ def smallest_overrides(cfg, work_dir):
     if cfg.model.get('pretrained', 'absent') == 'absent':
         options.pop('model.pretrained')
     options['train_cfg.max_epochs' if 'max_epochs' in cfg.train_cfg else 'train_cfg.max_iters'] = 1
+    if (cfg.model.get('data_preprocessor') or {}).get('batch_augments'):  # padding to the full crop
+        options['model.data_preprocessor.batch_augments'] = None
     if 'size' in (cfg.model.get('data_preprocessor') or {}):
         options['model.data_preprocessor.size'] = SHAPE
     for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():

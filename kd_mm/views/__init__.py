@@ -2,6 +2,9 @@
 
 from kd_mm.views.cross_head import align_moments, cross_head_outputs, held_features, tower_taps
 from kd_mm.views.dense_head import Assignment, DenseView, assignment_tap, dense_view, read_assignment
+from kd_mm.views.mask_queries import MaskQueryView, mask_query_view
+from kd_mm.views.query_head import QueryAssignment, QueryView, query_taps, query_view
 
-__all__ = ['Assignment', 'DenseView', 'align_moments', 'assignment_tap', 'cross_head_outputs', 'dense_view',
-           'held_features', 'read_assignment', 'tower_taps']
+__all__ = ['Assignment', 'DenseView', 'MaskQueryView', 'QueryAssignment', 'QueryView', 'align_moments',
+           'assignment_tap', 'cross_head_outputs', 'dense_view', 'held_features', 'mask_query_view', 'query_taps',
+           'query_view', 'read_assignment', 'tower_taps']
