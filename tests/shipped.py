@@ -12,6 +12,8 @@ from kd_mm.registry import MODELS
 from kd_mm.synthetic import synthetic_batch
 
 SHAPE = (64, 128)
+#: For detectors that pick as many cells of their encoder as they have queries, 900.
+LARGER = (192, 256)
 SAMPLES = {}
 
 
@@ -102,7 +104,8 @@ def train_one_step(cfg, work_dir):
     options, key = smallest_overrides(cfg, work_dir)
     cfg.merge_from_dict(options)
     runner = Runner.from_cfg(cfg)
-    SAMPLES[key] = synthetic_batch(runner.model, 2, SHAPE)
+    shape = LARGER if hasattr(runner.model, 'dn_query_generator') else SHAPE
+    SAMPLES[key] = synthetic_batch(runner.model, 2, shape)
     names = list(cfg.custom_hooks[kd_index(cfg)].losses)
     look = LookAtStep(names)
     runner.register_hook(look)

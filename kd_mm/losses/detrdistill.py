@@ -13,8 +13,17 @@ from kd_mm.losses.sigmoid_kd import DIVERGENCES
 from kd_mm.regions.gt_box import batch_boxes
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
-from kd_mm.views.query_head import (QueryAssignment, QueryView, frames, hungarian, match_truth, pair_costs,
-                                    take_queries, to_centre, to_corners)
+from kd_mm.views.query_head import (
+    QueryAssignment,
+    QueryView,
+    frames,
+    hungarian,
+    match_truth,
+    pair_costs,
+    take_queries,
+    to_centre,
+    to_corners,
+)
 
 FEATURES = ('memory', 'neck')
 
@@ -237,7 +246,8 @@ class DETRDistillQueryPriorLoss(QueryLoss):
     more, on its own image features but from the *teacher's* queries, and learns the ground truth by the assignment
     that the host makes on the *teacher's* predictions:
 
-    ``loss_l = (1 / P) * (w_c sum over queries of focal(z, y) + sum over positives of w_1 L1(b, b_gt) + w_g (1 - GIoU))``
+    ``loss_l = (1 / P) * (w_c sum over queries of focal(z, y)
+    + sum over positives of w_1 L1(b, b_gt) + w_g (1 - GIoU(b, b_gt)))``
 
     with the ``P`` queries of the teacher that stand for an object (mean over the ranks).
 
@@ -310,8 +320,8 @@ class DETRDistillQueryPriorLoss(QueryLoss):
               batch: KDBatch) -> Dict[str, List[Tensor]]:
         found = self.assign(teacher, batch)
         if found.labels.shape != student.logits.shape[:3]:
-            raise ValueError(f'DETRDistillQueryPriorLoss: an assignment of {tuple(found.labels.shape)} (layers, images, '
-                             f'queries) for predictions of {tuple(student.logits.shape[:3])}')
+            raise ValueError(f'DETRDistillQueryPriorLoss: an assignment of {tuple(found.labels.shape)} (layers, '
+                             f'images, queries) for predictions of {tuple(student.logits.shape[:3])}')
         frame = frames(image_shapes(batch, found.labels.shape[1]), student.boxes)
         boxes, _, _ = batch_boxes(batch, 'image', student.boxes[0])
         # One row more, for batches without any object.

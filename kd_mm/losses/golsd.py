@@ -54,8 +54,8 @@ class GOLSDLoss(HeadLoss):
     matched with one, else the teacher's largest class probability: what the teacher sees and the ground truth does not
     count as well, by how sure it is.
 
-    D-FINE distils its last decoder layer into the earlier ones, and calls matched what any layer has matched.  mmdet 3.3
-    has no such head; what it has are dense heads with box distributions, and there the matched predictions are the
+    D-FINE distils its last decoder layer into the earlier ones, and calls matched what any layer has matched.  mmdet
+    3.3 has no such head; what it has are dense heads with box distributions, and there the matched predictions are the
     positives of the host's assignment and the teacher is another model.  That use is ours, the formula the authors'.
 
     The published code sets the loss to 0 by hand for equal distributions (it is 0 anyway), and scales P and U by the
@@ -99,8 +99,8 @@ class GOLSDLoss(HeadLoss):
                 raise ValueError(f'GOLSDLoss: {view.name} predicts no box distributions; GFL and its relatives do')
         bins = [[level.shape[-1] for level in view.distributions] for view in (student, teacher)]
         if bins[0] != bins[1]:
-            raise ValueError(f'GOLSDLoss: {bins[0]} bins of {student.name} and {bins[1]} of {teacher.name}: reg_max must '
-                             'be the same')
+            raise ValueError(f'GOLSDLoss: {bins[0]} bins of {student.name} and {bins[1]} of {teacher.name}: reg_max '
+                             'must be the same')
         if student.assignment.objects is None:
             raise ValueError(f'GOLSDLoss: {student.name} does not tell which object a positive prior belongs to')
 

@@ -47,8 +47,8 @@ class MaskQueryLoss(HeadLoss):
     + sum over pairs of a * (w_m KL(m_t || m_s) + w_d dice(m_s, m_t)) / sum over pairs of a``
 
     with the probability ``a`` that the teacher gives to "any object": the mask of a query that stands for nothing means
-    nothing.  Masks are compared at ``points`` places of each image, drawn anew in every step, the mask terms being means
-    over them; the two masks may differ in size.
+    nothing.  Masks are compared at ``points`` places of each image, drawn anew in every step, the mask terms being
+    means over them; the two masks may differ in size.
 
     No published reference for this combination is known: a formula of ours, from published parts.
 
@@ -96,8 +96,8 @@ class MaskQueryLoss(HeadLoss):
     def head_view(self, side: str, records: Mapping[str, Recorded]) -> Any:
         calls = records[''].calls
         if len(calls) != 1:
-            raise ValueError(f'MaskQueryLoss: the {side} head ran {len(calls)} times in one step; a head that runs once '
-                             'is needed')
+            raise ValueError(f'MaskQueryLoss: the {side} head ran {len(calls)} times in one step; a head that runs '
+                             'once is needed')
         return mask_query_view(self.heads[side], calls[0].output)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:

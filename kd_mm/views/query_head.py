@@ -271,7 +271,7 @@ def query_view(model: Any, head: Any, records: Mapping[str, Recorded]) -> QueryV
     calls: Dict[str, Call] = {}
     for name, record in records.items():
         if len(record.calls) != 1:
-            raise ValueError(f'{type(model).__name__}: {name} ran {len(record.calls)} times in one step; once is needed')
+            raise ValueError(f'{type(model).__name__}: {name} ran {len(record.calls)} times in a step; once is needed')
         calls[name] = record.calls[0]
     decoder, output = calls['forward_decoder'], calls['head'].output
     if not isinstance(output, (tuple, list)) or len(output) < 2 or any(part.dim() != 4 for part in output[:2]):
@@ -316,8 +316,8 @@ def _decode(model: Any, head: Any, call: Call, points: Points) -> QueryView:
     """What a detector's decoder and head make of given points, on the memory of a recorded call."""
     own = {name: value for name, value in call.kwargs.items() if name in POINTS and isinstance(value, Tensor)}
     if set(own) != set(points):
-        raise ValueError(f'{type(model).__name__} decodes from {_names(own)} and the other model from {_names(points)}: '
-                         'queries can be shared between detectors of one kind only')
+        raise ValueError(f'{type(model).__name__} decodes from {_names(own)} and the other model from {_names(points)}'
+                         ': queries can be shared between detectors of one kind only')
     for name, value in own.items():
         wide, other = value.shape[-1], points[name].shape[-1]
         # Both kinds of reference, a point and a box, are known to every decoder that takes any.
@@ -376,6 +376,6 @@ def random_points(points: Points, count: int, generator: torch.Generator) -> Poi
 def join_views(views: Sequence[QueryView]) -> QueryView:
     """Several views of the same images and layers as one, their queries side by side."""
     first = views[0]
-    return QueryView(torch.cat([view.logits for view in views], dim=2), torch.cat([view.boxes for view in views], dim=2),
-                     sigmoid=first.sigmoid, name=first.name)
+    logits, boxes = (torch.cat(parts, dim=2) for parts in zip(*((view.logits, view.boxes) for view in views)))
+    return QueryView(logits, boxes, sigmoid=first.sigmoid, name=first.name)
 

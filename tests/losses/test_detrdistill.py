@@ -96,7 +96,8 @@ def test_softmax_heads():
 
 def test_layers_are_matched_by_themselves():
     one, two = view([[LOGIT], [-LOGIT]], [BOX, FAR]), view([[-LOGIT], [LOGIT]], [FAR, BOX])
-    both = [QueryView(torch.cat([a.logits, b.logits]), torch.cat([a.boxes, b.boxes])) for a, b in ((one, one), (one, two))]
+    both = [QueryView(torch.cat([a.logits, b.logits]), torch.cat([a.boxes, b.boxes]))
+            for a, b in ((one, one), (one, two))]
     loss = build(dict(type='DETRDistillLogitsLoss', loss_weight=[1.0, 10.0]))
     assert loss.match(*both).flatten().tolist() == [0, 1, 1, 0]
     assert loss(*both, BATCH).item() == pytest.approx(11 * CE)

@@ -105,7 +105,8 @@ def test_gradient_goes_to_the_student_only():
     views, parts = [], []
     for seed in (0, 1):
         generator = torch.Generator().manual_seed(seed)
-        logits, masks = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((2, 1, 5, 4), (1, 5, 8, 8)))
+        logits, masks = (torch.randn(shape, generator=generator).requires_grad_()
+                         for shape in ((2, 1, 5, 4), (1, 5, 8, 8)))
         views.append(MaskQueryView(logits, [masks, masks * 2]))
         parts.append((logits, masks))
     build(dict(type='MaskQueryLoss', points=50))(*views).backward()

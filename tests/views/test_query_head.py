@@ -12,8 +12,17 @@ from kd_mm.functional import seeded_generator
 from kd_mm.places import find, split_levels
 from kd_mm.taps import Call, Recorded
 from kd_mm.views import QueryView, query_taps, query_view
-from kd_mm.views.query_head import (frames, hungarian, join_views, match_truth, pair_costs, random_points,
-                                    take_queries, to_centre, to_corners)
+from kd_mm.views.query_head import (
+    frames,
+    hungarian,
+    join_views,
+    match_truth,
+    pair_costs,
+    random_points,
+    take_queries,
+    to_centre,
+    to_corners,
+)
 
 SHARING = [name for name in CONFIGS if name != 'ddq']
 DENOISING = ('dino', 'ddq')

@@ -58,7 +58,8 @@ def feature(v: Vector) -> None:
         return (QueryView(torch.zeros_like(scores[layers]), memory=inputs),
                 QueryView(scores[layers], boxes[layers], queries[layers], memory=theirs))
 
-    loss: Any = build(dict(type='DETRDistillFeatureLoss', top=v.number('max_per_img'), floor=v.number('mask_clamp_min')))
+    loss: Any = build(dict(type='DETRDistillFeatureLoss', top=v.number('max_per_img'),
+                           floor=v.number('mask_clamp_min')))
     batch = batch_of(v)
     total = loss(*views(slice(None)), batch)
     v.check('loss', total)
