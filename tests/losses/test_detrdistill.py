@@ -150,6 +150,17 @@ def test_a_query_counts_once_a_class():
     assert query.tolist() == [[[0, 0]]] and weights.tolist() == [[[0.5, 0.5]]]
 
 
+def test_an_image_without_objects_beside_one_with():
+    """Its boxes are fillers, and the score alone counts."""
+    student, teacher = feature_views()
+    teacher = QueryView(torch.cat([teacher.logits] * 2, dim=1), torch.cat([teacher.boxes] * 2, dim=1),
+                        torch.cat([teacher.queries] * 2, dim=1), memory=teacher.memory)
+    batch = KDBatch(boxes=[tensor([[0., 0., 20., 40.]]), torch.zeros(0, 4)], img_shapes=[(40, 40)] * 2,
+                    input_shape=(40, 40))
+    weights, _ = build(dict(type='DETRDistillFeatureLoss', top=1)).query_weights(teacher, batch)
+    assert weights.flatten().tolist() == pytest.approx([0.25, 0.5])
+
+
 def test_the_length_of_a_query_means_nothing():
     short = build(dict(type='DETRDistillFeatureLoss'))(*feature_views(), truth([0., 0., 20., 20.]))
     long = build(dict(type='DETRDistillFeatureLoss'))(
