@@ -57,13 +57,28 @@ def test_match(weights, expected):
 def test_the_costs_are_the_losses():
     """The pairwise costs, written as products of matrices, are the losses of each pair (less the entropies)."""
     generator = torch.Generator().manual_seed(0)
-    own, theirs = (torch.randn(1, 1, 3, 50, generator=generator).double() for _ in range(2))
-    loss = build(dict(type='MaskQueryLoss', match_weights=(0, 5, 5), points=50))
-    logits = torch.zeros(1, 1, 3, 4).double()
-    target = theirs.sigmoid()
-    costs = torch.tensor([[5 * torch.nn.functional.binary_cross_entropy_with_logits(own[0, 0, i], target[0, 0, j])
-                           + 5 * dice_loss(own[0, 0, i], target[0, 0, j]) for j in range(3)] for i in range(3)])
-    assert torch.equal(loss.match(logits, logits, own, theirs)[0, 0], hungarian(costs))
+    own, theirs = (torch.randn(1, 60, 3, 20, generator=generator).double() for _ in range(2))
+    logits = torch.zeros(1, 60, 3, 4).double()
+    pairs = own[..., None, :].expand(1, 60, 3, 3, 20), theirs.sigmoid()[:, :, None].expand(1, 60, 3, 3, 20)
+    near = torch.nn.functional.binary_cross_entropy_with_logits(*pairs, reduction='none').mean(dim=-1)
+    found = build(dict(type='MaskQueryLoss', match_weights=(0, 3, 5))).match(logits, logits, own, theirs)
+    assert torch.equal(found, hungarian(3 * near + 5 * dice_loss(*pairs)))
+    assert not torch.equal(found, hungarian(near)) and not torch.equal(found, hungarian(dice_loss(*pairs)))
+
+
+def test_the_order_of_the_queries_means_nothing():
+    generator = torch.Generator().manual_seed(0)
+    logits, masks = (torch.randn(shape, generator=generator) * 3 for shape in ((2, 1, 5, 4), (1, 5, 8, 8)))
+    order = torch.tensor([3, 1, 4, 0, 2])
+    views = MaskQueryView(logits, [masks] * 2), MaskQueryView(logits[:, :, order], [masks[:, order]] * 2)
+    assert build(dict(type='MaskQueryLoss', dice_weight=0, points=50))(*views).item() < 1e-4
+
+
+@pytest.mark.parametrize('x, y, expected', [(0.125, 0.9, 0), (0.875, 0.1, 3), (0.5, 0.5, 1.5), (0, 0, 0)])
+def test_sampling(x, y, expected):
+    """x goes along the columns; a cell's value is at its centre, and the border continues it."""
+    ramp = torch.arange(4.0).expand(1, 1, 2, 4)
+    assert sample_masks([ramp], torch.tensor([[[float(x), float(y)]]])).item() == expected
 
 
 def test_more_queries_than_the_teacher_has():
