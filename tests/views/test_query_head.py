@@ -120,9 +120,9 @@ def test_the_place_is_the_memory_of_the_view(models, name):
         tokens = model.forward_encoder(**inputs)['memory']
     for mine, theirs in zip(place.pick((*maps, tokens)), view.memory):
         assert torch.equal(mine, theirs)
-    # Cell by cell: the first token of the last level is its upper left corner.
+    # Cell by cell: the tokens of the last level are its rows, one after the other.
     last = view.memory[-1]
-    assert torch.equal(tokens[:, -last.shape[2] * last.shape[3]], last[:, :, 0, 0])
+    assert torch.equal(tokens[:, -last.shape[2] * last.shape[3]:][:, last.shape[3] + 1], last[:, :, 1, 1])
 
 
 def test_no_memory_elsewhere():
