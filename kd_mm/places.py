@@ -1,9 +1,10 @@
-"""Names for places that every model has under another path: ``'@backbone'``, ``'@neck'``, ``'@logits'``.
+"""Names for places that every model has under another path: ``'@backbone'``, ``'@neck'``, ``'@memory'``, ``'@logits'``.
 
 ``@backbone`` is the backbone.  ``@neck`` is the neck; where there is none, the pixel decoder of a mask transformer;
-else the backbone.  ``@logits`` are the dense class logits, before sigmoid or softmax: those of a one-stage head, of the
-region proposals of a two-stage detector, or of a segmentor's head.  Mask transformers for segmentation (MaskFormer,
-Mask2Former) have none; theirs are the logarithm of the scores that they predict with, see :func:`semantic_logits`.
+else the backbone.  ``@memory`` is what the encoder of a DETR-type detector gives, as maps.  ``@logits`` are the dense
+class logits, before sigmoid or softmax: those of a one-stage head, of the region proposals of a two-stage detector, or
+of a segmentor's head.  Mask transformers for segmentation (MaskFormer, Mask2Former) have none; theirs are the logarithm
+of the scores that they predict with, see :func:`semantic_logits`.
 
 The places of :data:`SHARED` are what both models say about the same proposals.
 
@@ -11,7 +12,7 @@ A head whose logits are somewhere else gets its line in a table here, by the nam
 """
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from kd_mm.functional import lift
 from kd_mm.types import Features
 
 MARK = '@'
-PLACES = ('@backbone', '@neck', '@logits')
+PLACES = ('@backbone', '@neck', '@memory', '@logits')
 #: Places that are rows of proposals which both models are asked about, see :mod:`kd_mm.views.roi_head`.
 SHARED = ('@roi_logits', '@roi_boxes', '@roi_masks', '@roi_features', '@rpn_logits', '@rpn_boxes')
 
@@ -49,6 +50,39 @@ def _last(head: Any, outputs: Features) -> Features:
 def _maps(module: Any, outputs: Features) -> Features:
     """Maps without the class tokens (N, C) that a vision transformer returns beside them (DPT)."""
     return tuple(tensor for tensor in outputs if tensor.dim() == 4) or outputs
+
+
+def _memory(outputs: Features) -> Features:
+    """The neck's maps and the encoder's tokens (N, P, C) -> the tokens as maps.
+
+    All levels of the neck go into the encoder, or (DETR, DAB-DETR) the last one alone.
+    """
+    return split_levels(outputs[-1], outputs[:-1])
+
+
+def split_levels(tokens: Tensor, maps: Sequence[Tensor]) -> Features:
+    """Tokens (N, P, C) as the levels that they came from: one or more (N, C, H, W).
+
+    Args:
+        maps: those levels; all of them, or else the last one alone, have P cells.
+
+    Raises:
+        ValueError: neither has.
+
+    Example:
+        >>> import torch
+        >>> maps = [torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)]
+        >>> [tuple(level.shape) for level in split_levels(torch.zeros(2, 20, 8), maps)]
+        [(2, 8, 4, 4), (2, 8, 2, 2)]
+    """
+    for levels in (list(maps), list(maps[-1:])):
+        sizes = [(int(level.shape[2]), int(level.shape[3])) for level in levels]
+        counts = [height * width for height, width in sizes]
+        if sum(counts) == tokens.shape[1]:
+            return tuple(part.transpose(1, 2).unflatten(2, size)
+                         for part, size in zip(tokens.split(counts, dim=1), sizes))
+    raise ValueError(f'{tokens.shape[1]} tokens of the encoder do not come from levels of '
+                     f'{[tuple(level.shape[2:]) for level in maps]} cells')
 
 
 def _main_branch(head: Any, outputs: Features) -> Features:
@@ -155,6 +189,11 @@ def find(model: nn.Module, place: str) -> Place:
         raise KeyError(f'{place!r} is no place; there are {", ".join(map(repr, (*PLACES, *SHARED)))}')
     if place == '@logits':
         return _logits(model)
+    if place == '@memory':
+        if not callable(getattr(model, 'forward_encoder', None)) or not isinstance(_lookup(model, 'neck'), nn.Module):
+            raise KeyError(f"{type(model).__name__} has no encoder of tokens ('@memory'), as DETR-type detectors have. "
+                           "Tap '@neck', or give a module path")
+        return Place(('neck', 'forward_encoder'), _memory)
     candidates = ('backbone', ) if place == '@backbone' else (
         'neck', 'panoptic_head.pixel_decoder', 'decode_head.pixel_decoder', 'backbone')
     for path in candidates:

@@ -105,6 +105,7 @@ class Term(nn.Module):
         self._features: Dict[str, int] = {}
         #: taps of a side that are neither features nor logits: the head that the loss asks for its instances.
         self._heads: Dict[str, str] = {}
+        self._named: Dict[str, Dict[str, str]] = {}  # of a head loss: name -> path
         self._picks: Dict[Tuple[str, bool], Pick] = {}
         self.pairs: Optional[Pairs] = None
         self._chosen: Dict[str, Tuple[int, List[int]]] = {}
@@ -173,7 +174,8 @@ class Term(nn.Module):
         head, method = resolve(model, at, side)
         if method != 'forward':
             raise ValueError(f'{side} {at!r} is a method, and {type(loss).__name__} needs a head')
-        paths = [f'{at}.{part}' if part else at for part in loss.bind_head(side, head)]
+        self._named[side] = loss.locate(side, model, at, head)
+        paths = list(self._named[side].values())
         setattr(self, f'{side}_paths', paths)
         return paths
 
@@ -220,11 +222,8 @@ class Term(nn.Module):
             ValueError: a level does not exist, or the counts differ.
         """
         if isinstance(self.loss, HeadLoss):
-            below: List[Dict[str, Recorded]] = []
-            for records, paths, at in ((student, self.student_paths, self.student_at),
-                                       (teacher, self.teacher_paths, self.teacher_at)):
-                below.append({path[len(at) + 1:]: records[path] for path in paths})
-            return self.loss.views(*below)
+            return self.loss.views(*({name: records[path] for name, path in self._named[side].items()}
+                                     for side, records in (('student', student), ('teacher', teacher))))
         if self.shared:
             return self._collect_rows(self.shared, student, teacher)
         own, theirs = self._side('student', student), self._side('teacher', teacher)

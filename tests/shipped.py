@@ -12,6 +12,8 @@ from kd_mm.registry import MODELS
 from kd_mm.synthetic import synthetic_batch
 
 SHAPE = (64, 128)
+#: For detectors that pick as many cells of their encoder as they have queries, 900.
+LARGER = (192, 256)
 SAMPLES = {}
 
 
@@ -55,6 +57,8 @@ def smallest_overrides(cfg, work_dir):
     if cfg.model.get('pretrained', 'absent') == 'absent':
         options.pop('model.pretrained')
     options['train_cfg.max_epochs' if 'max_epochs' in cfg.train_cfg else 'train_cfg.max_iters'] = 1
+    if (cfg.model.get('data_preprocessor') or {}).get('batch_augments'):  # padding to the full crop
+        options['model.data_preprocessor.batch_augments'] = None
     if 'size' in (cfg.model.get('data_preprocessor') or {}):
         options['model.data_preprocessor.size'] = SHAPE
     for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
@@ -103,7 +107,8 @@ def train_one_step(cfg, work_dir, ignored=True):
     options, key = smallest_overrides(cfg, work_dir)
     cfg.merge_from_dict(options)
     runner = Runner.from_cfg(cfg)
-    SAMPLES[key] = synthetic_batch(runner.model, 2, SHAPE)
+    shape = LARGER if hasattr(runner.model, 'dn_query_generator') else SHAPE
+    SAMPLES[key] = synthetic_batch(runner.model, 2, shape)
     for sample in () if ignored else SAMPLES[key]['data_samples']:
         labels = sample.gt_sem_seg.data
         labels[labels == 255] = 0

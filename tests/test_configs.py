@@ -55,6 +55,9 @@ BASES = {
     'retinanet-r50': 'mmdet::retinanet/retinanet_r50_fpn_{schedule}_coco.py',
     'gfl-r50': 'mmdet::gfl/gfl_r50_fpn_{schedule}_coco.py',
     'rtmdet-s': 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
+    'deformable-detr-r50': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    'dino-r50': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    'mask2former-r50': 'mm{task}::mask2former/mask2former_r50_8xb2-{data}.py',
     'pspnet-r18': 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
     'deeplabv3plus-r18': 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',
     'segformer-b0': 'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py',
@@ -74,8 +77,11 @@ def load(path):
 
 def base_of(path):
     student, data = Path(path).stem.partition('_from_')[0], Path(path).stem.rpartition('_')[2]
+    task = 'det' if '/det/' in path else 'seg'
     base = BASES.get(f'{student} {data}') or BASES[student]
-    return zoo_config(base.format(schedule='1x' if '_1x_' in path else '2x'))
+    return zoo_config(base.format(
+        schedule='1x' if '_1x_' in path else '2x', task=task,
+        data='lsj-50e_coco' if task == 'det' else '90k_cityscapes-512x1024'))
 
 
 def plain(value):

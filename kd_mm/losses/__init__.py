@@ -14,6 +14,7 @@ from kd_mm.losses.cirkd_v2 import CIRKDChannelLoss
 from kd_mm.losses.crosskd import CrossKDLoss
 from kd_mm.losses.cwd import CWDLoss
 from kd_mm.losses.defeat import DeFeatClassLoss, DeFeatLoss
+from kd_mm.losses.detrdistill import DETRDistillFeatureLoss, DETRDistillLogitsLoss, DETRDistillQueryPriorLoss
 from kd_mm.losses.dist import DISTLoss
 from kd_mm.losses.dkd import DKDLoss
 from kd_mm.losses.dsd import DSDLoss
@@ -26,14 +27,17 @@ from kd_mm.losses.frs import FRSLoss
 from kd_mm.losses.fsp import FSPLoss
 from kd_mm.losses.ft import FTLoss
 from kd_mm.losses.gid import GIDLoss
+from kd_mm.losses.golsd import GOLSDLoss
 from kd_mm.losses.icd import ICDLoss
 from kd_mm.losses.ickd import ICKDLoss
 from kd_mm.losses.idd import IDDLoss
 from kd_mm.losses.ifvd import IFVDLoss
 from kd_mm.losses.kd import SoftmaxKDLoss
+from kd_mm.losses.kd_detr import KDDETRLoss
 from kd_mm.losses.ktaad import KTAADLoss
 from kd_mm.losses.ld import LDLoss
 from kd_mm.losses.learned import Learner
+from kd_mm.losses.mask_query import MaskQueryLoss
 from kd_mm.losses.maskd import MasKDLoss
 from kd_mm.losses.mgd import MGDLoss
 from kd_mm.losses.mimic import MimicLoss
@@ -69,6 +73,9 @@ __all__ = [
     'ChenBoxLoss',
     'ChenClassLoss',
     'CrossKDLoss',
+    'DETRDistillFeatureLoss',
+    'DETRDistillLogitsLoss',
+    'DETRDistillQueryPriorLoss',
     'DISTLoss',
     'DKDLoss',
     'DSDLoss',
@@ -83,16 +90,19 @@ __all__ = [
     'FitNetLoss',
     'FreeKDLoss',
     'GIDLoss',
+    'GOLSDLoss',
     'ICDLoss',
     'ICKDLoss',
     'IDDLoss',
     'IFVDLoss',
+    'KDDETRLoss',
     'KDLoss',
     'KTAADLoss',
     'LDLoss',
     'Learner',
     'MGDLoss',
     'MasKDLoss',
+    'MaskQueryLoss',
     'MimicLoss',
     'NSTLoss',
     'OFDLoss',

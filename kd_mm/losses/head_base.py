@@ -49,6 +49,17 @@ class HeadLoss(KDLoss):
         self.heads[side] = head
         return ['', assignment_tap(head)] if side == 'student' and self.needs_assignment else ['']
 
+    def locate(self, side: str, model: nn.Module, at: str, head: nn.Module) -> Dict[str, str]:
+        """What to record of one side: name -> path in the model; :meth:`views` gets the records by these names.
+
+        Args:
+            side: 'student' or 'teacher'.
+            model: the whole model.
+            at: path of the head in it.
+            head: the module there.
+        """
+        return {part: f'{at}.{part}' if part else at for part in self.bind_head(side, head)}
+
     def views(self, student: Mapping[str, Recorded], teacher: Mapping[str, Recorded]) -> Tuple[DenseView, DenseView]:
         """The views of a step, from what was recorded at the paths of :meth:`bind_head`."""
         own = self.head_view('student', student)

@@ -1,0 +1,10 @@
+# Matched queries of two Mask2Formers, semantic segmentation. Card: README.md in this folder.
+_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
+
+custom_hooks = [
+    dict(
+        type='kd_mm.DistillHook',
+        teacher='mmseg::mask2former/mask2former_swin-s_8xb2-90k_cityscapes-512x1024.py',
+        teacher_ckpt='https://download.openmmlab.com/mmsegmentation/v0.5/mask2former/mask2former_swin-s_8xb2-90k_cityscapes-512x1024/mask2former_swin-s_8xb2-90k_cityscapes-512x1024_20221127_143802-9ab177f6.pth',  # noqa: E501
+        losses=dict(loss_queries=dict(type='MaskQueryLoss', at='decode_head')))
+]

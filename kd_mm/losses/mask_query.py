@@ -1,0 +1,153 @@
+"""Distillation of mask transformers: queries matched one to one, their classes and masks compared."""
+
+from typing import Any, Dict, List, Mapping, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_mm import distributed, targets
+from kd_mm.functional import factors, nonzero, seeded_generator
+from kd_mm.losses.head_base import HeadLoss
+from kd_mm.losses.kd import softmax_divergence
+from kd_mm.losses.sigmoid_kd import sigmoid_divergence
+from kd_mm.registry import MODELS
+from kd_mm.taps import Recorded
+from kd_mm.types import KDBatch
+from kd_mm.views.mask_queries import MaskQueryView, mask_query_view, sample_masks
+from kd_mm.views.query_head import hungarian, take_queries
+
+
+def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
+    """``1 - (2 sum p q + eps) / (sum p + sum q + eps)`` with ``p = sigmoid(logits)`` over the last dimension.
+
+    Args:
+        logits: (..., P).
+        target: (..., P), probabilities.
+        eps: keeps empty masks finite. Default 1, as in the host's matching.
+
+    Example:
+        >>> dice_loss(torch.tensor([99., -99.]), torch.tensor([1., 0.])).item()
+        0.0
+    """
+    scores = logits.sigmoid()
+    return 1 - (2 * (scores * target).sum(dim=-1) + eps) / (scores.sum(dim=-1) + target.sum(dim=-1) + eps)
+
+
+@MODELS.register_module()
+class MaskQueryLoss(HeadLoss):
+    """Matched-query mask distillation (the matching of DETRDistill, Chang et al., ICCV 2023, on the masks of
+    Mask2Former, Cheng et al., CVPR 2022).
+
+    In every decoder layer each query of the student gets the query of the teacher that an optimal one-to-one matching
+    gives it, of cost ``c_c CE(p_t, p_s) + c_m BCE(m_s, m_t) + c_d dice(m_s, m_t)``, and learns its class distribution
+    ("no object" included) and its soft mask:
+
+    ``loss_l = w_c mean over pairs of KL(p_t || p_s)
+    + sum over pairs of a * (w_m KL(m_t || m_s) + w_d dice(m_s, m_t)) / sum over pairs of a``
+
+    with the probability ``a`` that the teacher gives to "any object": the mask of a query that stands for nothing means
+    nothing.  Masks are compared at ``points`` places of each image, drawn anew in every step, the mask terms being
+    means over them; the two masks may differ in size.
+
+    No published reference for this combination is known: a formula of ours, from published parts.
+
+    Args:
+        class_weight: ``w_c``, from 0. Default 2 [the host's weight of its class loss].
+        mask_weight: ``w_m``, from 0. Default 5 [the host's].
+        dice_weight: ``w_d``, from 0. Default 5 [the host's]. For soft masks it is not 0 at equality.
+        match_weights: factors of the three costs. Default (2, 5, 5) [the host's own matching].
+        points: places an image, at least 1. Default 12544 [the host's number].
+        loss_weight: see :class:`KDLoss`. Default 1.
+
+    In a config ``at='panoptic_head'`` (mmdet) or ``at='decode_head'`` (mmseg): two mask transformers with the same
+    classes and number of decoder layers.  On plain tensors two :class:`kd_mm.views.MaskQueryView`.
+
+    Returns:
+        A scalar per decoder layer, per pair; summed over layers.
+
+    Raises:
+        ValueError: an option is out of range, or the heads do not fit.
+
+    Example:
+        >>> from kd_mm.registry import build
+        >>> from kd_mm.views import MaskQueryView
+        >>> view = MaskQueryView(torch.randn(2, 1, 5, 4), [torch.randn(1, 5, 8, 8)] * 2)
+        >>> bool(build(dict(type='MaskQueryLoss', dice_weight=0.))(view, view) < 1e-5)
+        True
+    """
+
+    needs_assignment = False
+
+    def __init__(self, class_weight: float = 2.0, mask_weight: float = 5.0, dice_weight: float = 5.0,
+                 match_weights: Tuple[float, float, float] = (2.0, 5.0, 5.0), points: int = 12544,
+                 loss_weight: Any = 1.0):
+        super().__init__(loss_weight)
+        self.class_weight, self.mask_weight, self.dice_weight = factors(
+            'MaskQueryLoss', class_weight=class_weight, mask_weight=mask_weight, dice_weight=dice_weight)
+        if len(match_weights) != 3:
+            raise ValueError(f'MaskQueryLoss: match_weights={match_weights!r} must be three factors: class, mask, dice')
+        self.match_weights = factors('MaskQueryLoss', **dict(zip(('match_class', 'match_mask', 'match_dice'),
+                                                                 match_weights)))
+        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
+            raise ValueError(f'MaskQueryLoss: points={points!r} must be a whole number from 1')
+        self.points = points
+
+    def head_view(self, side: str, records: Mapping[str, Recorded]) -> Any:
+        calls = records[''].calls
+        if len(calls) != 1:
+            raise ValueError(f'MaskQueryLoss: the {side} head ran {len(calls)} times in one step; a head that runs '
+                             'once is needed')
+        return mask_query_view(self.heads[side], calls[0].output)
+
+    def check_shapes(self, student: Any, teacher: Any) -> None:
+        if not isinstance(student, MaskQueryView) or not isinstance(teacher, MaskQueryView):
+            raise ValueError("MaskQueryLoss compares two mask transformers: give two MaskQueryViews, or in a config "
+                             "at='panoptic_head' (mmdet) or at='decode_head' (mmseg)")
+        for what, axis in (('decoder layers', 0), ('images', 1), ('class logits', 3)):
+            own, theirs = student.logits.shape[axis], teacher.logits.shape[axis]
+            if own != theirs:
+                raise ValueError(f'MaskQueryLoss: {own} {what} of {student.name} and {theirs} of {teacher.name}; the '
+                                 'same number is needed')
+
+    def draw_points(self, images: int, batch: KDBatch) -> Tensor:
+        """(N, P, 2), (x, y) in 0..1 of the padded input, inside each image."""
+        generator = seeded_generator(batch.seed, distributed.rank(), batch.step)
+        points = torch.rand(images, self.points, 2, generator=generator)
+        shapes = targets.img_shapes(batch)
+        if shapes and batch.input_shape is not None:
+            height, width = batch.input_shape
+            points = points * points.new_tensor([[(w / width, h / height)] for h, w in shapes]).clamp(max=1)
+        return points
+
+    @torch.no_grad()
+    def match(self, student: Tensor, teacher: Tensor, own: Tensor, theirs: Tensor) -> Tensor:
+        """The teacher's query of each query of the student, -1 for none: (L, N, Qs).
+
+        Args:
+            student, teacher: class logits (L, N, Q, K+1).
+            own, theirs: sampled mask logits (L, N, Q, P).
+        """
+        by_class, by_mask, by_dice = self.match_weights
+        target = theirs.sigmoid().transpose(-1, -2)
+        costs = -by_class * (F.log_softmax(student, dim=-1) @ teacher.softmax(dim=-1).transpose(-1, -2))
+        # BCE(z, p) = softplus(z) - p * z
+        costs = costs + by_mask * (F.softplus(own).sum(dim=-1)[..., None] - own @ target) / own.shape[-1]
+        scores = own.sigmoid()
+        sums = scores.sum(dim=-1)[..., None] + target.sum(dim=-2)[..., None, :]
+        return hungarian(costs + by_dice * (1 - (2 * scores @ target + 1) / (sums + 1)))
+
+    def terms(self, student: MaskQueryView, teacher: MaskQueryView,  # type: ignore[override]
+              batch: KDBatch) -> Dict[str, List[Tensor]]:
+        points = self.draw_points(student.logits.shape[1], batch)
+        own, theirs = sample_masks(student.masks, points), sample_masks(teacher.masks, points)
+        partner = self.match(student.logits, teacher.logits, own, theirs)
+        theirs, wanted = take_queries(theirs, partner), take_queries(teacher.logits, partner)
+        paired = (partner >= 0).to(own)
+        sure = (1 - wanted.softmax(dim=-1)[..., -1]) * paired
+        classes = softmax_divergence(student.logits.flatten(0, 2), wanted.flatten(0, 2)).sum(dim=1).view_as(paired)
+        masks = self.mask_weight * sigmoid_divergence(own, theirs).mean(dim=-1)
+        if self.dice_weight:
+            masks = masks + self.dice_weight * dice_loss(own, theirs.sigmoid())
+        return {'class': list(self.class_weight * (classes * paired).sum(dim=(1, 2)) / nonzero(paired.sum(dim=(1, 2)))),
+                'mask': list((masks * sure).sum(dim=(1, 2)) / nonzero(sure.sum(dim=(1, 2))))}
