@@ -354,7 +354,7 @@ def run_profile(stages, steps=5, timeout=120):
             continue
         command = [sys.executable, str(tool), str(stage.task.path('distilled')), '--steps', str(steps), '--batch', '4',
                    '--shape', *map(str, stage.task.shape),
-                   '--cfg-options', f'custom_hooks.0.teacher_ckpt={stage.needs.checkpoint()}']
+                   '--cfg-options', f'custom_hooks.0.teacher_ckpt={stage.teacher.checkpoint()}']
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:
