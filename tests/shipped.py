@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from kd_mm.registry import MODELS
 from kd_mm.synthetic import synthetic_batch
+from kd_mm.teacher import load_config
 
 SHAPE = (64, 128)
 #: For detectors that pick as many cells of their encoder as they have queries, 900.
@@ -35,8 +36,18 @@ def kd_index(cfg):
     return next(index for index, hook in enumerate(cfg.custom_hooks) if hook['type'] == 'kd_mm.DistillHook')
 
 
+def shallow(teacher):
+    """A teacher with a Swin backbone with two blocks a stage instead of up to 18; None for others, which are left."""
+    found, _, _ = load_config(teacher)
+    backbone = found.model.get('backbone', {})
+    if not str(backbone.get('type')).endswith('SwinTransformer'):
+        return None
+    backbone.depths = [2] * len(backbone.depths)
+    return found.to_dict()
+
+
 def smallest_overrides(cfg, work_dir):
-    """Overrides that replace data, downloads and schedule; nothing of the model's architecture."""
+    """Overrides that replace data, downloads and schedule; nothing of the student's architecture."""
     dataset = cfg.train_dataloader.dataset
     with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
         classes = registry.get(dataset.type).METAINFO['classes']
@@ -61,6 +72,9 @@ def smallest_overrides(cfg, work_dir):
         options['model.data_preprocessor.batch_augments'] = None
     if 'size' in (cfg.model.get('data_preprocessor') or {}):
         options['model.data_preprocessor.size'] = SHAPE
+    teacher = shallow(cfg.custom_hooks[kd_index(cfg)].teacher)
+    if teacher is not None:
+        options[f'{hook}.teacher'] = dict(teacher, _delete_=True)
     for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
         if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
             options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]

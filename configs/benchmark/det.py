@@ -54,6 +54,7 @@ methods = dict(
     ft=dict(losses=dict(loss_ft=dict(type='FTLoss', at='neck', pretrain_steps=80, loss_weight=0.5))),
     gid=dict(losses=dict(loss_gid=dict(
         type='GIDLoss', at='neck', assign='size', feature=5e-3 * CHANNELS, relation=40.0))),
+    golsd=dict(losses=dict(loss_golsd=dict(type='GOLSDLoss', at='bbox_head'))),
     icd=dict(losses=dict(loss_icd=dict(
         type='ICDLoss', at='neck', num_classes=3, heads=8, distill=8.0, auxiliary=1.0))),
     ld=dict(losses=dict(loss_ld=dict(
@@ -81,4 +82,9 @@ methods = dict(
         type='SigmoidKDLoss', at=head, reduction='teacher_score', loss_weight=1.0))),
     sp=dict(losses=dict(loss_sp=dict(type='SPLoss', at='neck', limit=512, loss_weight=500.0))),
     vid=dict(losses=dict(loss_vid=dict(type='VIDLoss', at='neck', loss_weight=1.0))),
+)
+left_out = dict(
+    detrdistill='a pair of DETR-type detectors would be needed; they are trained for 50 epochs and more',
+    kd_detr='a pair of DETR-type detectors would be needed',
+    mask_query='compares masks of queries, and this data has no masks',
 )

@@ -66,6 +66,10 @@ methods = dict(
         loss_weight=1e-4 * SUMS))),
     pkd=dict(losses=dict(loss_pkd=dict(type='PKDLoss', at=hidden, loss_weight=10.0))),
     reviewkd=dict(losses=dict(loss_reviewkd=dict(type='ReviewKDLoss', at='backbone', loss_weight=1.0))),
+    skd_holistic=dict(losses=dict(
+        loss_kd=loss_kd,
+        loss_pairwise=dict(type='SKDPairwiseLoss', at=hidden, kernel=2, loss_weight=10.0),
+        loss_holistic=dict(type='SKDHolisticLoss', at=logits, objective='wgan-gp', width=16, loss_weight=0.001))),
     skd_pairwise=dict(losses=dict(
         loss_skd=dict(type='SKDPairwiseLoss', at=hidden, kernel=2, loss_weight=10.0), loss_kd=loss_kd)),
     transkd=dict(losses=dict(loss_transkd=dict(
@@ -73,3 +77,4 @@ methods = dict(
         embed_weights=(0.1, 0.1, 0.5, 1.0), embedding='linear'))),
     zero_first_order=dict(losses=dict(loss_zero_first=dict(type='ZeroFirstOrderLoss', at=logits))),
 )
+left_out = dict(mask_query='compares queries of mask transformers; the student here has none')
