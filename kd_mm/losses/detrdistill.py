@@ -76,7 +76,7 @@ class DETRDistillLogitsLoss(QueryLoss):
     number of queries may differ, denoising queries are left out.
 
     Returns:
-        A scalar per decoder layer, per matched pair; summed over layers.
+        A scalar per level (a decoder layer), per matched pair; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the heads do not fit.
@@ -160,7 +160,7 @@ class DETRDistillFeatureLoss(QueryLoss):
     the teacher's also logits, boxes and ``queries``.
 
     Returns:
-        One scalar for all decoder layers and levels, per element, summed over both.
+        One term: a scalar per level of the memory and per decoder layer, per element, summed over both.
 
     Raises:
         ValueError: an option is out of range, or the features do not fit.
@@ -264,7 +264,7 @@ class DETRDistillQueryPriorLoss(QueryLoss):
     queries, and the teacher's has the assignment.
 
     Returns:
-        A scalar per decoder layer, per positive of the batch; summed over layers.
+        A scalar per level (a decoder layer), per positive of the batch; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the heads do not fit.

@@ -69,7 +69,7 @@ class GOLSDLoss(HeadLoss):
     assignment.  In a config ``at='bbox_head'``: two heads of the GFL family with the same strides, bins and classes.
 
     Returns:
-        One scalar for all levels, per side of a box.
+        One term for all levels (not a scalar per level: rows of all are counted together), per side of a box.
 
     Raises:
         ValueError: a head has no distributions, or the bins differ.

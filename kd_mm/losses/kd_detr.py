@@ -49,7 +49,7 @@ class KDDETRLoss(QueryLoss):
     are what both made of the same points.
 
     Returns:
-        A scalar per decoder layer, per weighted point; summed over layers.
+        A scalar per level (a decoder layer), per weighted point; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the detectors cannot share queries.

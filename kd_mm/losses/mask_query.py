@@ -64,7 +64,7 @@ class MaskQueryLoss(HeadLoss):
     classes and number of decoder layers.  On plain tensors two :class:`kd_mm.views.MaskQueryView`.
 
     Returns:
-        A scalar per decoder layer, per pair; summed over layers.
+        A scalar per level (a decoder layer), per pair; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the heads do not fit.

@@ -63,7 +63,7 @@ def loss(**extra):
     (loss(levels=[7]), r'levels=\[7\] but student .* gives 5 levels'),
     (loss(levels=dict(student=[0, 1], teacher=[0])), r'2 student levels \[2x16x.*1 teacher levels.*levels='),
     (loss(levels=dict(student=None, teacher=[0, 1])), r'5 student levels .* and 2 teacher levels'),
-    (loss(at='@head'), r"'@head' is no place; there are '@backbone', '@neck', '@logits'"),
+    (loss(at='@head'), r"'@head' is no place; there are '@backbone', '@neck', '@memory', '@logits'"),
     (loss(classes='common'), r"classes='common' is for logit losses"),
     (loss(teacher='other'), r"teacher='other' is not among 'teacher', 'self'"),
     (loss(at='bbox_head.get_targets'), r"never fires"),
