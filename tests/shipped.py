@@ -13,8 +13,6 @@ from kd_mm.synthetic import synthetic_batch
 from kd_mm.teacher import load_config
 
 SHAPE = (64, 128)
-#: For detectors that pick as many cells of their encoder as they have queries, 900.
-LARGER = (192, 256)
 SAMPLES = {}
 
 
@@ -32,6 +30,13 @@ class SyntheticSamples(torch.utils.data.Dataset):
         return {name: copy.deepcopy(SAMPLES[self.key][name][index]) for name in ('inputs', 'data_samples')}
 
 
+FEWER = {
+    'num_queries': 100, 'dn_cfg.group_cfg.num_dn_queries': 10, 'train_cfg.num_points': 512,
+    'decode_head.train_cfg.num_points': 512, 'train_cfg.rcnn.sampler.num': 64,
+    'train_cfg.rpn_proposal.max_per_img': 200,
+}
+
+
 def kd_index(cfg):
     return next(index for index, hook in enumerate(cfg.custom_hooks) if hook['type'] == 'kd_mm.DistillHook')
 
@@ -43,6 +48,8 @@ def shallow(teacher):
     if not str(backbone.get('type')).endswith('SwinTransformer'):
         return None
     backbone.depths = [2] * len(backbone.depths)
+    if 'num_queries' in found.model:
+        found.model.num_queries = FEWER['num_queries']
     return found.to_dict()
 
 
@@ -75,6 +82,15 @@ def smallest_overrides(cfg, work_dir):
     teacher = shallow(cfg.custom_hooks[kd_index(cfg)].teacher)
     if teacher is not None:
         options[f'{hook}.teacher'] = dict(teacher, _delete_=True)
+    # How much of everything, not what: proposals, queries and points of a loss.
+    for key, most in FEWER.items():
+        *parents, last = key.split('.')
+        place = cfg.model
+        for part in parents:
+            place = place.get(part) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(place.get(last), int) and (
+                key != 'num_queries' or teacher is not None):
+            options[f'model.{key}'] = most
     for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
         if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
             options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]
@@ -121,8 +137,7 @@ def train_one_step(cfg, work_dir, ignored=True):
     options, key = smallest_overrides(cfg, work_dir)
     cfg.merge_from_dict(options)
     runner = Runner.from_cfg(cfg)
-    shape = LARGER if hasattr(runner.model, 'dn_query_generator') else SHAPE
-    SAMPLES[key] = synthetic_batch(runner.model, 2, shape)
+    SAMPLES[key] = synthetic_batch(runner.model, 2, SHAPE)
     for sample in () if ignored else SAMPLES[key]['data_samples']:
         labels = sample.gt_sem_seg.data
         labels[labels == 255] = 0
