@@ -157,7 +157,9 @@ def plan(settings, methods, seeds, data, work_dir, quick=False):
         text, loop, iters = loaded['teacher' if name == 'teacher' else 'student']
         stage = Run(name, seed, config_file, work_dir / f'{name}_seed{seed}', options(seed, loop), needs)
         stage.config_hash = engine.hash_of(text, *stage.options[2:], str(seed), data_hash, *extra)
-        stage.total_iters = QUICK if quick else iters
+        if quick:
+            iters = QUICK if loop.get('max_iters') else iters // loop.max_epochs
+        stage.total_iters = iters
         return stage
 
     stages = [run('teacher', 0, teacher)]
