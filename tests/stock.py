@@ -151,12 +151,26 @@ def hook(teacher: Any, losses: Dict[str, Any], **extra: Any) -> Dict[str, Any]:
 
 def make_runner(cfg: Config, hooks: Optional[list] = None) -> Runner:
     cfg = copy.deepcopy(cfg)
+    # The Runner of the forks writes its config as text, which objects have none of.
+    objects = [hook for hook in hooks or () if not is_plain(hook)]
     if hooks is not None:
-        cfg.custom_hooks = list(hooks)
+        cfg.custom_hooks = [hook for hook in hooks if is_plain(hook)]
     # Loggers and visualizers are global by name: a second Runner of the process would write to the first one's files.
     cfg.experiment_name = f'test_{uuid.uuid4().hex}'
     cfg.visualizer.name = cfg.experiment_name
-    return Runner.from_cfg(cfg)
+    runner = Runner.from_cfg(cfg)
+    for hook in objects:
+        runner.register_hook(hook)
+    return runner
+
+
+def is_plain(value) -> bool:
+    """Whether a config can be written as text."""
+    if isinstance(value, dict):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))
 
 
 class Recorder(Hook):
