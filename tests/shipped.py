@@ -30,6 +30,7 @@ class SyntheticSamples(torch.utils.data.Dataset):
         return {name: copy.deepcopy(SAMPLES[self.key][name][index]) for name in ('inputs', 'data_samples')}
 
 
+#: At most so many of a model's queries, points and proposals.
 FEWER = {
     'num_queries': 100, 'dn_cfg.group_cfg.num_dn_queries': 10, 'train_cfg.num_points': 512,
     'decode_head.train_cfg.num_points': 512, 'train_cfg.rcnn.sampler.num': 64,

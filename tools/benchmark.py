@@ -362,6 +362,8 @@ def section(settings, results):
     text, spread = table(settings, results)
     missing = [method for method in settings.methods
                if not results.scores(method) and method not in results.data['errors']]
+    if not results.data['runs'] and not results.data['errors']:
+        return f'## {settings.title}\n\nNot measured yet.\n'
     parts = [f'## {settings.title}\n', f'The teacher reaches {mean_text(results.scores("teacher"))}.{spread}\n', text]
     failed = {**results.data['errors'],
               **{method: cost['error'] for method, cost in results.data['cost'].items() if 'error' in cost}}

@@ -20,6 +20,11 @@ def test_the_transform_keeps_the_energy_and_pads_with_zeros():
     assert torch.isclose(low.square().sum() + high.square().sum(), features.square().sum())
 
 
+def test_the_inverse_gives_the_map_back():
+    features = torch.randn(2, 3, 5, 7).double()
+    assert torch.allclose(haar_join(*haar_step(features), (5, 7)), features, rtol=1e-12, atol=1e-12)
+
+
 def test_closed_form():
     # One channel, a gap of 1 in one cell of 2 x 2: every band has |1/2|.
     student, teacher = torch.zeros(1, 1, 2, 2).double(), torch.zeros(1, 1, 2, 2).double()

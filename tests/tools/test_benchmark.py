@@ -163,6 +163,10 @@ def test_results_are_kept_and_not_trained_again(fake, data, tmp_path):
     assert again.data['runs']['pkd']['0']['score'] == pytest.approx(55.0)
     assert again.data['runs']['pkd']['0']['kd_task_ratio'] == pytest.approx(0.2)
     assert benchmark.needed(stages, again) == []
+    # A result of other settings does not count.
+    again.data['runs']['pkd']['0']['hash'] = 'other'
+    assert [stage.name for stage in benchmark.needed(stages, again)] == ['teacher', 'pkd']
+    again.data['runs']['pkd']['0']['hash'] = stages[2].config_hash
     # A seed more: only what is new runs, with the teacher it needs.
     _, more = plan(['pkd', 'cwd'], data, tmp_path / 'work', seeds=2)
     assert [(stage.name, stage.seed) for stage in benchmark.needed(more, again)] == [
