@@ -219,13 +219,10 @@ class Bench:
                 step(samples)
                 self._synchronize()
                 return torch.cuda.max_memory_allocated(self.device)
-            with _quiet_stderr(), torch.profiler.profile(
-                    activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-                step(samples)
+            risen = allocation_peak(lambda: step(samples))
         finally:
             if with_kd:
                 self.distiller.detach()
-        risen = _allocation_peak(profiler)
         return None if risen is None else risen + self._resident(with_kd)
 
     def _resident(self, with_kd: bool) -> int:
@@ -254,8 +251,15 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _allocation_peak(profiler: Any) -> Optional[int]:
-    """Highest sum of allocations less releases in a profile of the CPU; None on a torch that tells it otherwise."""
+def allocation_peak(call: Callable[[], Any]) -> Optional[int]:
+    """Highest sum of allocations less releases on the CPU during ``call()``; None on a torch that tells it otherwise.
+
+    Example:
+        >>> allocation_peak(lambda: torch.zeros(1024) + 1)
+        8192
+    """
+    with _quiet_stderr(), torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
     try:
         events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
         clock = 'start_ns' if hasattr(events[0], 'start_ns') else 'start_us'

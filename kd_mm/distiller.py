@@ -5,7 +5,6 @@ student computes its training losses, the distiller's taps collect its features 
 same images, and the distillation terms are added to the returned loss dict, which the host sums as it sums its own.
 """
 
-import copy
 import functools
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -13,21 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm import distributed
+from kd_mm.dry_pass import DryPass
 from kd_mm.losses.opponent import Opponent
 from kd_mm.peer import PeerTeacher
-from kd_mm.synthetic import synthetic_batch
-from kd_mm.taps import Recorded, Tap
-from kd_mm.teacher import Teacher, eval_mode, forward_tensor, inherit_weights, preserved_random_state, task_of
+from kd_mm.taps import Recorded, Tap, image_size
+from kd_mm.teacher import Teacher, forward_tensor, inherit_weights, task_of
 from kd_mm.teacher_sources import SELF, build_teachers
 from kd_mm.terms import Problems, Term
 from kd_mm.types import Features, KDBatch
-
-#: Input sizes for the dry pass: small first, larger for models whose layers need it.
-DRY_SHAPES = ((128, 128), (256, 256), (320, 320), (512, 512))
-
-
-def _size(images: Tensor) -> Tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
 
 
 class Distiller(nn.Module):
@@ -78,8 +70,6 @@ class Distiller(nn.Module):
         self.terms = nn.ModuleDict()
         self.problems = Problems()
         self.teachers: Dict[str, Teacher] = {}
-        #: paths that no tensor forward reaches: label assignment and what belongs to it.
-        self._loss_only: List[str] = []
         self._skipping = False
 
         if not hasattr(losses, 'items') or not losses:
@@ -108,8 +98,10 @@ class Distiller(nn.Module):
         if self.teacher is not None:
             for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
                 self.problems.add(problem)
+        dry_pass = DryPass(self)
         if self.teachers or any(SELF in term.sources for term in self.all_terms()):
-            self._prepare()
+            dry_pass.run()
+        self._loss_only = dry_pass.loss_only
         self.problems.raise_any()
 
     # ------------------------------------------------------------------ building
@@ -230,50 +222,6 @@ class Distiller(nn.Module):
                                       f'Teacher ({len(theirs)}): {_names(theirs)}. Give classes=\'common\' (or the '
                                       'names to compare), use a feature loss, or a teacher trained on these classes')
 
-    def _usable(self) -> List[Term]:
-        return [term for term in self.all_terms()
-                if term.student_paths and term.teacher_paths and term.sources
-                and all(path in self._student_taps for path in self._student_paths([term]))
-                and all(source == SELF or source in self.teachers for source in term.sources)
-                and all(key in self._teacher_taps for source in term.sources if source != SELF
-                        for key in self._keys([term], source))]
-
-    def _prepare(self) -> None:
-        """The dry pass: both models on random images, to find widths, sizes and what is not connected."""
-        terms = self._usable()
-        if not terms:
-            return
-        with preserved_random_state(self.seed), torch.enable_grad(), eval_mode(self.student):
-            passed = self._dry_forward()
-            if passed is None:
-                return
-            student, teacher, batch = passed
-            for term in terms:
-                silent = [f'student {path!r}' for path in self._student_paths([term]) if not student.get(path)]
-                silent += [f'{self._side(source)} {path!r}' for source in term.sources if source != SELF
-                           for _, path in self._keys([term], source) if not teacher.get((source, path))]
-                if silent:
-                    self.problems.add(f'{term.name}: the tap at {", ".join(silent)} never fires: the module is not '
-                                      'used by the forward pass, or returns no floating-point tensor. '
-                                      'List all that do: python tools/list_taps.py CONFIG')
-                    continue
-                try:
-                    features = self._features(term, student, teacher)
-                    self._check_classes(term, *features)
-                    term.loss.weight.check(1 if term.loss.joint else len(features[0]), self.max_steps)
-                    records = self._records(term, term.sources[0], student, teacher)
-                    first = self.teachers.get(term.sources[0])
-                    term.bind(self.student, self.student if first is None else first.model, student, records)
-                    term.prepare(*features)
-                    for peer in self.peers.values():
-                        if term.name in peer.terms:
-                            mirror: Any = peer.terms[term.name]
-                            mirror.prepare(features[1], features[0])
-                    self._check_reach(term, *features, term.with_logits(batch, student, records))
-                except (KeyError, ValueError) as error:
-                    text = str(error.args[0])
-                    self.problems.add(text if text.startswith(term.name) else f'{term.name}: {text}')
-
     @staticmethod
     def _records(term: Term, source: str, student: Dict[str, Recorded],
                  teacher: Dict[Tuple[str, str], Recorded]) -> Dict[str, Recorded]:
@@ -304,101 +252,6 @@ class Distiller(nn.Module):
                     f'{term.name}, level {level}: a logit loss needs the same classes, but the student has '
                     f'{s.shape[1]} logits ({_names(self.classes)}) and the teacher {t.shape[1]} ({_names(theirs)}). '
                     'Use a feature loss, or a teacher trained on these classes')
-
-    def _check_reach(self, term: Term, student: Features, teacher: Features, batch: KDBatch) -> None:
-        """Whether the loss has a gradient on the student."""
-        with eval_mode(term):
-            total = sum(term.per_level(student, teacher, batch))
-        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        touched = [*parameters, *term.parameters()]
-        held = [parameter.grad for parameter in touched]
-        try:
-            for parameter in touched:
-                parameter.grad = None
-            if isinstance(total, Tensor) and total.requires_grad:
-                # backward() and not autograd.grad(): re-entrant activation checkpoints know the former only.
-                total.backward(retain_graph=True)
-            if any(parameter.grad is not None for parameter in parameters):
-                return
-        finally:
-            for parameter, gradient in zip(touched, held):
-                parameter.grad = gradient
-        raise ValueError(f'{term.name} reaches no trainable parameter of the student through {term.student_paths}: '
-                         'the tapped module lies before or inside the frozen part (frozen_stages), returns a detached '
-                         'tensor, or lies inside a re-entrant activation checkpoint. Tap a later module')
-
-    def _dry_forward(self) -> Optional[Tuple[Dict[str, Recorded], Dict[Tuple[str, str], Recorded], KDBatch]]:
-        """Features of all taps on random images, at the smallest size that all models take."""
-        errors: Dict[str, str] = {}
-        shapes = _dry_shapes(self.student, *(teacher.model for teacher in self.teachers.values()))
-        for shape in shapes:
-            try:
-                data = self._random_data(shape)
-                batch = self._batch(data['inputs'], data['data_samples'])
-                student = self._dry_student(data)
-                found: Dict[Tuple[str, str], Recorded] = {}
-                for source, teacher in self.teachers.items():
-                    taps = {key: tap for key, tap in self._teacher_taps.items() if key[0] == source}
-                    teacher.run(data['inputs'], data['data_samples'], list(taps.values()), batch, full=True)
-                    found.update({key: tap.read() for key, tap in taps.items() if tap.fired})
-                return student, found, batch
-            except Exception as error:  # models raise anything at sizes they cannot take
-                errors.setdefault(f'{type(error).__name__}: {error}', f'{shape[0]}x{shape[1]}')
-                self._clear()
-        tried = '; '.join(f'at {size}: {message}' for message, size in errors.items())
-        self.problems.add(f'the forward pass of student or teacher on random images fails. {tried}')
-        return None
-
-    def _random_data(self, shape: Tuple[int, int]) -> Dict[str, Any]:
-        device = next(self.student.parameters()).device
-        if task_of(self.student) is None:
-            return dict(inputs=torch.rand(2, 3, *shape, device=device), data_samples=())
-        data = synthetic_batch(self.student, 2, shape, device=device)
-        # training=False: batch augmentations draw random sizes and remember them.
-        return self.student.data_preprocessor(data, False)
-
-    def _dry_student(self, data: Dict[str, Any]) -> Dict[str, Recorded]:
-        # Sampled proposals are those of the losses alone: what a head predicts for others does not belong to them.
-        sampled = {path for term in self.all_terms() if term.shared for path in term.student_paths}
-        taps = [tap for path, tap in self._student_taps.items() if path not in sampled]
-        for tap in taps:
-            tap.arm(_size(data['inputs']))
-        try:
-            if taps or not sampled:
-                forward_tensor(self.student, data['inputs'], copy.deepcopy(data['data_samples']),
-                               list(self._student_taps))
-        except Exception:
-            # Some heads cannot predict for a batch (guided anchors take one image): what lies before them is known.
-            if not taps or not all(tap.fired for tap in taps):
-                raise
-        fired = [tap for tap in taps if tap.fired]
-        silent = [tap for tap in self._student_taps.values() if not tap.fired]
-        records = _read(fired)
-        for tap in silent:
-            tap.clear()
-        if silent and task_of(self.student) is not None:
-            # Some modules run only when losses are computed (target assignment, denoising).
-            for tap in silent:
-                tap.arm(_size(data['inputs']))
-            # Some heads return in training only what their loss takes (VFNet); norms and dropouts are leaves, and stay
-            # in eval. DDOD counts the positives it has seen in plain lists, which no mode stops.
-            holders = [module for module in self.student.modules() if next(module.children(), None) is not None]
-            for module in holders:
-                module.training = True
-            counts = [(value, list(value)) for module in self.student.modules() for value in vars(module).values()
-                      if type(value) is list]
-            try:
-                self.student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
-            finally:
-                for module in holders:
-                    module.training = False  # the dry pass is in eval mode
-                for value, before in counts:
-                    value[:] = before
-                late = _read([tap for tap in silent if tap.fired])
-                self._loss_only = list(late)
-                records.update(late)
-                self._clear()
-        return records
 
     # ------------------------------------------------------------------ life
 
@@ -455,7 +308,7 @@ class Distiller(nn.Module):
         return [term for term in self.all_terms() if not term.loss.weight.is_zero(self.step, self.max_steps)]
 
     def _batch(self, inputs: Tensor, data_samples: Any) -> KDBatch:
-        return KDBatch(input_shape=_size(inputs), data_samples=data_samples or (), step=self.step,
+        return KDBatch(input_shape=image_size(inputs), data_samples=data_samples or (), step=self.step,
                        max_steps=self.max_steps, seed=self.seed, images=inputs)
 
     def begin(self, inputs: Any, data_samples: Any) -> None:
@@ -471,7 +324,7 @@ class Distiller(nn.Module):
         self._inputs = (inputs, data_samples)
         paths = self._student_paths(self._active)
         for path in paths:
-            self._student_taps[path].arm(_size(inputs))
+            self._student_taps[path].arm(image_size(inputs))
         if self.task_loss_weight == 0 and self._active and not set(paths) & set(self._loss_only):
             self._skip_task_loss(paths)
 
@@ -600,22 +453,6 @@ class Distiller(nn.Module):
                     'learning rate, clip gradients (optim_wrapper.clip_grad), or look for non-finite student features')
 
 
-def _dry_shapes(*models: nn.Module) -> List[Tuple[int, int]]:
-    """:data:`DRY_SHAPES`, after the small ones that a model is built for (position embeddings of fixed length)."""
-    own = []
-    for model in models:
-        for holder, name in ((getattr(model, 'backbone', None), 'img_size'),
-                             (getattr(model, 'data_preprocessor', None), 'size')):
-            size = getattr(holder, name, None)
-            size = (size, size) if isinstance(size, int) else size
-            if isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(edge, int) for edge in size):
-                own.append((size[0], size[1]))
-    limit = DRY_SHAPES[-1][0] * DRY_SHAPES[-1][1]
-    first = [shape for shape in own if shape[0] * shape[1] <= DRY_SHAPES[0][0] * DRY_SHAPES[0][1]]
-    rest = [shape for shape in own if shape not in first and shape[0] * shape[1] <= limit]
-    return list(dict.fromkeys([*first, DRY_SHAPES[0], *rest, *DRY_SHAPES[1:], *own]))
-
-
 def _names(classes: Optional[Sequence[str]]) -> str:
     if not classes:
         return 'classes unknown'
@@ -635,10 +472,6 @@ def average(sides: Sequence[Features]) -> Features:
         raise ValueError(f'the outputs of several teachers are averaged, but they differ in shape: {shapes}. Give '
                          'each teacher a loss of its own')
     return tuple(torch.stack(level).mean(dim=0) for level in zip(*sides))
-
-
-def _read(taps: Sequence[Tap]) -> Dict[str, Recorded]:
-    return {tap.path: tap.read() for tap in taps}
 
 
 def _total(value: Any) -> Tensor:

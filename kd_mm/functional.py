@@ -6,7 +6,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def lift(tensor: Tensor) -> Tensor:
@@ -378,78 +377,6 @@ def keep_mask(uniform: Tensor, mask_ratio: float) -> Tensor:
         tensor([1., 0.])
     """
     return (uniform <= 1 - mask_ratio).to(uniform.dtype)
-
-
-class _RelationDivergence(torch.autograd.Function):
-    """The gradient is computed along with the value, block by block, so that no block has to be kept or repeated."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, student_keys: Tensor, teacher: Tensor, teacher_keys: Tensor,
-                weights: Tensor, bonus: Optional[Tensor], tau: float, rows: int) -> Tensor:
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        total = student.new_zeros(())
-        grad = torch.zeros_like(student) if wanted else None
-        grad_keys = torch.zeros_like(student_keys) if wanted else None
-        for start in range(0, student.shape[0], rows):
-            block = slice(start, start + rows)
-            for group in range(student_keys.shape[0]):
-                log_s = student[block] @ student_keys[group].T / tau
-                log_t = teacher[block] @ teacher_keys[group].T / tau
-                if bonus is not None:
-                    log_s, log_t = log_s + bonus[group], log_t + bonus[group]
-                log_s, log_t = F.log_softmax(log_s, dim=1), F.log_softmax(log_t, dim=1)
-                share = log_t.exp()
-                weight = weights[block, group]
-                total += (share * (log_t - log_s)).sum(dim=1) @ weight
-                if grad is not None and grad_keys is not None:
-                    slope = (log_s.exp() - share) * (weight[:, None] / tau)
-                    grad[block] += slope @ student_keys[group]
-                    grad_keys[group] += slope.T @ student[block]
-        if grad is not None and grad_keys is not None:
-            ctx.save_for_backward(grad, grad_keys)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> Tuple[Optional[Tensor], ...]:
-        grad, grad_keys = ctx.saved_tensors
-        return (upstream[0] * grad, upstream[0] * grad_keys, None, None, None, None, None, None)
-
-
-def relation_divergence(student: Tensor, student_keys: Tensor, teacher: Tensor, teacher_keys: Tensor,
-                        weights: Tensor, tau: float, key_weights: Optional[Tensor] = None,
-                        max_block: int = 2**23) -> Tensor:
-    """Divergence between the relations of rows to keys, student against teacher, without ever holding all relations.
-
-    ``sum_{a,g} w[a, g] * KL(p_t[a, g] || p_s[a, g])`` with ``p[a, g]`` the softmax over the B keys of group g of
-    ``row_a . key_b / tau``.  Rows are taken in blocks; values do not depend on the size of a block but for rounding.
-
-    Args:
-        student: rows (A, Cs).
-        student_keys: (G, B, Cs); they may need a gradient too.
-        teacher: rows (A, Ct), no gradient.
-        teacher_keys: (G, B, Ct), no gradient.
-        weights: (A, G).
-        tau: temperature, above 0.
-        key_weights: (G, B), not negative: ``p`` is proportional to them; a group of zeros alone must have weights 0.
-        max_block: largest number of similarities of one matrix at a time. Default 2**23, 32 MiB in float32.
-
-    Returns:
-        A scalar; differentiable once.
-
-    Example:
-        >>> x = torch.randn(6, 4)
-        >>> relation_divergence(x, x[None], 2 * x, 2 * x[None], torch.ones(6, 1), 1.0) > 0
-        tensor(True)
-    """
-    bonus = None
-    if key_weights is not None:
-        inside = key_weights > 0
-        # A finite stand-in for -inf: the difference of two -inf would be NaN.
-        bonus = torch.where(inside, key_weights, torch.ones_like(key_weights)).log().masked_fill(~inside, -1e30)
-    rows = max(max_block // max(student_keys.shape[1], 1), 1)
-    return _RelationDivergence.apply(student, student_keys, teacher.detach(), teacher_keys.detach(), weights.detach(),
-                                     bonus, tau, rows)
 
 
 def intersection(boxes: Tensor, others: Tensor) -> Tuple[Tensor, Tensor]:

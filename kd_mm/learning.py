@@ -93,6 +93,8 @@ class Lesson:
 def find_lessons(losses: Any, out: Optional[str] = None) -> List[Lesson]:
     """The losses of a config that learn something, built as they are but for the file.
 
+    Losses of one type may share a file (MasKD on the logits of a head and of its auxiliary head): the first by name learns.
+
     Args:
         losses: the config's dict of losses.
         out: folder for the files; None for the paths that the config names.
@@ -100,8 +102,9 @@ def find_lessons(losses: Any, out: Optional[str] = None) -> List[Lesson]:
     Raises:
         ValueError: no loss learns anything, a config is wrong, or a loss names no file; all problems in one.
     """
-    problems, lessons, seen = Problems(), [], []
-    for name, cfg in losses.items():
+    problems, lessons = Problems(), []
+    seen: Dict[str, Lesson] = {}
+    for name, cfg in sorted(losses.items()):
         try:
             argument = _learned_argument(cfg)
             if argument is None:
@@ -113,10 +116,15 @@ def find_lessons(losses: Any, out: Optional[str] = None) -> List[Lesson]:
             if not isinstance(target, str) or target == RANDOM:
                 raise ValueError(f"{name}: {argument}={target!r} is no file to write. Give "
                                  f"{argument}='work_dirs/learned/{name}.pth' in the config, or a folder with --out")
-            if target in seen:
-                raise ValueError(f'{name}: {target} is the file of another loss too')
-            seen.append(target)
+            first = seen.get(cfg.get(argument))
+            if first is not None:
+                if type(term.loss) is not type(first.term.loss):
+                    raise ValueError(f'{name}: {target} is the file of {first.name} too, which is a '
+                                     f'{type(first.term.loss).__name__}. Give each its own')
+                continue
             lessons.append(Lesson(name, term, term.loss.learner(), target))
+            if cfg.get(argument) not in (None, RANDOM):
+                seen[cfg[argument]] = lessons[-1]
         except (KeyError, ValueError) as error:
             problems.add(error)
     if not lessons and not problems.found:

@@ -291,3 +291,13 @@ class Tap:
             self._records.append((value, tensor, tensor._version))
         if self.keep is not None:
             self.keep(self)
+
+
+def read_taps(taps: Sequence['Tap']) -> Dict[str, Recorded]:
+    """What each of the taps recorded, by path."""
+    return {tap.path: tap.read() for tap in taps}
+
+
+def image_size(images: Tensor) -> Tuple[int, int]:
+    """(H, W) of a batch of images."""
+    return images.shape[-2], images.shape[-1]

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the bottom up; a module may import from its own layer's left and from every layer below.
 LAYERS = (
     ('version', ), ('registry', 'types'),
-    ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'),
+    ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'), ('blocks', ),
     ('targets', 'taps'), ('adapters', 'regions', 'views'), ('losses', ), ('teacher', ), ('terms', ), ('peer', ),
-    ('teacher_sources', ), ('distiller', ), ('hooks', ),
+    ('teacher_sources', ), ('dry_pass', ), ('distiller', ), ('hooks', ),
     ('inspection', 'benchmark', 'learning'))
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

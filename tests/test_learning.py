@@ -129,8 +129,10 @@ def test_problems_are_named_before_anything_runs(segmenter):
         lessons(loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg'))
     with pytest.raises(ValueError, match='is no file to write(.|\n)*num_tokens'):
         lessons(loss_a=maskd('a', tokens=None), loss_b=maskd('b', num_tokens=0))
-    with pytest.raises(ValueError, match='is the file of another loss'):
-        lessons(loss_a=maskd('a'), loss_b=maskd('b'))
+    shared = lessons(loss_a=maskd('a'), loss_b=maskd('b'))
+    assert [lesson.name for lesson in shared] == ['loss_a']
+    with pytest.raises(ValueError, match='loss_b: .* is the file of loss_a too, which is a MasKDLoss'):
+        lessons(loss_a=maskd('a'), loss_b=dict(maskd('b'), type='FreeKDLoss'))
     twice = lessons(loss_a=maskd('decode_head.conv_seg'), loss_b=maskd('decode_head.conv_seg', tokens='b.pth'))
     with pytest.raises(ValueError, match='loss_b and loss_a both change'):
         learning.learn(segmenter, twice, batches(segmenter), 1)

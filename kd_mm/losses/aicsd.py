@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_mm.functional import channel_affinity, one_of, positive, spatial_log_softmax, unit_vectors
 from kd_mm.losses.base import KDLoss, labelled
-from kd_mm.losses.kd import reduce_classes, softmax_divergence
+from kd_mm.losses.kd import mean_divergence
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
 
@@ -132,7 +132,7 @@ class AICSDLoss(KDLoss):
         if self.matrix == 'kl':
             gap = (inter_class_divergence(student, mask) - inter_class_divergence(teacher, mask)).square()
             similarity = gap.sum() / (images * student.shape[1]**2)
-        pixel = self.tau**2 * reduce_classes(softmax_divergence(student, teacher, self.tau), mask, 'element_mean')
+        pixel = self.tau**2 * mean_divergence(student, teacher, mask, self.tau, reduction='element_mean')
         channel = (channel_affinity(student, mask) - channel_affinity(teacher, mask)).square()
         return {'similarity': similarity, 'pixel': pixel, 'channel': channel.sum() / (images * student.shape[1])}
 

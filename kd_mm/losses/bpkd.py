@@ -1,15 +1,19 @@
 """Boundary-privileged distillation."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from kd_mm.blocks import BLOCK, sum_in_blocks
 from kd_mm.functional import nonzero, positive
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.cwd import channel_wise_divergence
 from kd_mm.losses.kd import softmax_divergence
-from kd_mm.regions.edge import class_edges, odd_width
+from kd_mm.regions.edge import class_edges, label_edges, odd_width
 from kd_mm.registry import MODELS
+from kd_mm.targets import seg_map
 from kd_mm.types import KDBatch
 
 
@@ -46,7 +50,6 @@ class BPKDLoss(KDLoss):
         ValueError: an option has a bad value, the data has no segmentation map, or RoI rows.
 
     Example:
-        >>> import torch
         >>> from kd_mm.registry import build
         >>> batch = KDBatch(seg_map=torch.randint(0, 5, (2, 32, 32)))
         >>> z = torch.randn(2, 5, 8, 8)
@@ -71,16 +74,36 @@ class BPKDLoss(KDLoss):
         """The two terms without their weights: edge and body."""
         if student.dim() != 4:
             raise ValueError(f'BPKDLoss needs maps (N, K, H, W), not {tuple(student.shape)}')
-        edges, bodies = class_edges(batch, student, student.shape[1], self.width)
-        if mask is not None:
-            edges, bodies = edges * mask.to(edges.dtype), bodies * mask.to(bodies.dtype)
-        pixels = softmax_divergence(student, teacher, self.tau).sum(dim=1, keepdim=True)
-        sizes = edges.sum(dim=(0, 2, 3))
-        edge = (pixels * edges).sum(dim=(0, 2, 3)) / nonzero(sizes)
-        body = channel_wise_divergence(student, teacher, self.tau, mask=bodies)
-        filled = (bodies > 0).flatten(2).any(dim=2).sum().clamp(min=1)
-        return {'edge': self.tau**2 * edge.sum() / (sizes > 0).sum().clamp(min=1),
-                'body': self.tau**2 * body.sum() / filled}
+        labels, size = seg_map(batch).to(student.device), (student.shape[2], student.shape[3])
+        mixed, known = label_edges(labels, self.width, batch.ignore_index)
+        whole = F.adaptive_avg_pool2d(known.float(), size).to(student.dtype)
+        weights = torch.ones_like(whole) if mask is None else mask.to(student.dtype)
+        classes, images = (torch.arange(student.shape[dim], device=student.device) for dim in (1, 0))
+
+        # The mean over the classes of their means over their edges is a sum over cells with one weight each, so that
+        # the shares of all classes are never held at once.
+        edges, found = torch.zeros_like(whole), whole.new_zeros(())
+        for part in classes.split(max(BLOCK // max(student[:, 0].numel(), 1), 1)):
+            shares = class_edges(labels, mixed, part, size, self.width).to(student.dtype) * weights
+            sizes = shares.sum(dim=(0, 2, 3), keepdim=True)
+            edges += (shares / nonzero(sizes)).sum(dim=1, keepdim=True)
+            found += (sizes > 0).sum()
+
+        def edge_sum(one: Tensor, other: Tensor, shares: Tensor) -> Tuple[Tensor]:
+            return ((softmax_divergence(one, other, self.tau).sum(dim=1, keepdim=True) * shares).sum(), )
+
+        def body_sums(one: Tensor, other: Tensor, kinds: Tensor, rows: Tensor, factors: Tensor,
+                      labelled: Tensor) -> Tuple[Tensor, Tensor]:
+            rows, kinds = rows.flatten(), kinds.flatten()
+            bodies = labelled - class_edges(labels[rows], mixed[rows], kinds, size, self.width).to(one.dtype)
+            bodies = bodies.clamp(min=0) * factors
+            return (channel_wise_divergence(one, other, self.tau, mask=bodies).sum(),
+                    (bodies > 0).flatten(2).any(dim=2).sum())
+
+        edge, = sum_in_blocks(edge_sum, 'cells', student, teacher, edges)
+        body, filled = sum_in_blocks(body_sums, 'channels', student, teacher, classes.view(1, -1, 1, 1),
+                                     images.view(-1, 1, 1, 1), weights, whole)
+        return {'edge': self.tau**2 * edge / found.clamp(min=1), 'body': self.tau**2 * body / filled.clamp(min=1)}
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

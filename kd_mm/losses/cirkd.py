@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mm import distributed
+from kd_mm.blocks import relation_divergence
 from kd_mm.functional import (
     nonzero,
     one_of,
     parameter_options,
     positive,
-    relation_divergence,
     seeded_generator,
     unit_vectors,
 )
@@ -233,7 +233,7 @@ class CIRKDMemoryLoss(KDLoss):
     The memory is state: buffers that a checkpoint keeps and a resume restores, equal on all processes because what is
     added is gathered.  It is written once a step (``batch.step``) and in training mode only.  Draws depend on
     ``(batch.seed, rank, batch.step, level)`` alone.  Relations are computed in blocks, see
-    :func:`kd_mm.functional.relation_divergence`.
+    :func:`kd_mm.blocks.relation_divergence`.
 
     As published, with an error: CIRKD's code picks places *within* the cells of a class and applies them to the whole
     map, so that the cells stored are random ones among the first of the image, whatever their class.

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mm import distributed
-from kd_mm.functional import parameter_options, positive, relation_divergence, seeded_generator, unit_vectors
+from kd_mm.blocks import relation_divergence
+from kd_mm.functional import parameter_options, positive, seeded_generator, unit_vectors
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.cirkd import Queue, projection
 from kd_mm.registry import MODELS

@@ -1,9 +1,10 @@
 """Channel-wise knowledge distillation."""
 
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
+from kd_mm.blocks import sum_in_blocks
 from kd_mm.functional import one_of, positive, spatial_log_softmax
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
@@ -26,7 +27,7 @@ def channel_wise_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, 
         teacher: (N, C, H, W).
         tau: temperature, above 0.
         divergence: 'kl' or 'cross_entropy' (without the teacher's entropy).
-        mask: (N, 1, H, W), not negative, or None.
+        mask: (N, 1, H, W), or (N, C, H, W) with one for each channel, not negative, or None.
 
     Returns:
         (N, C), not multiplied by tau squared; 0 for an image whose mask is empty.
@@ -94,11 +95,14 @@ class CWDLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        rows = channel_wise_divergence(student, teacher, self.tau, self.divergence, mask)
-        images = rows.new_tensor(float(max(rows.shape[0], 1)))
+        def total_of(one: Tensor, other: Tensor, weights: Optional[Tensor]) -> Tuple[Tensor]:
+            return (channel_wise_divergence(one, other, self.tau, self.divergence, weights).sum(), )
+
+        total, = sum_in_blocks(total_of, 'channels', student, teacher, mask)
+        images = total.new_tensor(float(max(student.shape[0], 1)))
         if mask is not None:
-            images = (mask > 0).flatten(1).any(dim=1).sum().clamp(min=1).to(rows.dtype)
-        return self.tau**2 * rows.sum() / (images * self._channels(level, student))
+            images = (mask > 0).flatten(1).any(dim=1).sum().clamp(min=1).to(total.dtype)
+        return self.tau**2 * total / (images * self._channels(level, student))
 
     def _channels(self, level: int, student: Tensor) -> int:
         if self.student_channels is None:

@@ -1,10 +1,11 @@
 """Distillation from a stronger teacher: relations of predictions."""
 
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 from torch import Tensor
 
-from kd_mm.functional import nonzero, one_of, positive, safe_sqrt
+from kd_mm.blocks import sum_in_blocks
+from kd_mm.functional import apply_weights, nonzero, one_of, positive, safe_sqrt
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -46,15 +47,16 @@ def pearson(first: Tensor, second: Tensor, dims: Sequence[int], weights: Optiona
     return (wa * b).sum(dim=dims) / (norms + eps)
 
 
-def dist_terms(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None,
-               eps: float = 1e-8) -> Tuple[Tensor, Tensor]:
-    """The two relations of DIST between class scores.
+def dist_terms(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None, eps: float = 1e-8,
+               scores: Optional[Callable[[Tensor], Tensor]] = None) -> Tuple[Tensor, Tensor]:
+    """The two relations of DIST between class scores, in blocks of cells.
 
     Args:
         student: scores (M, K) or (N, K, H, W).
         teacher: scores of the same shape.
         mask: weights (N, 1, H, W) of the cells, or None.
         eps: see :func:`pearson`.
+        scores: what makes scores of a block (N, K, H, W), if the two are given as logits. The scores never exist whole.
 
     Returns:
         inter, ``1 -`` the mean over cells of the correlation across classes; intra, ``1 -`` the mean over classes of
@@ -68,12 +70,31 @@ def dist_terms(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None,
     """
     if student.dim() == 2:
         student, teacher = student[:, :, None, None], teacher[:, :, None, None]
-    rows = 1 - pearson(student, teacher, [1], None, eps)
-    columns = 1 - pearson(student, teacher, [0, 2, 3], mask, eps)
-    if mask is None:
-        return rows.sum() / max(rows.numel(), 1), columns.mean() if rows.numel() else rows.sum()
-    weights = mask[:, 0].to(rows.dtype)
-    return (rows * weights).sum() / nonzero(weights.sum()), columns.mean() * (weights.sum() > 0).to(rows.dtype)
+    cells, dims = student[:, :1], [0, 2, 3]
+    total = cells.new_tensor(float(cells.numel())) if mask is None else mask.to(cells.dtype).sum()
+
+    def scored(block: Tensor) -> Tensor:
+        return block if scores is None else scores(block)
+
+    def sums(one: Tensor, other: Tensor, weights: Optional[Tensor]) -> Tuple[Tensor, ...]:
+        return tuple(apply_weights(scored(tensor), weights).sum(dim=dims, keepdim=True) for tensor in (one, other))
+
+    # A correlation does not see what is subtracted: with the means as constants the squares keep their digits.
+    centres = [part / nonzero(total) for part in sum_in_blocks(sums, 'cells', student.detach(), teacher, mask)]
+
+    def relations(one: Tensor, other: Tensor, weights: Optional[Tensor]) -> Tuple[Tensor, ...]:
+        one, other = scored(one), scored(other)
+        rows = 1 - pearson(one, other, [1], None, eps)[:, None]
+        a, b = one - centres[0], other - centres[1]
+        weighted_a, weighted_b = apply_weights(a, weights), apply_weights(b, weights)
+        return (apply_weights(rows, weights).sum(), weighted_a.sum(dim=dims), weighted_b.sum(dim=dims),
+                (weighted_a * a).sum(dim=dims), (weighted_b * b).sum(dim=dims), (weighted_a * b).sum(dim=dims))
+
+    inter, a, b, aa, bb, ab = sum_in_blocks(relations, 'cells', student, teacher, mask)
+    divisor = nonzero(total)
+    norms = safe_sqrt(aa - a.square() / divisor) * safe_sqrt(bb - b.square() / divisor)
+    columns = 1 - (ab - a * b / divisor) / (norms + eps)
+    return inter / divisor, columns.mean() * (total > 0).to(columns.dtype)
 
 
 @MODELS.register_module()
@@ -141,13 +162,17 @@ class DISTLoss(KDLoss):
         self.mask_ignored = mask_ignored
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Class scores of logits, whose anchors have become images of their own."""
-        if self.anchors > 1:
-            if logits.dim() != 4 or logits.shape[1] % self.anchors:
-                raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(logits.shape)}')
-            logits = logits.reshape(-1, logits.shape[1] // self.anchors, *logits.shape[2:])
+        """Class scores of logits."""
         logits = logits / self.tau
         return logits.softmax(dim=1) if self.activation == 'softmax' else logits.sigmoid()
+
+    def split(self, logits: Tensor) -> Tensor:
+        """Logits whose anchors have become images of their own."""
+        if self.anchors == 1:
+            return logits
+        if logits.dim() != 4 or logits.shape[1] % self.anchors:
+            raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(logits.shape)}')
+        return logits.reshape(-1, logits.shape[1] // self.anchors, *logits.shape[2:])
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
@@ -155,5 +180,5 @@ class DISTLoss(KDLoss):
             mask = labelled(student, batch, mask)
         if mask is not None:
             mask = mask.to(student.dtype).repeat_interleave(self.anchors, dim=0)
-        inter, intra = dist_terms(self.scores(student), self.scores(teacher), mask, self.eps)
+        inter, intra = dist_terms(self.split(student), self.split(teacher), mask, self.eps, self.scores)
         return self.tau**2 * (self.beta * inter + self.gamma * intra)

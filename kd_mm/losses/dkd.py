@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_mm.blocks import sum_in_blocks
 from kd_mm.functional import nonzero, one_of, positive
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
@@ -135,6 +136,10 @@ class DKDLoss(KDLoss):
             raise ValueError(f'DKDLoss, level {level}: {student.shape[1]} class has no other classes to rank. Use '
                              'SigmoidKDLoss')
         target, weights = self.targets(teacher, batch, mask, level)
-        tckd, nckd = decoupled_terms(student, teacher, target, self.tau)
-        total = ((self.alpha * tckd + self.beta * nckd) * weights).sum()
+
+        def total_of(one: Tensor, other: Tensor, index: Tensor, shares: Tensor) -> Tuple[Tensor]:
+            tckd, nckd = decoupled_terms(one, other, index[:, 0], self.tau)
+            return (((self.alpha * tckd + self.beta * nckd) * shares[:, 0]).sum(), )
+
+        total, = sum_in_blocks(total_of, 'cells', student, teacher, target[:, None], weights[:, None])
         return self.tau**2 * total / nonzero(weights.sum())

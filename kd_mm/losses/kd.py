@@ -1,11 +1,12 @@
 """Softmax knowledge distillation of class logits."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import nonzero, one_of, positive
+from kd_mm.blocks import sum_in_blocks
+from kd_mm.functional import apply_weights, nonzero, one_of, positive
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -39,10 +40,9 @@ def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, diver
     return log_t.exp() * (log_t - log_s if divergence == 'kl' else -log_s)
 
 
-def reduce_classes(terms: Tensor, mask: Optional[Tensor], reduction: str) -> Tensor:
-    """One number from the terms of :func:`softmax_divergence`; ``mask`` (N, 1, H, W) weighs the pixels.
-
-    Always summed over classes and pixels, then divided by:
+def mean_divergence(student: Tensor, teacher: Tensor, mask: Optional[Tensor], tau: float = 1.0, divergence: str = 'kl',
+                    reduction: str = 'pixel_mean') -> Tensor:
+    """Sum of :func:`softmax_divergence` over classes and pixels, weighed by ``mask`` (N, 1, H, W), divided by:
 
     ===============  ==============================================================================================
     pixel_mean       the sum of the pixel weights (N*H*W without mask; M for rows)
@@ -52,20 +52,24 @@ def reduce_classes(terms: Tensor, mask: Optional[Tensor], reduction: str) -> Ten
     sum              1
     ===============  ==============================================================================================
 
+    In blocks of pixels: the gradient is the only tensor of the size of the logits.
+
     Example:
         >>> import torch
-        >>> reduce_classes(torch.ones(2, 3, 4, 5), None, 'pixel_mean').item()
-        3.0
+        >>> mean_divergence(torch.zeros(2, 2, 4, 5), torch.zeros(2, 2, 4, 5), None, divergence='cross_entropy')
+        tensor(0.6931)
     """
-    if mask is not None:
-        terms = terms * mask.to(terms.dtype)
-    total = terms.sum()
+    def total_of(one: Tensor, other: Tensor, weights: Optional[Tensor]) -> Tuple[Tensor]:
+        return (apply_weights(softmax_divergence(one, other, tau, divergence), weights).sum(), )
+
+    total, = sum_in_blocks(total_of, 'cells', student, teacher, mask)
+    count, classes = student.shape[:2]
     if reduction in ('pixel_mean', 'element_mean'):
-        rows = terms.new_tensor(float(terms[:, 0].numel())) if mask is None else mask.to(terms.dtype).sum()
-        return total / (nonzero(rows) * (terms.shape[1] if reduction == 'element_mean' else 1))
+        rows = total.new_tensor(float(student[:, 0].numel())) if mask is None else mask.to(total.dtype).sum()
+        return total / (nonzero(rows) * (classes if reduction == 'element_mean' else 1))
     if reduction == 'batch_mean':
-        return total / max(terms.shape[0], 1)
-    return total / (terms[0, 0].numel() if reduction == 'spatial_mean' and terms.shape[0] else 1)
+        return total / max(count, 1)
+    return total / (student[0, 0].numel() if reduction == 'spatial_mean' and count else 1)
 
 
 @MODELS.register_module()
@@ -89,7 +93,7 @@ class SoftmaxKDLoss(KDLoss):
 
     Args:
         tau: temperature, above 0. Default 1 [C: CIRKD's scripts].
-        reduction: see :func:`reduce_classes`. Default 'pixel_mean': the size of the loss depends neither on the crop
+        reduction: see :func:`mean_divergence`. Default 'pixel_mean': the size of the loss depends neither on the crop
             nor on the batch nor on the number of classes.
         divergence: 'kl' (default, 0 for equal inputs) or 'cross_entropy' (same gradient, plus the teacher's entropy).
         tau_squared: multiply by tau squared, which keeps the size of the gradient when tau changes. Default True.
@@ -129,5 +133,4 @@ class SoftmaxKDLoss(KDLoss):
                    mask: Optional[Tensor]) -> Tensor:
         if self.mask_ignored:
             mask = labelled(student, batch, mask)
-        terms = softmax_divergence(student, teacher, self.tau, self.divergence)
-        return self.factor * reduce_classes(terms, mask, self.reduction)
+        return self.factor * mean_divergence(student, teacher, mask, self.tau, self.divergence, self.reduction)

@@ -1,12 +1,13 @@
 """Zero- and first-order distillation of segmentation logits."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import nonzero, positive, weighted_mean
+from kd_mm.blocks import BLOCK, sum_in_blocks
+from kd_mm.functional import apply_weights, nonzero, positive, weighted_mean
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -22,41 +23,59 @@ def _pair(maps: Tensor, down: int, right: int) -> Tuple[Tensor, Tensor]:
             maps[:, :, down:, max(right, 0):width - max(-right, 0)])
 
 
-class _NeighbourDistance(torch.autograd.Function):
-    """Keeps the logits alone, where autograd would keep a difference of their size for each direction."""
+class _NeighbourDistances(torch.autograd.Function):
+    """Keeps the logits alone and goes through them a few classes at a time; autograd would keep four differences."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, down: int, right: int) -> Tensor:
-        first, second = _pair(logits, down, right)
-        distance = (first - second).square().sum(dim=1, keepdim=True).sqrt()
-        ctx.save_for_backward(logits, distance)
-        ctx.direction = (down, right)
-        return distance
+    def forward(ctx: Any, logits: Tensor, directions: Any) -> Any:
+        found = []
+        for direction in directions:
+            squares: Any = 0
+            for part in _classes(logits):
+                first, second = _pair(part, *direction)
+                squares = squares + (first - second).square_().sum(dim=1, keepdim=True)
+            found.append(squares.sqrt())
+        ctx.save_for_backward(logits, *found)
+        ctx.directions = directions
+        return tuple(found)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        logits, distance = ctx.saved_tensors
-        first, second = _pair(logits, *ctx.direction)
-        # Equal logits have gradient 0.
-        towards = (first - second) * (grads[0] / nonzero(distance))
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        logits, *found = ctx.saved_tensors
         result = torch.zeros_like(logits)
-        plus, minus = _pair(result, *ctx.direction)
-        plus += towards
-        minus -= towards
-        return result, None, None
+        for direction, distance, grad in zip(ctx.directions, found, upstream):
+            # Equal logits have gradient 0.
+            factor = grad / nonzero(distance)
+            for part, target in zip(_classes(logits), _classes(result)):
+                first, second = _pair(part, *direction)
+                towards = (first - second).mul_(factor)
+                plus, minus = _pair(target, *direction)
+                plus += towards
+                minus -= towards
+        return result, None
 
 
-def neighbour_distance(logits: Tensor, down: int, right: int) -> Tensor:
-    """Euclidean distance between the logits of each cell and of its neighbour, (N, 1, H - down, W - |right|).
+def _classes(maps: Tensor) -> Tuple[Tensor, ...]:
+    """Views of so many classes as make a block."""
+    return maps.split(max(BLOCK // max(maps[:, :1].numel(), 1), 1), dim=1)
 
-    Differentiable once.
+
+def neighbour_distances(logits: Tensor, directions: Sequence[Tuple[int, int]]) -> Tuple[Tensor, ...]:
+    """Euclidean distances between the logits of each cell and of its neighbours.
+
+    Args:
+        logits: (N, K, H, W).
+        directions: where the neighbours are: rows down, columns to the right (negative: to the left).
+
+    Returns:
+        (N, 1, H - down, W - |right|) for each direction; differentiable once.
 
     Example:
-        >>> neighbour_distance(torch.tensor([0., 2., 5.]).view(1, 1, 1, 3), 0, 1).flatten()
+        >>> neighbour_distances(torch.tensor([0., 2., 5.]).view(1, 1, 1, 3), [(0, 1)])[0].flatten()
         tensor([2., 3.])
     """
-    return _NeighbourDistance.apply(logits, down, right)
+    return _NeighbourDistances.apply(logits, tuple(directions))
 
 
 def consistency_map(logits: Tensor, mask: Optional[Tensor] = None) -> Tensor:
@@ -76,10 +95,8 @@ def consistency_map(logits: Tensor, mask: Optional[Tensor] = None) -> Tensor:
     inside = (torch.ones_like(logits[:, :1]) if mask is None else (mask > 0).to(logits.dtype))
     total, count = torch.zeros_like(inside), torch.zeros_like(inside)
     height, width = logits.shape[2:]
-    for down, right in DIRECTIONS:
-        if down >= height or abs(right) >= width:
-            continue
-        distance = neighbour_distance(logits, down, right)
+    directions = [(down, right) for down, right in DIRECTIONS if down < height and abs(right) < width]
+    for (down, right), distance in zip(directions, neighbour_distances(logits, directions)):
         left, after = max(-right, 0), max(right, 0)
         first, second = (left, after, 0, down), (after, left, down, 0)  # padding that puts them into place
         for place, other in ((first, second), (second, first)):
@@ -141,10 +158,15 @@ class ZeroFirstOrderLoss(KDLoss):
             raise ValueError(f'ZeroFirstOrderLoss needs maps (N, K, H, W), not {tuple(student.shape)}')
         if self.mask_ignored:
             mask = labelled(student, batch, mask)
-        gap = ((student / self.tau).softmax(dim=1) - (teacher / self.tau).softmax(dim=1)).square()
+
+        def zero_sum(one: Tensor, other: Tensor, weights: Optional[Tensor]) -> Tuple[Tensor]:
+            gap = ((one / self.tau).softmax(dim=1) - (other / self.tau).softmax(dim=1)).square()
+            return (apply_weights(gap, weights).sum(), )
+
+        zero, = sum_in_blocks(zero_sum, 'cells', student, teacher, mask)
+        cells = zero.new_tensor(float(student[:, :1].numel())) if mask is None else mask.to(zero.dtype).sum()
         slope = (consistency_map(student, mask) - consistency_map(teacher, mask)).square()
-        return {'zero': weighted_mean(gap, mask) * student.shape[1],
-                'first': weighted_mean(slope, mask)}
+        return {'zero': zero / nonzero(cells), 'first': weighted_mean(slope, mask)}
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from kd_mm.types import Features, KDBatch
 MODES = ('edge', 'body')
 
 #: most numbers of the label maps, one a class, that are held at once.
-BLOCK = 2**24
+BLOCK = 2**20
 
 
 def odd_width(owner: str, width: int) -> int:
@@ -57,30 +57,34 @@ def label_edges(labels: Tensor, width: int, ignore_index: int) -> Tuple[Tensor, 
     return (highest != lowest) & known, known
 
 
-def class_edges(batch: KDBatch, features: Tensor, classes: int, width: int) -> Tuple[Tensor, Tensor]:
-    """Share of each cell that lies at the edge of each class, and the share that does not.
+def class_edges(labels: Tensor, mixed: Tensor, classes: Tensor, size: Tuple[int, int], width: int) -> Tensor:
+    """Share of each cell that lies at the edge of each class.
 
     For class k the edge is the dilation less the erosion of its pixels: where the window holds k and something else.
 
     Args:
-        batch: gives the labels.
-        features: (N, C, H, W); size, device and dtype of the result.
-        classes: K.
+        labels: (N, H, W).
+        mixed: (N, 1, H, W), the edges of :func:`label_edges`.
+        classes: (K,), which classes.
+        size: (h, w) of the result.
         width: edge of the window in pixels of the label map, odd.
 
     Returns:
-        Two (N, K, H, W) within 0..1, whose sum is the labelled share of the cell.
+        (N, K, h, w) within 0..1.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+        >>> mixed, _ = label_edges(labels, 3, 255)
+        >>> class_edges(labels, mixed, torch.tensor([1]), (1, 2), 3).flatten()
+        tensor([0.5000, 0.5000])
     """
-    labels, size = seg_map(batch).to(features.device), (features.shape[2], features.shape[3])
-    mixed, known = label_edges(labels, width, batch.ignore_index)
-    chunk, parts = max(BLOCK // max(labels.numel(), 1), 1), []
-    for start in range(0, classes, chunk):
-        wanted = torch.arange(start, min(start + chunk, classes), device=labels.device).view(1, -1, 1, 1)
-        own = F.max_pool2d((labels[:, None] == wanted).float(), width, 1, width // 2)
-        parts.append(F.adaptive_avg_pool2d(own * mixed.float(), size))
-    edges = torch.cat(parts, dim=1).to(features.dtype)
-    share = F.adaptive_avg_pool2d(known.float(), size).to(features.dtype)
-    return edges, (share - edges).clamp(min=0)
+    edges = torch.empty(labels.shape[0], len(classes), *size, device=labels.device)
+    chunk = max(BLOCK // max(labels.numel(), 1), 1)
+    for start in range(0, len(classes), chunk):
+        own = (labels[:, None] == classes[start:start + chunk].view(1, -1, 1, 1)).float()
+        own = F.max_pool2d(own, width, 1, width // 2).mul_(mixed)
+        edges[:, start:start + chunk] = F.adaptive_avg_pool2d(own, size)
+    return edges
 
 
 @MODELS.register_module()

@@ -11,6 +11,7 @@ from torch import nn
 
 from kd_mm.checkpoint import zoo_config
 from kd_mm.distiller import Distiller
+from kd_mm.dry_pass import random_data
 from kd_mm.hooks import DistillHook
 from kd_mm.teacher import build_model, load_config
 
@@ -74,7 +75,7 @@ def test_averaged_teachers(det):
     distiller.terms['loss_both'].per_level = lambda s, t, batch: outputs.update(both=t) or compare(s, t, batch)
     distiller.attach()
     model.train()
-    data = distiller._random_data((64, 64))
+    data = random_data(model, (64, 64))
     model(**data, mode='loss')
     distiller.detach()
     expected = []
@@ -186,7 +187,7 @@ def test_self_distillation(seg):
     model = student_of(seg).train()
     alone = Distiller(model, 'self', losses, task_loss_weight=0.0)
     alone.attach()
-    result = model(**alone._random_data((64, 64)), mode='loss')
+    result = model(**random_data(model, (64, 64)), mode='loss')
     alone.detach()
     result['loss_self'].backward()
     assert all(p.grad is None for p in model.backbone.layer4.parameters())
@@ -448,7 +449,7 @@ def test_a_failed_step_gives_the_loss_back(det):
     distiller.attach()
     distiller.teacher.run = lambda *a, **k: (_ for _ in ()).throw(RuntimeError('broken'))
     with pytest.raises(RuntimeError, match='broken'):
-        model(**distiller._random_data((64, 64)), mode='loss')
+        model(**random_data(model, (64, 64)), mode='loss')
     assert 'loss' not in vars(model)
     distiller.detach()
     make_runner(det)  # nothing global was left behind

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from kd_mm.losses.cwd import channel_wise_divergence
+from kd_mm.losses.kd import softmax_divergence
 from kd_mm.regions import EdgeRegion, RegionMask
-from kd_mm.regions.edge import class_edges
+from kd_mm.regions.edge import class_edges, label_edges
 from kd_mm.registry import build
 from kd_mm.types import KDBatch
 
@@ -69,19 +71,28 @@ def test_the_classes_count_the_same():
 
 
 def test_cells_share_edge_and_body():
+    # Cells of two pixels: labels 0 0 | 0 0 | 1 1 | ignored; half of the cells beside the edge lie at it.
     batch = KDBatch(seg_map=torch.tensor([[[0, 0, 0, 0, 1, 1, 255, 255]]]))
-    edges, bodies = class_edges(batch, torch.zeros(1, 5, 1, 4).double(), 2, 3)
-    assert edges.dtype == torch.float64
+    edges = class_edges(batch.seg_map, label_edges(batch.seg_map, 3, 255)[0], torch.arange(2), (1, 4), 3)
     assert edges[0, :, 0].tolist() == [[0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0]]
-    assert bodies[0, :, 0].tolist() == [[1, 0.5, 0.5, 0], [1, 0.5, 0.5, 0]]
+    student, teacher = draw(1, 2, 1, 4), draw(1, 2, 1, 4, seed=1)
+    terms = build(dict(type='BPKDLoss', width=3)).terms(student, teacher, batch, None)
+    pixels = softmax_divergence(student, teacher).sum(dim=1).flatten()
+    assert terms['edge'].item() == pytest.approx(pixels[1:3].mean().item(), rel=1e-12)
+    bodies = torch.tensor([[1, 0.5, 0.5, 0]] * 2).double().view(1, 2, 1, 4)
+    rows = channel_wise_divergence(student, teacher, mask=bodies)
+    assert terms['body'].item() == pytest.approx(rows.mean().item(), rel=1e-12)
 
 
 def test_chunks_of_classes_do_not_change_the_numbers(monkeypatch):
     batch = KDBatch(seg_map=torch.randint(0, 7, (2, 8, 8), generator=torch.Generator().manual_seed(0)))
-    like = torch.zeros(2, 7, 4, 4)
-    whole = class_edges(batch, like, 7, 3)
+    student, teacher = draw(2, 7, 4, 4), draw(2, 7, 4, 4, seed=1)
+    loss = build(dict(type='BPKDLoss', width=3))
+    whole = loss.terms(student, teacher, batch, None)
     monkeypatch.setattr('kd_mm.regions.edge.BLOCK', 3 * 128)
-    assert all(torch.equal(a, b) for a, b in zip(class_edges(batch, like, 7, 3), whole))
+    monkeypatch.setattr('kd_mm.losses.bpkd.BLOCK', 2 * 32)
+    parts = loss.terms(student, teacher, batch, None)
+    assert all(torch.isclose(parts[name], whole[name], rtol=1e-12) for name in ('edge', 'body'))
 
 
 def test_region_multiplies_the_shares():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_mm.functional import relation_divergence
+from kd_mm.blocks import relation_divergence
 from kd_mm.losses.cirkd import Queue, class_cells, class_means
 from kd_mm.registry import build
 from kd_mm.types import KDBatch

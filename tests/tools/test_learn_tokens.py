@@ -25,14 +25,18 @@ def write(tmp_path, cfg, at, kind='MasKDLoss', **losses):
 
 
 def test_segmentation_both_stages_by_one_command(tmp_path, cityscapes_root, capsys):
-    path = write(tmp_path, segmentor(cityscapes_root, tmp_path / 'work', steps=1), 'decode_head.conv_seg')
+    path = write(
+        tmp_path, segmentor(cityscapes_root, tmp_path / 'work', steps=1), 'decode_head.conv_seg',
+        loss_learned_aux=dict(type='MasKDLoss', at='auxiliary_head.conv_seg', tokens=str(tmp_path / 'tokens.pth'),
+                      num_tokens=2))
     TOOL.main([path, '--iters', '2', '--device', 'cpu', '--train'])
     text = capsys.readouterr().out
     assert 'task' in text and 'loss_learned' in text and 'wrote' in text
     saved = torch.load(tmp_path / 'tokens.pth', weights_only=True)
     assert saved['loss'] == 'MasKDLoss' and saved['state_dict']['levels.0.tokens'].shape == (2, 19)
     extras = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)['kd_mm']['state_dict']
-    assert torch.equal(extras['loss_learned.loss.finder.levels.0.tokens'], saved['state_dict']['levels.0.tokens'])
+    for name in ('loss_learned', 'loss_learned_aux'):  # the second shares the file of the first
+        assert torch.equal(extras[f'{name}.loss.finder.levels.0.tokens'], saved['state_dict']['levels.0.tokens'])
     with pytest.raises(SystemExit, match='is there already.*--overwrite'):
         TOOL.main([path, '--iters', '1', '--device', 'cpu'])
 

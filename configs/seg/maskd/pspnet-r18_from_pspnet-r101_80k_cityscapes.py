@@ -18,5 +18,13 @@ custom_hooks = [
                 num_tokens=8,
                 token_weights='mean',
                 student_mask_after=None,
-                loss_weight=0.5)))
+                loss_weight=0.5),
+            loss_maskd_aux=dict(
+                type='MasKDLoss',
+                at='auxiliary_head.conv_seg',
+                tokens='work_dirs/learned/maskd_pspnet-r101_cityscapes.pth',
+                num_tokens=8,
+                token_weights='mean',
+                student_mask_after=None,
+                loss_weight=0.2)))
 ]
