@@ -22,7 +22,7 @@ def _spans(length: int, step: int) -> Iterator[slice]:
         yield slice(start, start + max(step, 1))
 
 
-def block_slices(shape: Tuple[int, ...], along: str, max_block: int = BLOCK) -> Iterator[Block]:
+def block_slices(shape: Tuple[int, ...], along: str, max_block: int) -> Iterator[Block]:
     """How to cut a tensor into blocks: slices of its first dimensions.
 
     Whole images (or rows) as many as fit; where not even one does, parts of an image: rows of cells, or channels.
@@ -93,7 +93,7 @@ class _BlockSum(torch.autograd.Function):
 
 
 def sum_in_blocks(function: Callable[..., Tuple[Tensor, ...]], along: str, student: Tensor, *others: Optional[Tensor],
-                  max_block: int = BLOCK) -> Tuple[Tensor, ...]:
+                  max_block: Optional[int] = None) -> Tuple[Tensor, ...]:
     """Sum of ``function(block of student, blocks of others)`` over blocks, with no more memory than a block needs.
 
     A loss on class logits written with autograd keeps five to ten tensors of the size of the logits from its forward
@@ -123,7 +123,7 @@ def sum_in_blocks(function: Callable[..., Tuple[Tensor, ...]], along: str, stude
         (14.0, tensor([0., 2., 4., 6.]))
     """
     one_of('sum_in_blocks', 'along', along, ALONG)
-    blocks = tuple(block_slices(tuple(student.shape), along, max_block))
+    blocks = tuple(block_slices(tuple(student.shape), along, max_block or BLOCK))
     return _BlockSum.apply(function, blocks, student, *others)
 
 

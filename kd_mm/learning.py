@@ -93,7 +93,8 @@ class Lesson:
 def find_lessons(losses: Any, out: Optional[str] = None) -> List[Lesson]:
     """The losses of a config that learn something, built as they are but for the file.
 
-    Losses of one type may share a file (MasKD on the logits of a head and of its auxiliary head): the first by name learns.
+    Losses of one type may share a file: the first by name learns (MasKD on a head and on its
+    auxiliary head).
 
     Args:
         losses: the config's dict of losses.

@@ -49,8 +49,10 @@ def test_the_sample_is_large_and_mixed():
 
 def test_table_is_rendered_from_the_results():
     data = json.loads(sweep.RESULTS.read_text())
+    if sweep.versions() != data['versions']:
+        pytest.skip('the table is that of the hosts that it names; these have other families')
     assert sweep.TABLE.read_text() == sweep.render(data)
-    assert set(SAMPLE) <= set(data['families'])
+    assert [name for name, *_ in sweep.families()] == list(data['families'])
 
 
 def test_faults_are_found(coco_root, tmp_path, monkeypatch):

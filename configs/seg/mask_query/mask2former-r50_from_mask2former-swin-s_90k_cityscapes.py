@@ -1,5 +1,9 @@
 # Matched queries of two Mask2Formers, semantic segmentation. Card: README.md in this folder.
-_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
+#
+# As 'mmseg::...' would read, but found in the onedl forks too: mmengine looks that name up as the distribution
+# `mmsegmentation`, and theirs is called otherwise.
+_base_ = __import__('mmengine').utils.get_installed_path('mmseg') + (
+    '/.mim/configs/mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py')
 
 custom_hooks = [
     dict(
