@@ -98,7 +98,7 @@ class Bench:
     def __init__(self, cfg: Config, batch: int, shape: Tuple[int, int], device: Any, augment: bool = True):
         self.cfg, self.device = cfg, torch.device(device)
         self.student: Any = inspection.build_student(cfg, self.device).train()
-        preprocessor = self.student.data_preprocessor
+        preprocessor: Any = self.student.data_preprocessor
         kept = getattr(preprocessor, 'batch_augments', None)
         if kept is not None and not augment:
             preprocessor.batch_augments = None

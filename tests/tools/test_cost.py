@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from kd_mm import benchmark as measuring
 from kd_mm import inspection
+from kd_mm.checkpoint import zoo_config
 from kd_mm.terms import Problems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,11 +21,15 @@ import cost  # noqa: E402
 
 DET = 'retinanet-r50_from_retinanet-r101_2x_coco.py'
 SEG = 'pspnet-r18_from_pspnet-r101_80k_cityscapes.py'
+#: The shipped students and teachers with fewer channels and layers.
+SMALL = {
+    'det': {'backbone.depth': 18, 'backbone.base_channels': 8, 'backbone.stem_channels': 8,
+            'neck.in_channels': [8, 16, 32, 64], 'neck.out_channels': 32, 'bbox_head.in_channels': 32,
+            'bbox_head.feat_channels': 32},
+    'seg': {'backbone.base_channels': 8, 'backbone.stem_channels': 8, 'decode_head.in_channels': 64,
+            'decode_head.channels': 32, 'auxiliary_head.in_channels': 32, 'auxiliary_head.channels': 16}}
 TEACHER = {'det': 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
            'seg': 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'}
-SMALL = {'det': ['model.backbone.depth=18', 'model.neck.in_channels=[64,128,256,512]'],
-         'seg': ['model.backbone.base_channels=16', 'model.backbone.stem_channels=16',
-                 'model.decode_head.in_channels=128', 'model.auxiliary_head.in_channels=64']}
 
 
 def shipped(home, *methods, name):
@@ -38,10 +43,15 @@ def shipped(home, *methods, name):
 
 
 def run(home, *extra):
-    """The command on tiny images and with a small teacher, all in the folder ``home``."""
+    """The command with tiny images and networks, all in the folder ``home``."""
     task = home.name
-    return cost.main(['--task', task, '--home', str(home), '--shape', '64', '96', '--batch', '1', '--steps', '1',
-                      *extra, '--cfg-options', f'custom_hooks.0.teacher={TEACHER[task]}', *SMALL[task]])
+    teacher = home.parents[1] / f'{task}_teacher.py'  # the same for all tests: it is part of the settings
+    cfg = Config.fromfile(str(zoo_config(TEACHER[task])))
+    cfg.merge_from_dict({f'model.{key}': value for key, value in SMALL[task].items()})
+    teacher.write_text(f'default_scope = {cfg.default_scope!r}\nmodel = {cfg.model.to_dict()!r}\n')
+    small = [f'model.{key}={str(value).replace(" ", "")}' for key, value in SMALL[task].items()]
+    return cost.main(['--task', task, '--home', str(home), '--shape', '64', '96', '--batch', '2', '--steps', '1',
+                      *extra, '--cfg-options', f'custom_hooks.0.teacher={teacher}', *small])
 
 
 def records(home):
@@ -71,7 +81,7 @@ def seg(tmp_path_factory):
 
 
 def check_sound(record, shape):
-    assert record['input_shape'] == shape and record['batch'] == 1 and record['device'] == 'CPU'
+    assert record['input_shape'] == shape and record['batch'] == 2 and record['device'] == 'CPU'
     loss, plain = record['loss'], record['plain']
     times = [loss['forward_ms'], loss['backward_ms'], record['teacher']['ms'],
              *(plain[f'{part}_ms'] for part in ('forward', 'backward', 'optimizer'))]
@@ -93,11 +103,11 @@ def test_detection_group(det):
     assert crosskd['teacher']['flops'] > fgd['teacher']['flops']
     # The head's second pass: the last convolutions of both towers and both predictors, forward and to their input, for
     # 64x96 at strides 8 to 128.
-    cells = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1
-    assert crosskd['loss']['flops'] == 2 * (2 * cells * 9 * 256 * (256 + 256 + 9 * 80 + 9 * 4))
+    cells = 2 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1)
+    assert crosskd['loss']['flops'] == 2 * (2 * cells * 9 * 32 * (32 + 32 + 9 * 80 + 9 * 4))
     assert crosskd['loss']['own_bytes'] == 0 < fgd['loss']['own_bytes']
     assert crosskd['loss']['opponent_ms'] == 0
-    assert fgd['loss']['tapped_bytes'] == 256 * 8 * 12 * 4
+    assert fgd['loss']['tapped_bytes'] == 2 * 32 * 8 * 12 * 4
 
 
 def test_an_error_is_noted_and_stops_nothing(det):
@@ -133,7 +143,7 @@ def test_a_second_run_measures_nothing(det, monkeypatch):
     with pytest.raises(AssertionError, match='measured again'):
         run(det, '--retry')
     with pytest.raises(AssertionError, match='measured again'):  # other settings
-        run(det, '--batch', '2')
+        run(det, '--batch', '3')
 
 
 def test_only_what_has_changed_is_measured(det, tmp_path, monkeypatch):
@@ -170,7 +180,7 @@ def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
     spent, added, flops = cost.shares(fgd)
     assert f'| `{DET}` | {spent:.1f} | ' in texts[1]
     assert f'| {added:.1%} | {flops:.1%} | {added - flops:+.1%} |' in texts[1]
-    assert 'Inputs 1x3x64x96, CPU, ' in texts[1] and '--task det --only fgd`' in texts[1]
+    assert 'Inputs 2x3x64x96, CPU, ' in texts[1] and '--task det --only fgd`' in texts[1]
     assert run(det, '--render') == 0
     assert [card.read_text() for card in cards] == texts
     # CrossKD's card had such a section; the block went to its end, and nothing else changed.
