@@ -36,10 +36,12 @@ import gc
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -295,18 +297,23 @@ def run_group(entries, home, settings, steps, book):
         job.write_text(json.dumps(dict(
             home=str(home), configs=[entry.name for entry in entries], settings=settings, steps=steps, out=str(out))))
         threads = os.environ.get('OMP_NUM_THREADS') or engine.cores()
-        with open(errors, 'w', encoding='utf-8') as stream:
-            code = subprocess.run([sys.executable, str(ROOT / 'tools' / 'cost.py'), '--job', str(job)], cwd=ROOT,
-                                  stderr=stream, env=engine.environment(threads)).returncode
-        found = json.loads(out.read_text()) if out.exists() else {}
-        lines = [line for line in errors.read_text(errors='replace').splitlines() if line.strip()]
-    lost = 'killed, most likely because memory ran out' if code in (-9, 137) else last_line(
-        lines[-1] if lines else f'exit code {code}')
-    for entry in entries:
-        book.records[entry.name] = dict(found.get(entry.name) or dict(error=lost), hash=entry.hash)
-        if entry.name not in found:
-            print(f'  {entry.name}: {lost}', flush=True)
-    book.save()
+        code = None  # interrupted
+        try:
+            with open(errors, 'w', encoding='utf-8') as stream:
+                code = subprocess.run([sys.executable, str(ROOT / 'tools' / 'cost.py'), '--job', str(job)], cwd=ROOT,
+                                      stderr=stream, env=engine.environment(threads)).returncode
+        finally:
+            found = json.loads(out.read_text()) if out.exists() else {}
+            lines = [line for line in errors.read_text(errors='replace').splitlines() if line.strip()]
+            lost = 'killed, most likely because memory ran out' if code in (-9, 137) else last_line(
+                lines[-1] if lines else f'exit code {code}')
+            for entry in entries:
+                if entry.name in found:
+                    book.records[entry.name] = dict(found[entry.name], hash=entry.hash)
+                elif code is not None:
+                    book.records[entry.name] = dict(error=lost, hash=entry.hash)
+                    print(f'  {entry.name}: {lost}', flush=True)
+            book.save()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -470,9 +477,12 @@ def parse_options(options):
 
 def main(argv=None):
     args = parse_args(argv)
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's, on every installed config
     if args.job:
         measure(json.loads(args.job.read_text()))
         return 0
+    # Like Ctrl-C: without this, `kill` would end this process and leave the one that measures running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     home = (args.home or ROOT / 'configs' / args.task).resolve()
     book = Book(home)
     if args.check:

@@ -170,6 +170,26 @@ def test_a_killed_group_is_noted(det, tmp_path, monkeypatch):
     assert records(home)[f'fgd/{DET}']['error'] == 'killed, most likely because memory ran out'
 
 
+def test_an_interruption_keeps_what_was_measured(det, tmp_path, monkeypatch):
+    home = tmp_path / 'det'
+    for method in ('crosskd', 'fgd'):
+        shutil.copytree(det / method, home / method)
+
+    def interrupted(command, **_):
+        job = json.loads(Path(command[-1]).read_text())
+        Path(job['out']).write_text(json.dumps({job['configs'][0]: fake(1.0, 0)}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cost.subprocess, 'run', interrupted)
+    assert run(home) == 130
+    assert list(records(home)) == [f'crosskd/{DET}']
+    asked = []
+    monkeypatch.setattr(cost, 'run_group', lambda entries, *_: asked.extend(entry.name for entry in entries))
+    monkeypatch.setattr(cost, 'render', lambda *_: None)
+    run(home)
+    assert asked == [f'fgd/{DET}']
+
+
 def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
     cards = [det / method / 'README.md' for method in ('crosskd', 'fgd', 'icd')]
     texts = [card.read_text() for card in cards]
