@@ -60,10 +60,10 @@ def records(home):
 
 @pytest.fixture(scope='module')
 def det(tmp_path_factory):
-    """CrossKD and FGD measured, and a config with a loss that does not exist."""
+    """Three methods measured, and a config with a loss that does not exist; the first two share a distiller."""
     pytest.importorskip('mmdet')
     home = tmp_path_factory.mktemp('configs') / 'det'
-    shipped(home, 'crosskd', 'fgd', 'icd', name=DET)
+    shipped(home, 'crosskd', 'fgd', 'icd', 'pkd', name=DET)
     broken = home / 'icd' / DET
     broken.write_text(broken.read_text().replace('ICDLoss', 'NoSuchLoss'))
     assert run(home) == 0
@@ -97,7 +97,7 @@ def test_detection_group(det):
     for record in (crosskd, fgd):
         check_sound(record, [64, 96])
     # Measured in one process: the very same plain step.
-    assert crosskd['plain'] == fgd['plain']
+    assert crosskd['plain'] == fgd['plain'] == found[f'pkd/{DET}']['plain']
     # The teacher runs as far as each needs it.
     assert fgd['teacher']['until'] == 'neck' and crosskd['teacher']['until'].startswith('bbox_head')
     assert crosskd['teacher']['flops'] > fgd['teacher']['flops']
@@ -158,7 +158,7 @@ def test_only_what_has_changed_is_measured(det, tmp_path, monkeypatch):
     asked.clear()
     monkeypatch.setattr(cost.benchmark, 'loss_sources', lambda losses: ['other text'])
     run(home)
-    assert asked == [f'crosskd/{DET}', f'fgd/{DET}', f'icd/{DET}']
+    assert asked == [f'{method}/{DET}' for method in ('crosskd', 'fgd', 'icd', 'pkd')]
 
 
 def test_a_killed_group_is_noted(det, tmp_path, monkeypatch):
@@ -303,6 +303,23 @@ def test_flops_and_bytes_of_an_adapter_by_hand(bench):
     # At least the adapted features, the gradient of the tapped ones and of the adapter.
     assert found['peak_bytes'] > 2 * cells * 64 * 4 + found['own_bytes']
     assert found['opponent_ms'] == 0 < found['forward_ms']
+
+
+def test_the_step_of_an_opponent_counts(bench, monkeypatch):
+    rates = []
+
+    class Product:
+        def learn(self, rate):
+            rates.append(rate)
+            return torch.ones(2, 3) @ torch.ones(3, 5)
+
+    recording = bench.record()
+    before = bench.terms_cost(['loss_cwd'], recording, 1)
+    monkeypatch.setattr(bench.distiller.terms['loss_cwd'].loss, 'opponents', lambda: [Product()])
+    after = bench.terms_cost(['loss_cwd'], recording, 1)
+    assert after['flops'] == before['flops'] + 2 * 2 * 3 * 5
+    # A warm-up, the turns and the one for the memory; nothing moves.
+    assert len(rates) >= 3 and set(rates) == {0.0} and after['opponent_ms'] > 0
 
 
 def test_measuring_leaves_nothing_behind(bench):
