@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -266,6 +267,54 @@ def test_what_makes_a_group(det):
         assert len(cost.groups_of([crosskd, other])) == 2, key
     names = [name for index, one in enumerate((crosskd, fgd)) for name in one.losses(index)]
     assert names == ['loss_crosskd_0_crosskd', 'loss_fgd_1_fgd']
+
+
+class Together:
+    """A bench whose distiller refuses to hold the losses of x and y at once."""
+
+    def __init__(self):
+        self.built = []
+
+    def distil(self, arguments, trained):
+        names = set(arguments['losses'])
+        self.built.append(''.join(sorted(names)))
+        if {'x', 'y'} <= names:
+            raise ValueError('first line\nnot both')
+        self.distiller = SimpleNamespace(active_terms=lambda: names - {'z'} if len(names) > 1 else names)
+
+    def record(self):
+        return 'features'
+
+
+def alone(name):
+    return SimpleNamespace(name=name, arguments=dict(inherit='neck'), losses=lambda index: {name: {}})
+
+
+def measured_together(names, monkeypatch):
+    def measure_config(bench, names, *_):
+        if names == ['bad']:
+            raise RuntimeError('too large')
+        return dict(names=names)
+
+    monkeypatch.setattr(cost, 'measure_config', measure_config)
+    bench, found = Together(), {}
+    cost.measure_together(bench, [alone(name) for name in names], {}, 1,
+                          lambda entry, **record: found.update({entry.name: record}))
+    return bench.built, found
+
+
+def test_what_does_not_go_together_is_measured_apart(monkeypatch):
+    built, found = measured_together(['a', 'x', 'b', 'y'], monkeypatch)
+    assert built == ['abxy', 'ax', 'by'] and found == {name: dict(names=[name]) for name in 'axby'}
+    # z has no weight at the step where the others have one.
+    built, found = measured_together(['a', 'z'], monkeypatch)
+    assert built == ['az', 'a', 'z'] and set(found) == {'a', 'z'}
+
+
+def test_what_fails_at_full_size_stops_nothing(monkeypatch):
+    built, found = measured_together(['a', 'bad', 'b'], monkeypatch)
+    assert len(built) == 1
+    assert found == {'a': dict(names=['a']), 'bad': dict(error='RuntimeError: too large'), 'b': dict(names=['b'])}
 
 
 def test_no_paths_of_this_machine_in_an_error():
