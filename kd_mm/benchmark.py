@@ -1,32 +1,84 @@
-"""What distillation costs: time and memory of a training step with and without it; ``tools/profile.py`` prints it."""
+"""What distillation costs: time and memory of a training step with and without it, and of every term by itself.
+
+``tools/profile.py`` and ``tools/cost.py`` are command lines over this module.
+"""
 
 import copy
+import dataclasses
 import gc
+import itertools
 import os
 import statistics
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 from torch.profiler import ProfilerActivity
+from torch.utils.flop_counter import FlopCounterMode
 
 from kd_mm import inspection
 from kd_mm.distiller import Distiller
-from kd_mm.taps import StopForward, Tap
+from kd_mm.taps import Call, Recorded, StopForward, Tap
 from kd_mm.teacher import RANDOM, Teacher, forward_tensor
 from kd_mm.teacher_sources import SELF
 from kd_mm.terms import Problems, Term
+from kd_mm.types import KDBatch
 
 #: Rounds before the measured ones: the allocator, the kernels' caches and the taps settle.
 WARMUP = 3
+#: What is short is repeated until so many milliseconds are full, but at most so many times as often as asked for.
+ENOUGH_MS, MOST = 1000.0, 5
 
 
 def _is_model(teacher: Any) -> bool:
     return not (isinstance(teacher, str) and teacher == SELF)
+
+
+@dataclasses.dataclass
+class Recording:
+    """What the taps of all terms gave in one step, cut off from both models: terms can be computed on it repeatedly.
+
+    Attributes:
+        student: records by path; what had a history is a leaf that asks for a gradient.
+        teacher: records by name of the teacher and path.
+        batch: of that step.
+    """
+
+    student: Dict[str, Recorded]
+    teacher: Dict[Tuple[str, str], Recorded]
+    batch: KDBatch
+
+    def fresh(self, number: int) -> 'Recording':
+        """The same features without gradients and without what a loss has noted; ``number`` steps later."""
+        leaves: Dict[int, Tensor] = {}
+        # Another step, so that what happens once a step (writing to a bank, drawing a mask) happens.
+        return Recording(_cut(self.student, leaves), _cut(self.teacher, leaves),
+                         dataclasses.replace(self.batch, step=self.batch.step + number))
+
+
+def _cut(value: Any, leaves: Dict[int, Tensor]) -> Any:
+    """``value`` with a leaf of the same memory in place of every tensor that asks for a gradient."""
+    if isinstance(value, Tensor):
+        if not value.requires_grad:
+            return value
+        if id(value) not in leaves:
+            leaves[id(value)] = value.detach().requires_grad_()
+        return leaves[id(value)]
+    if isinstance(value, Recorded):
+        record = Recorded(_cut(tensor, leaves) for tensor in value)
+        record.calls, record.owner, record.memo = tuple(_cut(call, leaves) for call in value.calls), value.owner, {}
+        return record
+    if isinstance(value, Call):
+        return Call(*(_cut(part, leaves) for part in value))
+    if type(value) in (tuple, list):
+        return type(value)(_cut(item, leaves) for item in value)
+    if type(value) is dict:
+        return {key: _cut(item, leaves) for key, item in value.items()}
+    return value
 
 
 class Bench:
@@ -37,15 +89,22 @@ class Bench:
         batch: number of random images.
         shape: (H, W) of the images.
         device: where everything runs.
+        augment: let the data preprocessor's batch augmentations change the size. Default True.
     """
 
     distiller: Distiller
     teacher: Teacher
 
-    def __init__(self, cfg: Config, batch: int, shape: Tuple[int, int], device: Any):
+    def __init__(self, cfg: Config, batch: int, shape: Tuple[int, int], device: Any, augment: bool = True):
         self.cfg, self.device = cfg, torch.device(device)
-        self.student = inspection.build_student(cfg, self.device).train()
+        self.student: Any = inspection.build_student(cfg, self.device).train()
+        preprocessor: Any = self.student.data_preprocessor
+        kept = getattr(preprocessor, 'batch_augments', None)
+        if kept is not None and not augment:
+            preprocessor.batch_augments = None
         self.data = inspection.random_batch(self.student, batch, shape, self.device)
+        if kept is not None:
+            preprocessor.batch_augments = kept
         self.optim_wrapper = build_optim_wrapper(self.student, copy.deepcopy(cfg.optim_wrapper))
         self._freeze_rates()
 
@@ -55,8 +114,13 @@ class Bench:
         for group in self.optim_wrapper.optimizer.param_groups:
             group['lr'] = 0.0
 
-    def distil(self, arguments: Dict[str, Any]) -> None:
-        """Build the distiller with a random teacher, and give its extras to the optimizer as the hook does."""
+    def distil(self, arguments: Dict[str, Any], trained: bool = True) -> None:
+        """Build the distiller with a random teacher, and give its extras to the optimizer as the hook does.
+
+        Args:
+            arguments: of the hook.
+            trained: whether the optimizer gets the extras; without, no step with distillation can be timed.
+        """
         if arguments.get('teachers') is not None or not _is_model(arguments.get('teacher')):
             raise ValueError('the cost is measured for one teacher with a model of its own; this config has several '
                              "teachers, or teacher='self'")
@@ -66,7 +130,7 @@ class Bench:
         assert self.distiller.teacher is not None
         self.teacher = self.distiller.teacher
         parameters = [parameter for parameter in self.distiller.parameters() if parameter.requires_grad]
-        if parameters:
+        if parameters and trained:
             self.optim_wrapper.optimizer.add_param_group({'params': parameters})
             self._freeze_rates()
         self._find_last_tap()
@@ -74,10 +138,11 @@ class Bench:
     def _find_last_tap(self) -> None:
         """Which teacher tap fires last, and at which of its calls: so far the teacher has to run, and no further."""
         self.batch = self.distiller._batch(self.data['inputs'], self.data['data_samples'])
-        self.teacher_paths = list(dict.fromkeys(
-            path for term in self.distiller.active_terms() for path in term.teacher_paths))
-        order: List[str] = []
-        taps = [Tap(self.teacher.model, path, 'teacher', keep=lambda tap: order.append(tap.path))
+        self.teacher_paths = paths_of(self.distiller.active_terms(), 'teacher')
+        #: paths in the order in which the taps of the teacher fire.
+        self.order: List[str] = []
+        self._stops: Dict[Tuple[str, ...], Tuple[Tap, int]] = {}
+        taps = [Tap(self.teacher.model, path, 'teacher', keep=lambda tap: self.order.append(tap.path))
                 for path in self.teacher_paths]
         try:
             for tap in taps:
@@ -86,7 +151,12 @@ class Bench:
         finally:
             for tap in taps:
                 tap.clear()
-        self.last_path, self.last_calls = order[-1], order.count(order[-1])
+        self.last_path, self.last_calls = self.stop_of(self.teacher_paths)
+
+    def stop_of(self, paths: Sequence[str]) -> Tuple[str, int]:
+        """Which of these teacher taps fires last, and at which of its calls."""
+        fired = [path for path in self.order if path in paths]
+        return fired[-1], fired.count(fired[-1])
 
     def fresh(self) -> Any:
         """Data samples that no earlier step has touched; made outside of what is timed."""
@@ -107,15 +177,25 @@ class Bench:
         self.distiller.after_step(rate=0.0)
 
     @torch.no_grad()
-    def full_teacher(self, samples: Any) -> None:
+    def full_teacher(self, samples: Any, paths: Optional[Sequence[str]] = None) -> None:
         """The bare teacher to the end of its heads."""
         with self.optim_wrapper.optim_context(self.student):
             images = self.teacher.renormalise(self.data['inputs'], self.batch)
-            forward_tensor(self.teacher.model, images, samples, self.teacher_paths)
+            forward_tensor(self.teacher.model, images, samples, self.teacher_paths if paths is None else paths)
 
-    def needed_teacher(self, samples: Any) -> None:
-        """The bare teacher up to the last tap: no record, no counting of other taps, no check of flags."""
-        left = self.last_calls
+    def needed_teacher(self, samples: Any, paths: Optional[Sequence[str]] = None) -> None:
+        """The bare teacher up to the last tap: no record, no counting of other taps, no check of flags.
+
+        Args:
+            samples: of :meth:`fresh`.
+            paths: of the teacher's taps; None for those of all terms.
+        """
+        chosen = tuple(self.teacher_paths if paths is None else paths)
+        if chosen not in self._stops:
+            path, calls = self.stop_of(chosen)
+            self._stops[chosen] = Tap(self.teacher.model, path, 'teacher'), calls
+            self._stops[chosen][0]._copy = False  # it stands for the bare model, which copies nothing
+        stopper, left = self._stops[chosen]
 
         def stop(_: Tap) -> None:
             nonlocal left
@@ -123,21 +203,19 @@ class Bench:
             if left == 0:
                 raise StopForward
 
-        self.stopper.keep = stop
-        self.stopper.arm(tuple(self.data['inputs'].shape[-2:]))
+        stopper.keep = stop
+        stopper.arm(tuple(self.data['inputs'].shape[-2:]))
         try:
-            self.full_teacher(samples)
+            self.full_teacher(samples, chosen)
         except StopForward:
             pass
         finally:
-            self.stopper.clear()
+            stopper.clear()
 
     # ------------------------------------------------------------------ measurements
 
     def times(self, steps: int) -> Dict[str, List[float]]:
         """Milliseconds of every round, in turns that start with another of the four each time."""
-        self.stopper = Tap(self.teacher.model, self.last_path, 'teacher')
-        self.stopper._copy = False  # it stands for the bare model, which copies nothing
         calls: Dict[str, Callable[[Any], None]] = {
             'plain_step': self.step, 'needed_teacher': self.needed_teacher, 'full_teacher': self.full_teacher,
             'kd_step': self.kd_step}
@@ -168,38 +246,142 @@ class Bench:
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
 
-    def term_times(self, steps: int) -> List[Dict[str, Any]]:
-        """Median milliseconds of adapter and loss of every term, on the features of one step."""
-        with inspection.recorded(self.distiller) as records:
-            self.distiller.attach()
-            try:
-                self.step(self.fresh())
-            finally:
-                self.distiller.detach()
-        rows = []
-        for name, record in records.items():
-            term = self.distiller.terms[name]
-            assert isinstance(term, Term)
-            weights = term.loss.weight.at(self.distiller.step, self.distiller.max_steps, len(record.levels))
-            forward, backward = [], []
-            for turn in range(WARMUP + steps):
-                student = tuple(tensor.detach().clone().requires_grad_() for tensor in record.student)
-                levels: List[Tensor] = []
+    def _medians(self, turn: Callable[[], Sequence[float]], steps: int) -> List[float]:
+        """Medians of what ``turn`` returns, of ``steps`` turns or more."""
+        rounds: List[Sequence[float]] = []
+        while len(rounds) < steps or (
+                len(rounds) < MOST * steps and sum(map(sum, rounds)) < ENOUGH_MS):
+            rounds.append(turn())
+        return [statistics.median(values) for values in zip(*rounds)]
 
-                def compute(term: Term, student: Any, record: Any, levels: List[Tensor]) -> None:
-                    levels.extend(term.per_level(student, record.teacher, record.batch))
+    def plain_cost(self, steps: int) -> Dict[str, Any]:
+        """The plain step: median milliseconds of its parts, FLOPs, peak memory (see :meth:`peak_memory`)."""
+        wrapper = self.optim_wrapper
 
-                spent = self._time(compute, term, student, record, levels)
-                total = torch.stack([level * weight for level, weight in zip(levels, weights)]).sum()
-                back = self._time(total.backward)
-                for parameter in term.parameters():
-                    parameter.grad = None
-                if turn >= WARMUP:
-                    forward.append(spent)
-                    backward.append(back)
-            rows.append({'name': name, 'method': type(term.loss).__name__, 'forward_ms': statistics.median(forward),
-                         'backward_ms': statistics.median(backward)})
-        return rows
+        def turn() -> Sequence[float]:
+            samples, totals = self.fresh(), []
+
+            def forward() -> None:
+                with wrapper.optim_context(self.student):
+                    losses = self.student(self.data['inputs'], samples, mode='loss')
+                totals.append(wrapper.scale_loss(self.student.parse_losses(losses)[0]))
+
+            def update() -> None:
+                wrapper.step()
+                wrapper.zero_grad()
+
+            return self._time(forward), self._time(lambda: wrapper.backward(totals.pop())), self._time(update)
+
+        flops = count_flops(lambda: self.step(self.fresh()))  # the warm-up too: it creates the optimizer's state
+        forward_ms, backward_ms, optimizer_ms = self._medians(turn, steps)
+        return dict(forward_ms=forward_ms, backward_ms=backward_ms, optimizer_ms=optimizer_ms, flops=flops,
+                    peak_bytes=self.peak_memory(with_kd=False))
+
+    def teacher_cost(self, steps: int, paths: Optional[Sequence[str]] = None) -> Dict[str, Any]:
+        """The needed part of the teacher: median milliseconds, FLOPs, and the tap at which it stops."""
+        flops = count_flops(lambda: self.needed_teacher(self.fresh(), paths))
+        needed, = self._medians(lambda: (self._time(self.needed_teacher, self.fresh(), paths), ), steps)
+        return dict(ms=needed, flops=flops, until=self.stop_of(self.teacher_paths if paths is None else paths)[0])
+
+    def record(self) -> Recording:
+        """What the taps of all active terms give in one step of the student; no term is computed."""
+        distiller = self.distiller
+        found: List[Recording] = []
+
+        def compute(batch: KDBatch, inputs: Tensor, data_samples: Any) -> Dict[str, Tensor]:
+            terms = distiller.active_terms()
+            student = {path: distiller._student_taps[path].read() for path in distiller._student_paths(terms)}
+            teacher: Dict[Tuple[str, str], Recorded] = {}
+            for source, model in distiller.teachers.items():
+                taps = {key: distiller._teacher_taps[key] for key in distiller._keys(terms, source)}
+                model.run(inputs, data_samples, list(taps.values()), batch)
+                teacher.update({key: tap.read() for key, tap in taps.items()})
+            found.append(Recording(student, teacher, batch).fresh(0))
+            return {term.name: inputs.new_zeros(()) for term in terms}
+
+        object.__setattr__(distiller, 'compute', compute)  # past nn.Module, which has no business with a function
+        distiller.attach()
+        try:
+            with self.optim_wrapper.optim_context(self.student):
+                self.student(self.data['inputs'], self.fresh(), mode='loss')
+        finally:
+            distiller.detach()
+            object.__delattr__(distiller, 'compute')
+        return found[0]
+
+    def terms_cost(self, names: Sequence[str], recording: Recording, steps: int) -> Dict[str, Any]:
+        """What some terms cost together, after the passes of student and teacher.
+
+        It is all that the distiller does with what the taps have recorded: views and second passes (another head on
+        the same proposals or features), adapter, region, loss; the backward pass as far as the taps; the step of an
+        opponent.
+
+        Args:
+            names: of terms.
+            recording: of :meth:`record`.
+            steps: measured turns, more for short ones.
+
+        Returns:
+            dict: ``forward_ms``, ``backward_ms``, ``opponent_ms`` (medians); ``flops`` and ``peak_bytes`` (see
+            :func:`memory_rise`) of one turn; ``own_bytes`` of the terms' parameters and buffers; ``tapped_bytes`` of
+            the largest tensor that they tap in the student.
+        """
+        distiller = self.distiller
+        terms: List[Term] = [distiller.terms[name] for name in names]  # type: ignore[misc]
+        opponents = [opponent for term in terms for opponent in term.loss.opponents()]
+        touched = [*self.student.parameters(), *(parameter for term in terms for parameter in term.parameters())]
+        numbers = itertools.count()
+
+        def forward(given: Recording) -> Tensor:
+            total: Any = 0
+            with self.optim_wrapper.optim_context(self.student):
+                for term in terms:
+                    own, theirs = distiller._features(term, given.student, given.teacher)
+                    records = distiller._records(term, term.sources[0], given.student, given.teacher)
+                    levels = term.per_level(own, theirs, term.with_logits(given.batch, given.student, records))
+                    weights = term.loss.weight.at(distiller.step, distiller.max_steps, len(levels))
+                    total = total + sum(level * weight for level, weight in zip(levels, weights))
+            return total
+
+        def learn() -> None:
+            for opponent in opponents:
+                opponent.learn(rate=0.0)
+
+        def whole(given: Recording) -> None:
+            forward(given).backward()
+            learn()
+
+        def clean() -> None:
+            for parameter in touched:
+                parameter.grad = None
+
+        def turn() -> Sequence[float]:
+            given, totals = recording.fresh(next(numbers)), []
+            spent = [self._time(lambda: totals.append(forward(given))), self._time(lambda: totals.pop().backward()),
+                     self._time(learn) if opponents else 0.0]
+            clean()
+            return spent
+
+        def outside(measure: Callable[[Callable[[], Any]], Any]) -> Any:
+            given = recording.fresh(next(numbers))
+            found = measure(lambda: whole(given))
+            clean()
+            return found
+
+        clean()
+        flops = outside(count_flops)  # the warm-up too
+        forward_ms, backward_ms, opponent_ms = self._medians(turn, steps)
+        peak = outside(lambda call: memory_rise(call, self.device))
+        kept = [tensor for term in terms for tensor in (*term.parameters(), *term.buffers())]
+        tapped = [tensor for path in paths_of(terms, 'student') for tensor in recording.student[path]]
+        return dict(forward_ms=forward_ms, backward_ms=backward_ms, opponent_ms=opponent_ms, flops=flops,
+                    peak_bytes=peak, own_bytes=sum(map(_bytes, kept)), tapped_bytes=max(map(_bytes, tapped)))
+
+    def term_costs(self, steps: int) -> List[Dict[str, Any]]:
+        """:meth:`terms_cost` of every active term by itself, on the features of one step."""
+        recording = self.record()
+        return [dict(name=term.name, method=type(term.loss).__name__, **self.terms_cost([term.name], recording, steps))
+                for term in self.distiller.active_terms()]
 
     def peak_memory(self, with_kd: bool) -> Optional[int]:
         """Highest number of bytes held by tensors during one step; None where it cannot be measured.
@@ -235,7 +417,16 @@ class Bench:
         if with_kd:
             tensors += [*self.distiller.parameters(), *self.distiller.buffers(), *self.teacher.model.parameters(),
                         *self.teacher.model.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(map(_bytes, tensors))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def paths_of(terms: Sequence[Term], side: str) -> List[str]:
+    """Every path of one side that these terms read, once."""
+    return list(dict.fromkeys(path for term in terms for path in getattr(term, f'{side}_paths')))
 
 
 @contextmanager
@@ -273,6 +464,33 @@ def allocation_peak(call: Callable[[], Any]) -> Optional[int]:
     return peak
 
 
+def memory_rise(call: Callable[[], Any], device: Any = 'cpu') -> Optional[int]:
+    """How many bytes of tensors ``call()`` needs beyond those that are there before it; None where nothing tells it."""
+    device = torch.device(device)
+    if device.type != 'cuda':
+        return allocation_peak(call)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def count_flops(call: Callable[[], Any]) -> int:
+    """FLOPs of ``call()``, a multiplication and an addition as two; of matrix products, convolutions and attention.
+
+    Everything element by element, and operations of a host's own (RoIAlign, deformable convolution), count nothing.
+
+    Example:
+        >>> count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
+        60
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
 def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, device: Any = 'cpu') -> Dict[str, Any]:
     """Measure one config.
 
@@ -305,7 +523,7 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
         bench.distil(arguments)
         times = bench.times(steps)
         kd_bytes = bench.peak_memory(with_kd=True)
-        terms = bench.term_times(steps)
+        terms = bench.term_costs(steps)
     medians = {name: statistics.median(values) for name, values in times.items()}
     fastest = {name: min(values) for name, values in times.items()}
     base = medians['plain_step'] + medians['needed_teacher']

@@ -17,6 +17,10 @@ look at the ratios of the single rounds too.
 Peak memory is that of tensors: on CUDA torch.cuda.max_memory_allocated(), on CPU the weights, optimizer state and
 batch plus the peak of the allocations that torch's profiler sees in one step.  The teacher has random weights and
 every learning rate is 0, so that all steps are alike.  No data set, no download.
+
+For each term: what it does after the passes of both models, on the features of one step (second passes of a head,
+adapter, region, loss; the step of an opponent), the most memory that this takes on top, and its FLOPs (matrix products
+and convolutions alone).
 """
 
 import sys
@@ -72,9 +76,12 @@ def print_result(result):
     rounds = result['ratio_of_rounds']
     print(f'{"  by rounds":<16}{rounds["median"]:>10.3f}{"":>10}   half of the rounds lie between '
           f'{rounds["low"]:.3f} and {rounds["high"]:.3f}: the noise of this machine')
-    print(f'\n{"term":<16}{"forward ms":>10}{"backward":>10}   adapter and loss, on recorded features')
+    print(f'\n{"term":<16}{"forward ms":>10}{"backward":>10}{"opponent":>10}{"peak MiB":>10}{"GFLOP":>10}   after the '
+          'passes of both models')
     for term in result['terms']:
-        print(f'{term["name"]:<16}{term["forward_ms"]:>10.2f}{term["backward_ms"]:>10.2f}   {term["method"]}')
+        peak = '-' if term['peak_bytes'] is None else f'{term["peak_bytes"] / 2**20:.1f}'
+        print(f'{term["name"]:<16}{term["forward_ms"]:>10.2f}{term["backward_ms"]:>10.2f}{term["opponent_ms"]:>10.2f}'
+              f'{peak:>10}{term["flops"] / 1e9:>10.2f}   {term["method"]}')
     memory = result['peak_memory']
     texts = ['not measured' if memory[key] is None else f'{memory[key] / 2**20:.1f} MiB'
              for key in ('plain_bytes', 'kd_bytes')]

@@ -38,8 +38,12 @@ def test_the_numbers_are_positive_and_consistent(tmp_path, capsys):
     memory = result['peak_memory']
     assert 0 < memory['plain_bytes'] < memory['kd_bytes']
     assert [term['name'] for term in result['terms']] == ['loss_cwd']
-    assert result['terms'][0]['forward_ms'] > 0 and result['terms'][0]['backward_ms'] > 0
+    term = result['terms'][0]
+    assert term['forward_ms'] > 0 and term['backward_ms'] > 0
+    # CWD has no adapter here: at least the gradient of all five levels.
+    assert term['peak_bytes'] > 256 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1) * 4 / 4 and term['flops'] == 0
     text = capsys.readouterr().out
+    assert f'{term["peak_bytes"] / 2**20:.1f}' in text
     assert f'{result["ratio"]:.3f}' in text and 'loss_cwd' in text and 'MiB' in text
 
 
