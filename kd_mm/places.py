@@ -168,6 +168,8 @@ DENSE: Dict[str, Tuple[Tuple[str, ...], Optional[Pick]]] = {
 }
 #: Backbones that return more in training than in evaluation -> what they return in both.
 BACKBONES: Dict[str, Pick] = {'DDRNet': _last, 'PIDNet': _main_branch}
+#: A backbone that in training hands on each image as often as it has branches (of shared weights).
+TRIDENT = 'TridentResNet'
 #: Heads that derive from one of the above and have no dense class logits: queries, points, something else than classes.
 NONE = ('ATSSVLFusionHead', 'EmbeddingRPNHead', 'PointHead', 'SideAdapterCLIPHead', 'VPDDepthHead')
 
@@ -187,6 +189,13 @@ def find(model: nn.Module, place: str) -> Place:
         if place in SHARED:
             raise KeyError(f'{place!r} gives rows of proposals and stands alone: at={place!r}, for both models')
         raise KeyError(f'{place!r} is no place; there are {", ".join(map(repr, (*PLACES, *SHARED)))}')
+    found, backbone = _find(model, place), _lookup(model, 'backbone')
+    if any(cls.__name__ == TRIDENT for cls in type(backbone).__mro__):
+        return Place(found.paths, _test_branch(backbone, found.pick))
+    return found
+
+
+def _find(model: nn.Module, place: str) -> Place:
     if place == '@logits':
         return _logits(model)
     if place == '@memory':
@@ -227,6 +236,15 @@ def _logits(model: nn.Module) -> Place:
              if isinstance(_lookup(model, path), nn.Module)]
     raise KeyError(f'{type(model).__name__} with {", ".join(heads) or "no known head"} has no dense class logits that '
                    "are known here ('@logits'): tap features ('@neck'), or give the path of the logits")
+
+
+def _test_branch(backbone: Any, pick: Optional[Callable[[Features], Features]]) -> Callable[[Features], Features]:
+    """Of the images of all branches, one branch after the other, those of the branch that is used for testing."""
+    def chosen(outputs: Features) -> Features:
+        if backbone.training and backbone.test_branch_idx != -1:
+            outputs = tuple(tensor.chunk(backbone.num_branch)[backbone.test_branch_idx] for tensor in outputs)
+        return outputs if pick is None else pick(outputs)
+    return chosen
 
 
 def _bind(pick: Pick, head: Any) -> Callable[[Features], Features]:

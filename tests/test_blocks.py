@@ -83,14 +83,17 @@ SHAPE = (2, 19, 64, 128)
     dict(type='SoftmaxKDLoss'), dict(type='CWDLoss'), dict(type='DISTLoss'), dict(type='DKDLoss'),
     dict(type='ZeroFirstOrderLoss'), dict(type='BPKDLoss')], ids=lambda loss: loss['type'])
 def test_pixel_losses_hold_a_gradient_for_each_term(loss, monkeypatch):
-    for place in ('blocks', 'regions.edge', 'losses.bpkd', 'losses.zero_first_order'):
-        monkeypatch.setattr(f'kd_mm.{place}.BLOCK', 2**14)
     student, teacher = torch.randn(SHAPE, requires_grad=True), torch.randn(SHAPE)
     labels = torch.arange(SHAPE[2]).div(4, rounding_mode='floor').clamp(max=18).view(1, -1, 1)
     batch = KDBatch(seg_map=labels.expand(SHAPE[0], -1, SHAPE[3]).contiguous())
     loss: KDLoss = build(loss)
+    whole = loss(student, teacher, batch)
+    slope, = torch.autograd.grad(whole, student)
+    for place in ('blocks', 'regions.edge', 'losses.bpkd', 'losses.zero_first_order'):
+        monkeypatch.setattr(f'kd_mm.{place}.BLOCK', 2**14)
+    assert torch.isclose(loss(student, teacher, batch), whole, rtol=1e-5)
     copy = student.numel() * student.element_size()
     peak = allocation_peak(lambda: loss(student, teacher, batch).backward())
-    assert student.grad is not None and peak >= copy
+    assert torch.allclose(student.grad, slope, rtol=1e-3, atol=1e-3 * slope.abs().max().item()) and peak >= copy
     # Each term's gradient is a copy; the rest are a few maps of one channel and the numbers of a block.
     assert peak <= (1.75 if 'terms' not in vars(type(loss)) else 2.5) * copy

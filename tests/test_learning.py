@@ -129,7 +129,7 @@ def test_problems_are_named_before_anything_runs(segmenter):
         lessons(loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg'))
     with pytest.raises(ValueError, match='is no file to write(.|\n)*num_tokens'):
         lessons(loss_a=maskd('a', tokens=None), loss_b=maskd('b', num_tokens=0))
-    shared = lessons(loss_a=maskd('a'), loss_b=maskd('b'))
+    shared = lessons(loss_b=maskd('b'), loss_a=maskd('a'))
     assert [lesson.name for lesson in shared] == ['loss_a']
     with pytest.raises(ValueError, match='loss_b: .* is the file of loss_a too, which is a MasKDLoss'):
         lessons(loss_a=maskd('a'), loss_b=dict(maskd('b'), type='FreeKDLoss'))

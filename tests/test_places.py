@@ -107,6 +107,23 @@ def test_backbones_that_return_more_in_training(name):
     assert shapes[0] == shapes[1] and len(shapes[0]) == 1
 
 
+def test_of_a_trident_the_branch_that_is_tested():
+    """In training the branches are images of their own, and their batch norm is that of evaluation."""
+    built = model('mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py')
+    images, found = torch.rand(2, 3, 64, 96), []
+    for training in (True, False):
+        built.backbone.train(training)
+        with torch.no_grad():
+            output = tuple(built.backbone(images))
+        assert len(output[0]) == (6 if training else 2)
+        found.append(find(built, '@backbone').pick(output)[0])
+    assert torch.allclose(*found, rtol=1e-5) and find(built, '@logits').paths == ('rpn_head.rpn_cls', )
+    built.backbone.train()
+    assert find(built, '@logits').pick((torch.arange(6.), ))[0].tolist() == [2, 3]
+    built.backbone.test_branch_idx = -1  # all of them are tested
+    assert len(find(built, '@logits').pick((torch.arange(6.), ))[0]) == 6
+
+
 def test_class_tokens_are_left_out():
     built = nn.Module()
     built.backbone = nn.Identity()

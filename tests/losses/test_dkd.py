@@ -66,6 +66,8 @@ def test_labels_of_pixels():
     seg_map = torch.tensor([[[0, 1], [2, 255]]], dtype=torch.uint8).repeat_interleave(2, 1).repeat_interleave(2, 2)
     rows = [z.permute(0, 2, 3, 1).reshape(-1, 3)[:3] for z in (student, teacher)]
     expected = value(*rows, KDBatch(row_labels=torch.tensor([0, 1, 2])))
+    tckd, nckd = decoupled_terms(*rows, torch.tensor([0, 1, 2]))
+    assert expected == pytest.approx((tckd + 0.25 * nckd).mean().item(), rel=1e-12)
     assert value(student, teacher, KDBatch(seg_map=seg_map)) == pytest.approx(expected, rel=1e-12)
     seg_map[seg_map == 2] = 77  # no class of these logits
     expected = value(rows[0][:2], rows[1][:2], KDBatch(row_labels=torch.tensor([0, 1])))
