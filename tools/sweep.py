@@ -50,7 +50,7 @@ TABLE = ROOT / 'configs' / 'README.md'
 KINDS = ('neck', 'backbone', 'logits')
 HOSTS = ('mmdet', 'mmseg')
 NOT_THERE = 'no dense class logits'
-SHAPES = ((64, 96), (128, 128), (224, 224), (256, 256), (512, 512))
+SHAPES = ((64, 96), (128, 128), (224, 224), (256, 256), (300, 300), (512, 512))
 LIMIT = 240  # seconds of processor time a family
 
 #: Folders that are no family of detectors or segmentors, or need what is not installed.
@@ -133,10 +133,15 @@ def shrunk(cfg):
             content = {key: clean(item) for key, item in value.items()}
             if str(content.get('type', '')).endswith('SyncBN'):
                 content['type'] = 'BN'
-            if isinstance(content.get('init_cfg'), dict) and content['init_cfg'].get('type') == 'Pretrained':
+            init = content.get('init_cfg')
+            if isinstance(init, dict) and (init.get('type') == 'Pretrained' or set(init) == {'checkpoint'}):
                 content['init_cfg'] = None
-            if 'pretrained' in content:
-                content['pretrained'] = None
+            for key in ('pretrained', 'teacher_ckpt'):
+                if key in content:
+                    content[key] = None
+            if isinstance(content.get('teacher_config'), str):  # relative to a checkout of the host
+                folder = package_folder('mmdet') / content['teacher_config']
+                content['teacher_config'] = dict(model=clean(Config.fromfile(str(folder)).model.to_dict()))
             return content
         return type(value)(clean(item) for item in value) if isinstance(value, (list, tuple)) else value
 
@@ -147,6 +152,21 @@ def shrunk(cfg):
     # Batches that are resized at random would need the loop's counters; crops are fixed by the images anyway.
     result.model.get('data_preprocessor', {}).pop('batch_augments', None)
     return result
+
+
+def fill_trident():
+    """mmdet 3.3.0 leaves the weights of TridentNet's convolutions as the memory was, for a checkpoint to fill."""
+    from mmdet.models.backbones.trident_resnet import TridentConv
+    own = TridentConv.__init__
+    if getattr(own, 'fills', False):
+        return
+
+    def filled(self, *args, **kwargs):
+        own(self, *args, **kwargs)
+        torch.nn.init.kaiming_normal_(self.weight)
+
+    filled.fills = True
+    TridentConv.__init__ = filled
 
 
 class Images(torch.utils.data.Dataset):
@@ -258,6 +278,8 @@ def try_family(path, host):
     cfg = Config.fromfile(str(path))
     cfg.default_scope = cfg.get('default_scope') or host
     small = shrunk(cfg)
+    if 'Trident' in str(small.model.get('backbone', {}).get('type')):
+        fill_trident()
     record = dict(config=path.name, model=small.model['type'], kinds={})
     with scope_of(small):
         torch.manual_seed(0)
