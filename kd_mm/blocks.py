@@ -82,13 +82,14 @@ class _BlockSum(torch.autograd.Function):
             part = _cut(student, block, student.shape)
             assert part is not None
             part = part.detach().requires_grad_()
-            # The autocast of the outside was off in the forward, and is off on the way back.
-            with torch.enable_grad():
+            # Losses compute without autocast; who calls backward() inside of it gets the gradient of just that.
+            with torch.enable_grad(), torch.autocast(student.device.type, enabled=False):
                 parts = ctx.function(part, *(_cut(tensor, block, student.shape) for tensor in others))
-            # A count among the sums has no gradient.
-            sloped = [index for index, total in enumerate(parts) if total.requires_grad]
-            grad[block] = torch.autograd.grad([parts[index] for index in sloped], part,
-                                              [upstream[index] for index in sloped])[0]
+                # A count among the sums has no gradient.
+                sloped = [index for index, total in enumerate(parts) if total.requires_grad]
+                slope, = torch.autograd.grad([parts[index] for index in sloped], part,
+                                             [upstream[index] for index in sloped])
+            grad[block] = slope
         return (None, None, grad, *(None for _ in others))
 
 

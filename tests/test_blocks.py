@@ -66,6 +66,19 @@ def test_each_value_is_in_one_block(along, shape, most):
     assert bool((seen == 1).all())
 
 
+def test_a_backward_inside_autocast_is_that_of_the_forward():
+    student, weights = draw(2, 4, 3, 5).float().requires_grad_(), draw(4, 4, seed=1).float()
+
+    def product(one):
+        return (one.flatten(2).transpose(1, 2) @ weights).square().sum(),
+
+    total, = sum_in_blocks(product, 'images', student)
+    expected, = torch.autograd.grad(product(student)[0], student)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        total.backward()
+    assert torch.allclose(student.grad, expected, rtol=1e-5)
+
+
 def test_nothing_is_zero():
     rows = torch.zeros(0, 4, requires_grad=True)
     total, = sum_in_blocks(lambda one, other: ((one - other).sum(), ), 'cells', rows, rows.detach())

@@ -317,8 +317,13 @@ def test_what_fails_at_full_size_stops_nothing(monkeypatch):
     assert found == {'a': dict(names=['a']), 'bad': dict(error='RuntimeError: too large'), 'b': dict(names=['b'])}
 
 
+def test_images_are_of_the_size_that_a_loader_pads_to():
+    """RTMDet joins maps of stride 32 with finer ones and pads nothing itself."""
+    assert cost.padded((800, 1333)) == (800, 1344) and cost.padded((512, 1024)) == (512, 1024)
+
+
 def test_no_paths_of_this_machine_in_an_error():
-    assert cost.last_line(FileNotFoundError("no file '/home/me/x/y.pth' here")) == (
+    assert cost.last_line(FileNotFoundError("no file '/some/folder/y.pth' here")) == (
         "FileNotFoundError: no file 'y.pth' here")
     assert cost.last_line('first\nRuntimeError: 3 m/s at http://a.b/c') == 'RuntimeError: 3 m/s at http://a.b/c'
 
