@@ -1,12 +1,13 @@
 """Feature-based distillation for detectors: attention-guided and non-local."""
 
-from typing import Any, Dict, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from kd_mm.functional import apply_weights, nonzero, parameter_options, positive, safe_sqrt
+from kd_mm.functional import apply_weights, nonzero, parameter_options, positive
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
@@ -24,14 +25,35 @@ def spatial_attention(features: Tensor, tau: float) -> Tensor:
     return height * width * weights.view(count, 1, height, width)
 
 
-def batch_norm2(gap: Tensor) -> Tensor:
-    """L2 norm of everything in the batch; its gradient at 0 is 0.
+class _SquareNorm(torch.autograd.Function):
+    """One tensor of the size of the gap from forward to backward, where autograd would keep three."""
+
+    @staticmethod
+    def forward(ctx: Any, gap: Tensor, weights: Optional[Tensor]) -> Tensor:
+        weighted = gap if weights is None else gap * weights
+        norm = torch.einsum('ncp,ncp->nc', gap, weighted).sum().sqrt()
+        ctx.save_for_backward(weighted, norm)
+        return norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> Tuple[Tensor, None]:
+        weighted, norm = ctx.saved_tensors
+        return weighted * (upstream[0] / nonzero(norm)), None
+
+
+def batch_norm2(gap: Tensor, weights: Optional[Tensor] = None) -> Tensor:
+    """L2 norm of everything in the batch, ``sqrt(sum weights * gap^2)``; its gradient at 0 is 0.
+
+    Args:
+        gap: (N, C, H, W), or cells in a row: (N, C, H*W).
+        weights: (N, 1, H, W), not negative, or None. No gradient reaches them.
 
     Example:
-        >>> batch_norm2(torch.tensor([3., 4.])).item()
+        >>> batch_norm2(torch.tensor([3., 4.]).view(1, 1, 1, 2)).item()
         5.0
     """
-    return safe_sqrt(gap.square().sum())
+    return _SquareNorm.apply(gap.flatten(2), None if weights is None else weights.flatten(2))
 
 
 def identity_where_equal(layer: Union[nn.Conv2d, nn.Linear]) -> None:
@@ -50,7 +72,8 @@ class NonLocalBlock(nn.Module):
 
     The product has no softmax, so it is taken from the right (``phi`` with ``g`` first): the matrix of all pairs of
     cells is never built.  The batch norm starts at 0, so that the block starts as the identity; it knows the
-    statistics of the batch only.
+    statistics of the batch only.  As ``conv(y)`` is linear, they follow from mean and covariance of ``y``, and the
+    norm folds into the weights of the convolution: ``conv(y)`` is not built either (see :meth:`residual`).
 
     Args:
         channels: of the features.
@@ -73,12 +96,34 @@ class NonLocalBlock(nn.Module):
             nn.init.zeros_(part.bias)
         nn.init.zeros_(self.norm.weight)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def residual(self, features: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """``y`` (N, c, H*W), ``W`` (C, c) and ``b`` (C, 1) with ``BN(conv(y)) = W y + b``; c: the reduced channels."""
         edges = (min(self.pool, features.shape[2]), min(self.pool, features.shape[3]))
-        g, phi = (F.max_pool2d(part(features), edges).flatten(2) for part in (self.g, self.phi))
+        parts = (self.g, self.phi, self.theta)
+        # One convolution instead of three: the features are read once, and their gradient is written once.
+        g, phi, theta = F.conv2d(
+            features, torch.cat([part.weight for part in parts]),
+            torch.cat([part.bias for part in parts if part.bias is not None])).chunk(3, dim=1)
+        g, phi = (F.max_pool2d(part, edges).flatten(2) for part in (g, phi))
         context = torch.einsum('ncj,ndj->ncd', phi, g) / phi.shape[2]
-        mixed = torch.einsum('nci,ncd->ndi', self.theta(features).flatten(2), context)
-        return features + self.norm(self.conv(mixed.view(features.shape[0], -1, *features.shape[2:])))
+        mixed = torch.einsum('nci,ncd->ndi', theta.flatten(2), context)
+        weight = self.conv.weight.flatten(1)
+        centre, variance = self.statistics(mixed, weight)
+        scale = self.norm.weight / (variance + self.norm.eps).sqrt()
+        return mixed, scale[:, None] * weight, (self.norm.bias - scale * centre)[:, None]
+
+    def statistics(self, mixed: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
+        """Mean and variance of ``weight @ mixed``, (C,) each: of the batch, or those that the norm was given."""
+        if not self.norm.training and self.norm.running_mean is not None and self.norm.running_var is not None:
+            return self.norm.running_mean, self.norm.running_var
+        mean = mixed.mean(dim=(0, 2))
+        centred = mixed - mean[:, None]
+        covariance = torch.einsum('nci,ndi->cd', centred, centred) / (mixed.shape[0] * mixed.shape[2])
+        return weight @ mean, torch.einsum('kc,cd,kd->k', weight, covariance, weight).clamp(min=0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        mixed, weight, bias = self.residual(features)
+        return features + (torch.matmul(weight, mixed) + bias).view_as(features)
 
 
 @MODELS.register_module()
@@ -162,21 +207,46 @@ class FBKDLoss(KDLoss):
     def terms(self, level: int, student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None) -> Dict[str, Tensor]:
         """The four terms of one level without their weights."""
         layers: Any = self.adapters[level]
-        root = None if mask is None else mask.to(teacher.dtype).sqrt()
+        region = None if mask is None else mask.to(teacher.dtype)
         with torch.no_grad():
             attention = (spatial_attention(student, self.tau) + spatial_attention(teacher, self.tau)) / 2
-        cells = torch.ones_like(teacher[:, :1]) if mask is None else mask.to(teacher.dtype)
-        size = cells.sum(dim=(2, 3))
-        means = [(part * cells).sum(dim=(2, 3)) / nonzero(size) for part in (student, teacher)]
+        means, size = self.channel_means(student, teacher, region)
         return {
-            'feature': batch_norm2(apply_weights((teacher - layers['feature'](student)) * attention.sqrt(), root)),
+            'feature': batch_norm2(self.projected_gap(layers['feature'], student, teacher),
+                                   apply_weights(attention, region)),
             # An image without a cell of the region has no means to compare, only the bias of the linear layer.
-            'channel': batch_norm2((means[1] - layers['channel'](means[0])) * (size > 0)),
-            'spatial': batch_norm2(apply_weights(
-                teacher.mean(dim=1, keepdim=True) - layers['spatial'](student.mean(dim=1, keepdim=True)), root)),
-            'nonlocal_': batch_norm2(apply_weights(
-                layers['block_t'](teacher) - layers['nonlocal_'](layers['block_s'](student)), root)),
+            'channel': batch_norm2(((means[1] - layers['channel'](means[0])) * (size > 0))[..., None, None]),
+            'spatial': batch_norm2(
+                teacher.mean(dim=1, keepdim=True) - layers['spatial'](student.mean(dim=1, keepdim=True)), region),
+            'nonlocal_': batch_norm2(self.nonlocal_gap(layers, student, teacher), region),
         }
+
+    @staticmethod
+    def channel_means(student: Tensor, teacher: Tensor, region: Optional[Tensor]) -> Tuple[List[Tensor], Tensor]:
+        """The mean of each channel over the region, (N, C) of each side, and the weights' sum (N, 1)."""
+        if region is None:
+            return [part.mean(dim=(2, 3)) for part in (student, teacher)], student.new_ones(student.shape[0], 1)
+        size = region.sum(dim=(2, 3))
+        return [torch.einsum('nchw,nhw->nc', part, region[:, 0]) / nonzero(size) for part in (student, teacher)], size
+
+    @staticmethod
+    def projected_gap(layer: nn.Conv2d, student: Tensor, teacher: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        """``teacher - layer(student) + bias``, (N, C, H*W); written in place, and no view for autograd to copy."""
+        assert layer.bias is not None
+        weight = -layer.weight.flatten(1).expand(student.shape[0], -1, -1)
+        bias = -layer.bias[:, None] if bias is None else bias - layer.bias[:, None]
+        return torch.baddbmm(teacher.flatten(2), weight, student.flatten(2)).add_(bias)
+
+    def nonlocal_gap(self, layers: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        """``B_t(F_t) - R(B_s(F_s))``, (N, C, H*W); both blocks' residuals are added to the gap of their features."""
+        layer = layers['nonlocal_']
+        project = layer.weight.flatten(1)
+        mixed_t, weight_t, bias_t = layers['block_t'].residual(teacher)
+        mixed_s, weight_s, bias_s = layers['block_s'].residual(student)
+        gap = self.projected_gap(layer, student, teacher, bias_t - project @ bias_s)
+        for mixed, weight in ((mixed_t, weight_t), (mixed_s, -project @ weight_s)):
+            gap = gap.baddbmm_(weight.expand(mixed.shape[0], -1, -1), mixed)
+        return gap
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -54,6 +54,21 @@ def test_the_block_is_the_product_of_all_pairs():
     assert torch.allclose(block(features), features + block.norm(block.conv(mixed)), rtol=1e-10)
 
 
+def test_the_term_of_the_blocks_is_their_gap():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 4, 6).double(), torch.randn(2, 8, 4, 6).double()
+    loss = build(dict(type='FBKDLoss'))
+    loss.prepare((student, ), (teacher, ))
+    layers = loss.adapters[0]
+    for parameter in loss.parameters():  # biases and norms start at 0
+        torch.nn.init.normal_(parameter)
+    mask = torch.rand(2, 1, 4, 6)
+    for region in (None, mask):
+        gap = layers['block_t'](teacher) - layers['nonlocal_'](layers['block_s'](student))
+        expected = (gap.square() * (1 if region is None else region)).sum().sqrt()
+        assert torch.allclose(loss.terms(0, student, teacher, region)['nonlocal_'], expected, rtol=1e-10)
+
+
 def test_the_block_starts_as_the_identity_and_takes_small_maps():
     features = torch.randn(2, 4, 1, 3)
     assert torch.equal(NonLocalBlock(4, 2, 16)(features), features)
@@ -68,6 +83,7 @@ def test_region():
     assert found['channel'] == pytest.approx(3**0.5)  # the second image has no cell and no mean
     teacher[0, :, 0, 0] = 5
     assert terms(student, teacher, mask)['channel'] == pytest.approx(75**0.5)  # the mean over the region alone
+    assert terms(student, teacher, 4 * mask)['channel'] == pytest.approx(75**0.5)
 
 
 def test_channels_may_differ():
