@@ -62,7 +62,8 @@ methods = dict(
         loss_weight=0.25))),
     maskd=dict(learn=100, losses=dict(loss_maskd=dict(
         type='MasKDLoss', at='neck', num_tokens=6, student_mask_after=100, loss_weight=7.0))),
-    mgd=dict(losses=dict(loss_mgd=dict(type='MGDLoss', at='neck', mask_ratio=0.65, loss_weight=2e-5 * SUMS))),
+    # With the published 2e-5 the loss was 470 times the task's here and the score of seed 0 39.8, against 40.9.
+    mgd=dict(losses=dict(loss_mgd=dict(type='MGDLoss', at='neck', mask_ratio=0.65, loss_weight=4e-7 * SUMS))),
     mimic=dict(losses=dict(loss_mimic=dict(type='MimicLoss', at='neck', assign='size', loss_weight=1.0))),
     nst=dict(losses=dict(loss_nst=dict(type='NSTLoss', at='neck', loss_weight=50.0))),
     ofd=dict(losses=dict(loss_ofd=dict(
