@@ -238,6 +238,9 @@ class Results:
         self.data['errors'].pop(stage.name, None)
         self.save()
 
+    def score(self, stage):
+        return self.data['runs'][stage.name][str(stage.seed)]['score']
+
     def scores(self, name):
         return [run['score'] for _, run in sorted(self.data['runs'].get(name, {}).items())]
 
@@ -262,7 +265,7 @@ class Collecting(engine.Progress):
                 self.taken.add(stage.title)
                 if isinstance(stage, Run):
                     self.results.add(stage, self.metric)
-                    self.note(f'{self.label(stage)} {stage.title}: {self.results.scores(stage.name)[-1]:.1f}')
+                    self.note(f'{self.label(stage)} {stage.title}: {self.results.score(stage):.1f}')
         super().show(done, running, force)
 
 
