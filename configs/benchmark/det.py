@@ -90,7 +90,7 @@ left_out = dict(
     mask_query='compares masks of queries, and this data has no masks',
 )
 notes = dict(
-    at='no better than the plain student, and more of it is worse: with 20 times the weight (KD/task 4.0) seeds 0 and 1 '
-       'gave 34.1 and 31.3. No error found: the loss and its gradients are those of the golden vectors.',
+    at='no better than the plain student, and more of it is worse: with 20 times the weight (KD/task 4.0) seeds 0 and '
+       '1 gave 34.1 and 31.3. No error found: the loss and its gradients are those of the golden vectors.',
     mgd='the weight is a fiftieth of the published one, see configs/benchmark/det.py.',
 )
