@@ -51,6 +51,8 @@ import benchmark  # noqa: E402
 import stages as engine  # noqa: E402
 
 SHAPES = {'det': (800, 1333), 'seg': (512, 1024)}
+#: Measured turns unless told otherwise; what differs from it stands in the card.
+STEPS = 3
 #: A method may add this much to the step beyond its share of the FLOPs.
 LIMIT = 0.10
 MARKS = re.compile(r'<!-- cost:[^\n]*-->\n.*?<!-- end of cost -->\n', re.DOTALL)
@@ -355,14 +357,20 @@ def cells(name, record):
             f'{added:.1%}', f'{flops:.1%}', f'{added - flops:+.1%}', peak, f'{loss["own_bytes"] / 2**20:.0f}']
 
 
-def settings_line(record):
+def settings_line(task, record):
     if 'error' in record:
         return ''
     threads = f', {record["threads"]} thread{"s" if record["threads"] > 1 else ""}' if record['device'] == 'CPU' else ''
     memory = record['plain']['peak_bytes']
     peak = f' The plain step takes {memory / 2**20:.0f} MiB.' if memory else ''
-    shape = 'x'.join(map(str, (record['batch'], 3, *record['input_shape'])))
-    return f'Inputs {shape}, {record["device"]}{threads}, torch {record["torch"]}.{peak}'
+    height, width = record['input_shape']
+    padded = tuple(-(-edge // 32) * 32 for edge in SHAPES[task])
+    shape = 'x'.join(map(str, (record['batch'], 3, height, width)))
+    options = [] if (height, width) in (SHAPES[task], padded) else [f'--shape {height} {width}']
+    if record['steps'] != STEPS:
+        options.append(f'--steps {record["steps"]}')
+    asked = f' (`{" ".join(options)}`)' if options else ''
+    return f'Inputs {shape}{asked}, {record["device"]}{threads}, torch {record["torch"]}.{peak}'
 
 
 def block(task, method, records):
@@ -371,7 +379,7 @@ def block(task, method, records):
              f'Measured by `python tools/cost.py --task {task} --only {method}`, whose `--help` explains the columns.']
     parts = {}
     for name, record in sorted(records.items()):
-        parts.setdefault(settings_line(record), []).append('| ' + ' | '.join(cells(name, record)) + ' |')
+        parts.setdefault(settings_line(task, record), []).append('| ' + ' | '.join(cells(name, record)) + ' |')
     for settings, rows in parts.items():
         lines += ['', *([settings, ''] if settings else []), HEADER, *rows]
     return '\n'.join([*lines, '<!-- end of cost -->']) + '\n'
@@ -443,7 +451,7 @@ def parse_args(argv=None):
     parser.add_argument('--only', nargs='+', metavar='NAME', help='methods (folders), or parts of config file names')
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='of the images; default by task')
     parser.add_argument('--batch', type=int, default=2, help='images (default 2)')
-    parser.add_argument('--steps', type=int, default=3, help='measured turns, more for what is short (default 3)')
+    parser.add_argument('--steps', type=int, default=STEPS, help='measured turns, more for what is short (default 3)')
     parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
     parser.add_argument('--retry', action='store_true', help='measure again what has failed')
     parser.add_argument('--render', action='store_true', help='only write the cards from the results')
