@@ -169,6 +169,8 @@ def test_results_are_kept_and_not_trained_again(fake, data, tmp_path):
     again.data['runs']['pkd']['0']['hash'] = stages[2].config_hash
     # A seed more: only what is new runs, with the teacher it needs.
     _, more = plan(['pkd', 'cwd'], data, tmp_path / 'work', seeds=2)
+    again.data['runs']['pkd']['1'] = dict(score=1.0, hash='other')
+    assert again.score(stages[2]) == pytest.approx(55.0)  # that of its own seed, not of the last one
     assert [(stage.name, stage.seed) for stage in benchmark.needed(more, again)] == [
         ('teacher', 0), ('plain', 1), ('pkd', 1), ('cwd', 1)]
 

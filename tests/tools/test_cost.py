@@ -191,6 +191,16 @@ def test_an_interruption_keeps_what_was_measured(det, tmp_path, monkeypatch):
     assert asked == [f'fgd/{DET}']
 
 
+@pytest.mark.parametrize('shape, steps, options', [
+    ((800, 1344), 3, ''), ((800, 1333), 3, ''), ((480, 800), 3, ' (`--shape 480 800`)'),
+    ((800, 1344), 1, ' (`--steps 1`)')])
+def test_a_card_names_what_was_not_the_default(shape, steps, options):
+    record = dict(input_shape=list(shape), steps=steps, batch=2, threads=2, device='CPU', torch='2',
+                  plain=dict(peak_bytes=None))
+    height, width = shape
+    assert cost.settings_line('det', record) == f'Inputs 2x3x{height}x{width}{options}, CPU, 2 threads, torch 2.'
+
+
 def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
     cards = [det / method / 'README.md' for method in ('crosskd', 'fgd', 'icd')]
     texts = [card.read_text() for card in cards]
