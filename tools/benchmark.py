@@ -43,7 +43,7 @@ COST = {'teacher': 2.5, 'plain': 1.0}
 QUICK = 12
 
 
-class Run(engine.Stage):
+class Run(engine.Training):
     """One training of the benchmark: the teacher, or a student with or without a method.
 
     Args:

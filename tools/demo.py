@@ -68,7 +68,7 @@ TASKS = {
 
 
 @dataclasses.dataclass
-class Stage(engine.Stage):
+class Stage(engine.Training):
     """One training: a role of a task with a seed."""
     task: Task
     role: str

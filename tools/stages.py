@@ -66,6 +66,10 @@ class Stage:
         # The pointer holds an absolute path; the folder may have been moved since.
         return self.work_dir / path.name if path and (self.work_dir / path.name).exists() else None
 
+    def evaluated(self):
+        """Whether what there is to say about its result was written, too."""
+        return True
+
     def state(self):
         """'done', 'started' (same settings, unfinished), 'stale' (other settings) or 'new'."""
         if not self.stamp.exists():
@@ -84,6 +88,15 @@ class Stage:
         if self.state() == 'stale':
             shutil.rmtree(self.work_dir)
         self.write_stamp(finished=False)
+
+
+class Training(Stage):
+    """``tools/train.py`` with some config."""
+
+    def evaluated(self):
+        """False for one that was interrupted in its last evaluation: resumed, it has nothing to train and ends."""
+        _, val = read_scalars(self.work_dir)
+        return bool(val) and val[-1]['step'] >= int(self.checkpoint().stem.rsplit('_', 1)[-1])
 
 
 def train_command(config, work_dir, options):
@@ -256,7 +269,7 @@ def run_stages(stages, lanes, progress, keep_going=False):
     for stage in stages:
         if stage.title in done:
             progress.note(f'{progress.label(stage)} {stage.title}: finished before, skipped')
-    running, failed = {}, {}
+    running, failed, again = {}, {}, set()
     try:
         while waiting or running:
             for stage in list(waiting):
@@ -283,6 +296,13 @@ def run_stages(stages, lanes, progress, keep_going=False):
                         raise StageError(reason)
                     failed[title] = reason
                     progress.note(reason)
+                    continue
+                if not stage.evaluated() and title not in again:
+                    progress.note(f'{progress.label(stage)} {title}: was interrupted in its last evaluation, is '
+                                  'trained again')
+                    again.add(title)
+                    shutil.rmtree(stage.work_dir)
+                    waiting.insert(0, stage)
                     continue
                 stage.write_stamp(finished=True)
                 done.add(title)

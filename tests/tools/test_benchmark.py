@@ -163,6 +163,10 @@ def test_results_are_kept_and_not_trained_again(fake, data, tmp_path):
     assert again.data['runs']['pkd']['0']['score'] == pytest.approx(55.0)
     assert again.data['runs']['pkd']['0']['kd_task_ratio'] == pytest.approx(0.2)
     assert benchmark.needed(stages, again) == []
+    assert stages[2].evaluated()
+    (scalars, ) = stages[2].work_dir.glob('*/vis_data/scalars.json')
+    scalars.write_text(scalars.read_text().replace('coco/bbox_mAP', 'loss'))
+    assert not stages[2].evaluated()  # interrupted before that: to be trained again
     # A result of other settings does not count.
     again.data['runs']['pkd']['0']['hash'] = 'other'
     assert [stage.name for stage in benchmark.needed(stages, again)] == ['teacher', 'pkd']

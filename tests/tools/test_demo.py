@@ -97,6 +97,8 @@ work = pathlib.Path(sys.argv[1])
 logs = work / sys.argv[2] / 'vis_data'
 logs.mkdir(parents=True)
 (work / 'runs.txt').open('a').write('run ')
+if (work / 'iter_10.pth').exists():  # resumed with nothing left to train
+    sys.exit()
 rows = [dict(loss=2.0 - i / 10, time=0.1, iter=i, step=i) for i in (5, 10)] + [{'mIoU': 40.0, 'step': 10}]
 (logs / 'scalars.json').write_text(''.join(json.dumps(row) + chr(10) for row in rows))
 if 'crash' in sys.argv:
@@ -170,6 +172,21 @@ def test_a_failing_stage_says_what_to_do_and_resumes(fake):
     broken.clear()
     run(stages)
     assert [runs(stage) for stage in stages] == [1, 1, 2]  # same folder, continued
+
+
+def test_a_training_cut_off_in_its_last_evaluation_is_trained_again(fake):
+    """All iterations are done, so a resumed training ends at once and never says how good it is."""
+    stages, _ = fake
+    run(stages)
+    (scalars, ) = stages[1].work_dir.glob('2026*/vis_data/scalars.json')
+    lines = scalars.read_text().splitlines(keepends=True)
+    scalars.write_text(''.join(lines[:-1]) + json.dumps({'mIoU': 20.0, 'step': 5}))
+    stages[1].write_stamp(finished=False)
+    assert not stages[1].evaluated() and stages[0].evaluated()
+    text = run(stages)
+    assert 'student, seed 0: was interrupted in its last evaluation, is trained again' in text
+    assert stages[1].evaluated() and stages[1].state() == 'done'
+    assert [runs(stage) for stage in stages] == [1, 1, 1]  # in a folder that was emptied first
 
 
 def test_a_folder_that_is_still_written_to_is_refused(fake):
