@@ -38,6 +38,8 @@ REQUIRED = {
     'configs/seg/cwd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
     'configs/seg/kd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
     'configs/seg/mgd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
+    'configs/seg/fitnet/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
+    'configs/seg/pkd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
     'configs/seg/cwd/deeplabv3plus-r18_from_deeplabv3plus-r101_80k_cityscapes.py',
     'configs/seg/cwd/segformer-b0_from_segformer-b4_160k_cityscapes.py',
     'configs/seg/cwd/deeplabv3plus-mv2_from_deeplabv3plus-r101_80k_cityscapes.py',

@@ -1,9 +1,11 @@
 # What `tools/benchmark.py --task seg` compares: one hook entry a method, on the pair of pspnet_student.py /
 # pspnet_teacher.py.
 #
-# Taps and weights are those of the method's own config in configs/seg, but for weights of losses that *sum* over
-# channels and cells: there ResNet-101's last stage has 2048 channels and 8192 cells (512x1024), here 256 and 432.
+# Taps and weights are those of the method's own config in configs/seg, but for what changes with the size of the maps.
+# There ResNet-101's last stage has 2048 channels and 8192 cells (512x1024), here 256 and 432: losses that *sum* over
+# channels and cells become smaller, and *means* over cells of vectors of length 1 become larger.
 SUMS = 2048 * 8192 / (256 * 432)
+UNITS = 432 / 8192
 
 title = 'PSPNet R18 on CamVid'
 data = 'camvid_cityscapes'
@@ -27,7 +29,7 @@ methods = dict(
         loss_af_dcd=dict(type='AfDCDLoss', at='backbone', levels=[-1], mask_ratio=0.75, fd_weight=2e-6 * SUMS,
                          contrast_weight=5e-3))),
     aicsd=dict(losses=dict(loss_aicsd=dict(type='AICSDLoss', at=logits, similarity=100.0, pixel=20.0))),
-    at=dict(losses=dict(loss_at=dict(type='ATLoss', at=hidden, loss_weight=10000.0))),
+    at=dict(losses=dict(loss_at=dict(type='ATLoss', at=hidden, loss_weight=10000.0 * UNITS))),
     bpkd=dict(losses=dict(loss_bpkd=dict(type='BPKDLoss', at=logits))),
     cirkd=dict(losses=dict(loss_kd=loss_kd, loss_minibatch=loss_minibatch, loss_memory=loss_memory)),
     cirkd_v2=dict(losses=dict(
@@ -42,9 +44,10 @@ methods = dict(
         loss_dist_aux=dict(type='DISTLoss', at='auxiliary_head.conv_seg', loss_weight=0.4))),
     dkd=dict(losses=dict(loss_dkd=dict(type='DKDLoss', at=logits))),
     dsd=dict(losses=dict(
-        loss_dsd=dict(type='DSDLoss', at=['auxiliary_head.convs', hidden, logits], psd=1000.0, csd=10.0),
+        loss_dsd=dict(type='DSDLoss', at=['auxiliary_head.convs', hidden, logits], psd=1000.0 * UNITS, csd=10.0),
         loss_kd=loss_kd)),
-    fitnet=dict(losses=dict(loss_fitnet=dict(type='FitNetLoss', at=hidden, loss_weight=2.0))),
+    fitnet=dict(losses=dict(loss_fitnet=dict(
+        type='FitNetLoss', at=hidden, adapter=dict(type='ConvAdapter', bias=False, always=True), loss_weight=10.0))),
     ickd=dict(losses=dict(loss_ickd=dict(
         type='ICKDLoss', at=hidden, adapter=dict(type='ConvAdapter', bias=False, norm=True, always=True),
         loss_weight=1.0))),

@@ -65,6 +65,10 @@ def test_every_method_has_an_entry_or_a_reason(task):
     left_out = {method for settings in groups for method in settings.get('left_out', {})}
     assert folders - methods - left_out == set()
     assert left_out.isdisjoint(methods)
+    # And nothing is measured that has no config and card of its own; `cwd_feature` is another tap of `cwd`.
+    assert methods - folders <= {'cwd_feature'}
+    for method in methods & folders:
+        assert '(../README.md)' in (ROOT / 'configs' / task / method / 'README.md').read_text(), method
     # Folders are named like the files of the losses.
     assert left_out <= {path.stem for path in (ROOT / 'kd_mm' / 'losses').glob('*.py')}
 
