@@ -3,7 +3,6 @@
 from typing import Any, Callable, Iterator, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -128,6 +127,13 @@ def sum_in_blocks(function: Callable[..., Tuple[Tensor, ...]], along: str, stude
     return _BlockSum.apply(function, blocks, student, *others)
 
 
+def _softmax(scores: Tensor) -> Tuple[Tensor, Tensor]:
+    """Softmax of rows (A, B), and the logarithms (A) of the sums that it divides by, from its largest entries: without
+    a second exponential."""
+    p = scores.softmax(dim=1)
+    return p, scores.amax(dim=1) - p.amax(dim=1).log()
+
+
 class _RelationDivergence(torch.autograd.Function):
     """The gradient is computed along with the value, block by block, so that no block has to be kept or repeated."""
 
@@ -140,19 +146,22 @@ class _RelationDivergence(torch.autograd.Function):
         grad_keys = torch.zeros_like(student_keys) if wanted else None
         for start in range(0, student.shape[0], rows):
             block = slice(start, start + rows)
+            rows_s, rows_t = student[block] / tau, teacher[block] / tau
             for group in range(student_keys.shape[0]):
-                log_s = student[block] @ student_keys[group].T / tau
-                log_t = teacher[block] @ teacher_keys[group].T / tau
+                scores_s, scores_t = rows_s @ student_keys[group].T, rows_t @ teacher_keys[group].T
                 if bonus is not None:
-                    log_s, log_t = log_s + bonus[group], log_t + bonus[group]
-                log_s, log_t = F.log_softmax(log_s, dim=1), F.log_softmax(log_t, dim=1)
-                share = log_t.exp()
+                    scores_s, scores_t = scores_s.add_(bonus[group]), scores_t.add_(bonus[group])
+                p_s, log_sum_s = _softmax(scores_s)
+                p_t, log_sum_t = _softmax(scores_t)
+                # A product of 1xB and Bx1 for each row: the elementwise product is not written anywhere.
+                gap = (p_t[:, None] @ scores_t.sub_(scores_s)[:, :, None]).flatten()
                 weight = weights[block, group]
-                total += (share * (log_t - log_s)).sum(dim=1) @ weight
+                total += (gap + (log_sum_s - log_sum_t)) @ weight
                 if grad is not None and grad_keys is not None:
-                    slope = (log_s.exp() - share) * (weight[:, None] / tau)
-                    grad[block] += slope @ student_keys[group]
-                    grad_keys[group] += slope.T @ student[block]
+                    slope = p_s.sub_(p_t)
+                    weight = weight[:, None] / tau
+                    grad[block] += (slope @ student_keys[group]) * weight
+                    grad_keys[group] += slope.T @ (student[block] * weight)
         if grad is not None and grad_keys is not None:
             ctx.save_for_backward(grad, grad_keys)
         return total
@@ -166,7 +175,7 @@ class _RelationDivergence(torch.autograd.Function):
 
 def relation_divergence(student: Tensor, student_keys: Tensor, teacher: Tensor, teacher_keys: Tensor,
                         weights: Tensor, tau: float, key_weights: Optional[Tensor] = None,
-                        max_block: int = 2**23) -> Tensor:
+                        max_block: Optional[int] = None) -> Tensor:
     """Divergence between the relations of rows to keys, student against teacher, without ever holding all relations.
 
     ``sum_{a,g} w[a, g] * KL(p_t[a, g] || p_s[a, g])`` with ``p[a, g]`` the softmax over the B keys of group g of
@@ -180,7 +189,8 @@ def relation_divergence(student: Tensor, student_keys: Tensor, teacher: Tensor, 
         weights: (A, G).
         tau: temperature, above 0.
         key_weights: (G, B), not negative: ``p`` is proportional to them; a group of zeros alone must have weights 0.
-        max_block: largest number of similarities of one matrix at a time. Default 2**23, 32 MiB in float32.
+        max_block: largest number of similarities of one matrix at a time; four of them exist. Default None: 2**23, or
+            2**20 on a CPU, 4 MiB in float32, for its caches.
 
     Returns:
         A scalar; differentiable once.
@@ -195,6 +205,8 @@ def relation_divergence(student: Tensor, student_keys: Tensor, teacher: Tensor, 
         inside = key_weights > 0
         # A finite stand-in for -inf: the difference of two -inf would be NaN.
         bonus = torch.where(inside, key_weights, torch.ones_like(key_weights)).log().masked_fill(~inside, -1e30)
+    if max_block is None:
+        max_block = 2**20 if student.device.type == 'cpu' else 2**23
     rows = max(max_block // max(student_keys.shape[1], 1), 1)
     return _RelationDivergence.apply(student, student_keys, teacher.detach(), teacher_keys.detach(), weights.detach(),
                                      bonus, tau, rows)

@@ -11,7 +11,7 @@ from kd_mm.functional import nonzero, positive
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.cwd import channel_wise_divergence
 from kd_mm.losses.kd import softmax_divergence
-from kd_mm.regions.edge import class_edges, label_edges, odd_width
+from kd_mm.regions.edge import class_edges, label_edges, odd_width, window_classes
 from kd_mm.registry import MODELS
 from kd_mm.targets import seg_map
 from kd_mm.types import KDBatch
@@ -24,7 +24,7 @@ class BPKDLoss(KDLoss):
 
     A re-implementation from the description: the authors published models, not the code that trains them, and their
     weights are not known to us.  On the class logits, with ``E_k`` the share of a cell at the edge of class k and
-    ``B_k`` its labelled rest (see :func:`kd_mm.regions.edge.class_edges`)::
+    ``B_k`` its labelled rest (see :func:`kd_mm.regions.edge.window_classes`)::
 
         tau^2 * (edge * mean over classes of [sum_i E_k(i) KL_i / sum_i E_k(i)]
                  + body * mean over images and classes of KL(p_k,t || p_k,s))
@@ -76,6 +76,7 @@ class BPKDLoss(KDLoss):
             raise ValueError(f'BPKDLoss needs maps (N, K, H, W), not {tuple(student.shape)}')
         labels, size = seg_map(batch).to(student.device), (student.shape[2], student.shape[3])
         mixed, known = label_edges(labels, self.width, batch.ignore_index)
+        sets = window_classes(labels, mixed, student.shape[1], self.width)
         whole = F.adaptive_avg_pool2d(known.float(), size).to(student.dtype)
         weights = torch.ones_like(whole) if mask is None else mask.to(student.dtype)
         classes, images = (torch.arange(student.shape[dim], device=student.device) for dim in (1, 0))
@@ -84,7 +85,7 @@ class BPKDLoss(KDLoss):
         # the shares of all classes are never held at once.
         edges, found = torch.zeros_like(whole), whole.new_zeros(())
         for part in classes.split(max(BLOCK // max(student[:, 0].numel(), 1), 1)):
-            shares = class_edges(labels, mixed, part, size, self.width).to(student.dtype) * weights
+            shares = class_edges(sets, part, size).to(student.dtype) * weights
             sizes = shares.sum(dim=(0, 2, 3), keepdim=True)
             edges += (shares / nonzero(sizes)).sum(dim=1, keepdim=True)
             found += (sizes > 0).sum()
@@ -95,7 +96,7 @@ class BPKDLoss(KDLoss):
         def body_sums(one: Tensor, other: Tensor, kinds: Tensor, rows: Tensor, factors: Tensor,
                       labelled: Tensor) -> Tuple[Tensor, Tensor]:
             rows, kinds = rows.flatten(), kinds.flatten()
-            bodies = labelled - class_edges(labels[rows], mixed[rows], kinds, size, self.width).to(one.dtype)
+            bodies = labelled - class_edges(sets[rows], kinds, size).to(one.dtype)
             bodies = bodies.clamp(min=0) * factors
             return (channel_wise_divergence(one, other, self.tau, mask=bodies).sum(),
                     (bodies > 0).flatten(2).any(dim=2).sum())

@@ -77,8 +77,8 @@ class CIRKDMiniBatchLoss(KDLoss):
         pool_above: maps at least this high and wide are average-pooled 4x4 first. Default 256 [C].
         gather: relate the images of this process to those of all processes. The gradient is that of one process with
             the joined batch. Default False [C]. It needs equal sizes on all ranks, and memory for the features of all.
-        max_block: similarities of one matrix at a time. Default 2**23 (32 MiB in float32); the value is the same for
-            any, but for rounding.
+        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`;
+            the value is the same for any, but for rounding.
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
     A region weighs the cells on both sides: rows by their share, keys as part of the softmax.
@@ -98,12 +98,12 @@ class CIRKDMiniBatchLoss(KDLoss):
 
     same_channels = False
 
-    def __init__(self, tau: float = 0.1, pool_above: int = 256, gather: bool = False, max_block: int = 2**23,
+    def __init__(self, tau: float = 0.1, pool_above: int = 256, gather: bool = False, max_block: Optional[int] = None,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.tau = positive('CIRKDMiniBatchLoss', 'tau', tau)
         self.pool_above = int(positive('CIRKDMiniBatchLoss', 'pool_above', pool_above))
-        self.max_block = int(positive('CIRKDMiniBatchLoss', 'max_block', max_block))
+        self.max_block = None if max_block is None else int(positive('CIRKDMiniBatchLoss', 'max_block', max_block))
         self.gather = gather
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
@@ -252,7 +252,7 @@ class CIRKDMemoryLoss(KDLoss):
         pixel_weight: factor of the pixel term. Default 0.1 [C].
         region_weight: factor of the region term. Default 0.1 [C].
         enqueue: 'class' or 'published', see above. Default 'class'.
-        max_block: similarities of one matrix at a time. Default 2**23.
+        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
     A region weighs the cells that are compared; what is stored comes from all labelled cells.
@@ -280,7 +280,7 @@ class CIRKDMemoryLoss(KDLoss):
     def __init__(self, num_classes: int, tau: float = 0.1, kd_tau: float = 1.0, pixel_memory: int = 20000,
                  region_memory: int = 2000, pixels_per_image: int = 16, pixel_keys: Optional[int] = None,
                  region_keys: Optional[int] = None, pixel_weight: float = 0.1, region_weight: float = 0.1,
-                 enqueue: str = 'class', max_block: int = 2**23, loss_weight: Any = 1.0):
+                 enqueue: str = 'class', max_block: Optional[int] = None, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         name = 'CIRKDMemoryLoss'
         self.num_classes = int(positive(name, 'num_classes', num_classes))
@@ -302,7 +302,7 @@ class CIRKDMemoryLoss(KDLoss):
             if not value >= 0:
                 raise ValueError(f'{name}: {kind}_weight={value!r} must not be negative')
         self.enqueue = one_of(name, 'enqueue', enqueue, ENQUEUE)
-        self.max_block = int(positive(name, 'max_block', max_block))
+        self.max_block = None if max_block is None else int(positive(name, 'max_block', max_block))
         self.projections = nn.ModuleList()
         self.queues = nn.ModuleList()
         self.register_buffer('last_step', torch.tensor(-1))

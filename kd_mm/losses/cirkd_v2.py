@@ -56,7 +56,7 @@ class CIRKDChannelLoss(KDLoss):
         minibatch_weight: Default 1 [C].
         memory_weight: Default 0.1 [C].
         mse_weight: Default 100 [C].
-        max_block: similarities of one matrix at a time. Default 2**23.
+        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`.
         loss_weight: factor of the three terms, see :class:`KDLoss`. Default 1.
 
     A region, pooled to the grid, weighs the cells of both vectors before they are divided by their lengths.
@@ -79,7 +79,7 @@ class CIRKDChannelLoss(KDLoss):
 
     def __init__(self, grid: Tuple[int, int] = (16, 32), tau: float = 0.1, kd_tau: float = 1.0, memory: int = 10000,
                  keys: int = 2048, channels_per_step: int = 256, minibatch_weight: float = 1.0,
-                 memory_weight: float = 0.1, mse_weight: float = 100.0, max_block: int = 2**23,
+                 memory_weight: float = 0.1, mse_weight: float = 100.0, max_block: Optional[int] = None,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         name = 'CIRKDChannelLoss'
@@ -96,7 +96,7 @@ class CIRKDChannelLoss(KDLoss):
         for kind, value in self.weights.items():
             if not value >= 0:
                 raise ValueError(f'{name}: {kind}_weight={value!r} must not be negative')
-        self.max_block = int(positive(name, 'max_block', max_block))
+        self.max_block = None if max_block is None else int(positive(name, 'max_block', max_block))
         self.projections = nn.ModuleList()
         self.queues = nn.ModuleList()
         self.register_buffer('last_step', torch.tensor(-1))

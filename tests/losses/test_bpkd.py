@@ -4,7 +4,7 @@ import torch
 from kd_mm.losses.cwd import channel_wise_divergence
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.regions import EdgeRegion, RegionMask
-from kd_mm.regions.edge import class_edges, label_edges
+from kd_mm.regions.edge import class_edges, label_edges, window_classes
 from kd_mm.registry import build
 from kd_mm.types import KDBatch
 
@@ -73,7 +73,8 @@ def test_the_classes_count_the_same():
 def test_cells_share_edge_and_body():
     # Cells of two pixels: labels 0 0 | 0 0 | 1 1 | ignored; half of the cells beside the edge lie at it.
     batch = KDBatch(seg_map=torch.tensor([[[0, 0, 0, 0, 1, 1, 255, 255]]]))
-    edges = class_edges(batch.seg_map, label_edges(batch.seg_map, 3, 255)[0], torch.arange(2), (1, 4), 3)
+    mixed, _ = label_edges(batch.seg_map, 3, 255)
+    edges = class_edges(window_classes(batch.seg_map, mixed, 2, 3), torch.arange(2), (1, 4))
     assert edges[0, :, 0].tolist() == [[0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0]]
     student, teacher = draw(1, 2, 1, 4), draw(1, 2, 1, 4, seed=1)
     terms = build(dict(type='BPKDLoss', width=3)).terms(student, teacher, batch, None)

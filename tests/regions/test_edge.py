@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kd_mm.regions import EdgeRegion
-from kd_mm.regions.edge import class_edges, label_edges
+from kd_mm.regions.edge import class_edges, label_edges, window_classes
 from kd_mm.registry import build
 from kd_mm.types import KDBatch
 
@@ -40,17 +40,31 @@ def test_ignored_pixels_make_no_edge():
     assert found.flatten().tolist() == [0, 1, 1, 0, 0, 0]
 
 
-def test_edges_of_classes_are_dilation_less_erosion():
-    labels = torch.randint(0, 4, (2, 9, 12), generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize('width', [3, 5, 7, 11])
+def test_edges_of_classes_are_dilation_less_erosion(width):
+    """Of 19 classes: three words of eight bits."""
+    labels = torch.randint(0, 19, (2, 9, 12), generator=torch.Generator().manual_seed(1))
     labels = labels.repeat_interleave(3, 1).repeat_interleave(3, 2)
-    mixed, known = label_edges(labels, 3, 255)
-    found = class_edges(labels, mixed, torch.arange(4), (27, 36), 3)
-    pool = torch.nn.MaxPool2d(3, 1, 1)
-    for label in range(4):
+    mixed, known = label_edges(labels, width, 255)
+    found = class_edges(window_classes(labels, mixed, 19, width), torch.arange(19), (27, 36))
+    pool = torch.nn.MaxPool2d(width, 1, width // 2)
+    for label in range(19):
         own = (labels == label).float()[:, None]
         erosion = 1 - pool(1 - own)
         assert torch.equal(found[:, label:label + 1], pool(own) - erosion)
-    assert bool(known.all())
+    assert bool(known.all()) and found.any(dim=1).any()
+    assert torch.equal(class_edges(window_classes(labels, mixed, 19, width), torch.tensor([17, 3]), (27, 36)),
+                       found[:, [17, 3]])
+
+
+@pytest.mark.parametrize('ignored', [255, -100, 9])
+def test_an_ignored_label_is_no_class(ignored):
+    labels = torch.tensor([[[0, 0, ignored, 9, 9]]]) if ignored != 9 else torch.tensor([[[0, 0, 9, 8, 8]]])
+    mixed, _ = label_edges(labels, 5, ignored)
+    edges = class_edges(window_classes(labels, mixed, 10, 5), torch.arange(10), (1, 5))[0, :, 0]
+    other = 8 if ignored == 9 else 9
+    assert edges[0].tolist() == edges[other].tolist() == [0, 1, 0, 1, 0]
+    assert edges.any(dim=1).sum() == 2 + (ignored == 9)
 
 
 @pytest.mark.parametrize('options', [dict(mode='inside'), dict(width=4), dict(width=1), dict(width=3.0)])
