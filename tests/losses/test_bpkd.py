@@ -70,6 +70,19 @@ def test_the_classes_count_the_same():
     assert value(student, teacher, batch, body=0.0) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize('block', [10, 2**20])
+def test_each_image_has_bodies_of_its_own(block, monkeypatch):
+    monkeypatch.setattr('kd_mm.blocks.BLOCK', block)
+    labels = torch.zeros(2, 8, 8, dtype=torch.long)
+    labels[0, :, 3:], labels[1, 5:] = 1, 1
+    student, teacher = draw(2, 2, 8, 8), draw(2, 2, 8, 8, seed=1)
+    loss = build(dict(type='BPKDLoss', width=3))
+    both = loss.terms(student, teacher, KDBatch(seg_map=labels), None)['body']
+    each = [loss.terms(student[i:i + 1], teacher[i:i + 1], KDBatch(seg_map=labels[i:i + 1]), None)['body']
+            for i in (0, 1)]
+    assert both.item() == pytest.approx((each[0] + each[1]).item() / 2, rel=1e-12)
+
+
 def test_cells_share_edge_and_body():
     # Cells of two pixels: labels 0 0 | 0 0 | 1 1 | ignored; half of the cells beside the edge lie at it.
     batch = KDBatch(seg_map=torch.tensor([[[0, 0, 0, 0, 1, 1, 255, 255]]]))
