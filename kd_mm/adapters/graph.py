@@ -28,8 +28,9 @@ class GraphBlock(nn.Module):
                                   nn.BatchNorm2d(channels, track_running_stats=False, **options), nn.ReLU())
 
     def forward(self, features: Tensor) -> Tensor:
-        query, key, value = (conv(features).flatten(2).transpose(1, 2) for conv in (self.query, self.key, self.value))
-        # The fused kernel never holds the (H*W)^2 relations where the device has one.
+        # The fused kernel, which never holds the (H*W)^2 relations, takes contiguous rows only.
+        query, key, value = (conv(features).flatten(2).transpose(1, 2).contiguous()
+                             for conv in (self.query, self.key, self.value))
         context = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
         context = context.transpose(1, 2).reshape(features.shape[0], -1, *features.shape[2:])
         return self.fuse(torch.cat([features, self.spread(context)], dim=1))

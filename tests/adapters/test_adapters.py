@@ -197,6 +197,16 @@ def test_a_graph_block_of_equal_cells_hears_the_mean():
     assert torch.allclose(seen[0][:, 2:], torch.full((2, 2, 3, 3), 2.0))
 
 
+def test_a_graph_block_never_holds_all_relations():
+    """With the fused kernel alone allowed: it refuses what is not contiguous, silently where others may step in."""
+    from kd_mm.adapters.graph import GraphBlock
+    attention = pytest.importorskip('torch.nn.attention')
+    features = torch.randn(2, 4, 6, 8, requires_grad=True)
+    with attention.sdpa_kernel(attention.SDPBackend.FLASH_ATTENTION):
+        GraphBlock(4)(features).sum().backward()
+    assert features.grad.isfinite().all()
+
+
 def test_a_graph_block_passes_what_the_query_looks_for():
     """One channel pair, sharp attention: every cell hears the cell with the largest key."""
     from kd_mm.adapters.graph import GraphBlock
