@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 from torch.profiler import ProfilerActivity
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from kd_mm import inspection
 from kd_mm.distiller import Distiller
@@ -486,7 +486,13 @@ def count_flops(call: Callable[[], Any]) -> int:
         >>> count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
         60
     """
-    with FlopCounterMode(display=False) as counter:
+    # torch counts the attention of GPUs only, as of 2.13; formulas get the shapes of the arguments.
+    name = '_scaled_dot_product_flash_attention_for_cpu'
+    formulas = {getattr(torch.ops.aten, operation): formula for operation, formula in (
+        (name, lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)),
+        (f'{name}_backward', lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(
+            grad, query, key, value))) if hasattr(torch.ops.aten, operation)}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         call()
     return int(counter.get_total_flops())
 

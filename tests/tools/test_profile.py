@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from kd_mm import benchmark, inspection
 from kd_mm.terms import Problems
@@ -95,3 +96,12 @@ def test_scripts_in_tools_get_the_profile_module_of_the_standard_library():
     code = 'import sys; sys.path.insert(0, "tools"); import cProfile, profile; print(profile.__file__, profile.Profile)'
     found = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert str(ROOT) not in found.split()[0] and found.split()[0].endswith('profile.py')
+
+
+def test_attention_counts_on_a_cpu_too():
+    """The same products whether a kernel fuses them or not; fused, the first one is made again on the way back."""
+    from torch.nn.functional import scaled_dot_product_attention
+    rows = torch.randn(1, 1, 16, 8, requires_grad=True)
+    product = 2 * 16 * 16 * 8
+    assert benchmark.count_flops(lambda: scaled_dot_product_attention(rows, rows, rows)) == 2 * product
+    assert benchmark.count_flops(lambda: scaled_dot_product_attention(rows, rows, rows).sum().backward()) == 7 * product
