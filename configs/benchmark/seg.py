@@ -82,8 +82,8 @@ methods = dict(
 )
 left_out = dict(mask_query='compares queries of mask transformers; the student here has none')
 notes = dict(
-    aicsd='loses by its first term: with `similarity=0`, which leaves what `kd` does, seed 0 gave 21.8, with 10 instead '
-          'of 100 it gave 20.6.',
+    aicsd='loses by its first term: with `similarity=0`, which leaves what `kd` does, seed 0 gave 21.8, with 10 '
+          'instead of 100 it gave 20.6.',
     at='with the weight not scaled to this size, 19 times as much, seed 0 gave 16.1 instead of 22.3.',
     ofd='a sum over channels and cells: the published weight makes it more than 100 times the task\'s loss. No other '
         'weight was tried.',
