@@ -385,6 +385,18 @@ def block(task, method, records):
     return '\n'.join([*lines, '<!-- end of cost -->']) + '\n'
 
 
+def without_block(text):
+    """A card as it was before it had a block: its section ``## Cost`` stays only if it says something of its own."""
+    if not MARKS.search(text):
+        return text
+    sections = re.split(r'(?m)^(?=## )', text)
+    for index, section in enumerate(sections):
+        if MARKS.search(section):
+            rest = MARKS.sub('', section).rstrip()
+            sections[index] = '' if rest == '## Cost' else f'{rest}\n\n'
+    return ''.join(sections).rstrip('\n') + '\n'
+
+
 def placed(text, wanted):
     """A card with the block: in place of the old one, at the end of its section ``## Cost``, or in a new one."""
     if MARKS.search(text):
@@ -403,19 +415,23 @@ def placed(text, wanted):
     return ''.join(sections).rstrip('\n') + '\n'
 
 
-def render(task, home, book):
-    """Write the cards of all methods that have a record."""
+def rendered(task, home, book):
+    """Path and wanted text of every card: with the block where the method has a record, without one where not."""
     by_method = {}
     for name, record in book.records.items():
         if (home / name).exists():
             method, _, file = name.rpartition('/')
             by_method.setdefault(method, {})[file] = record
-    for method, records in by_method.items():
-        card = home / method / 'README.md'
-        old = card.read_text()
-        new = placed(old, block(task, method, records))
-        if new != old:
-            card.write_text(new)
+    for card in sorted(home.glob('*/README.md')):
+        text, records = card.read_text(), by_method.get(card.parent.name)
+        yield card, placed(text, block(task, card.parent.name, records)) if records else without_block(text)
+
+
+def render(task, home, book):
+    """Write the cards that are not as they should be."""
+    for card, wanted in rendered(task, home, book):
+        if wanted != card.read_text():
+            card.write_text(wanted)
 
 
 def too_expensive(book):
