@@ -1,6 +1,6 @@
 """Distillation of mask transformers: queries matched one to one, their classes and masks compared."""
 
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -121,33 +121,40 @@ class MaskQueryLoss(HeadLoss):
         return points
 
     @torch.no_grad()
-    def match(self, student: Tensor, teacher: Tensor, own: Tensor, theirs: Tensor) -> Tensor:
+    def match(self, student: Tensor, teacher: Tensor, own: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
         """The teacher's query of each query of the student, -1 for none: (L, N, Qs).
 
         Args:
             student, teacher: class logits (L, N, Q, K+1).
-            own, theirs: sampled mask logits (L, N, Q, P).
+            own, theirs: sampled mask logits, L tensors (N, Q, P).
         """
         by_class, by_mask, by_dice = self.match_weights
-        target = theirs.sigmoid().transpose(-1, -2)
         costs = -by_class * (F.log_softmax(student, dim=-1) @ teacher.softmax(dim=-1).transpose(-1, -2))
-        # BCE(z, p) = softplus(z) - p * z
-        costs = costs + by_mask * (F.softplus(own).sum(dim=-1)[..., None] - own @ target) / own.shape[-1]
-        scores = own.sigmoid()
-        sums = scores.sum(dim=-1)[..., None] + target.sum(dim=-2)[..., None, :]
-        return hungarian(costs + by_dice * (1 - (2 * scores @ target + 1) / (sums + 1)))
+        for cost, layer, target in zip(costs, own, theirs):
+            target = target.sigmoid().transpose(-1, -2)
+            # BCE(z, p) = softplus(z) - p * z
+            cost += by_mask * (F.softplus(layer).sum(dim=-1)[..., None] - layer @ target) / layer.shape[-1]
+            scores = layer.sigmoid()
+            sums = scores.sum(dim=-1)[..., None] + target.sum(dim=-2)[..., None, :]
+            cost += by_dice * (1 - (2 * scores @ target + 1) / (sums + 1))
+        return hungarian(costs)
 
     def terms(self, student: MaskQueryView, teacher: MaskQueryView,  # type: ignore[override]
               batch: KDBatch) -> Dict[str, List[Tensor]]:
         points = self.draw_points(student.logits.shape[1], batch)
-        own, theirs = sample_masks(student.masks, points), sample_masks(teacher.masks, points)
+        # Layer by layer: tensors of all layers at once are slower to get from the system than to fill.
+        own, theirs = ([sample_masks(layer, points) for layer in view.masks] for view in (student, teacher))
         partner = self.match(student.logits, teacher.logits, own, theirs)
-        theirs, wanted = take_queries(theirs, partner), take_queries(teacher.logits, partner)
-        paired = (partner >= 0).to(own)
+        wanted = take_queries(teacher.logits, partner)
+        paired = (partner >= 0).to(wanted)
         sure = (1 - wanted.softmax(dim=-1)[..., -1]) * paired
         classes = softmax_divergence(student.logits.flatten(0, 2), wanted.flatten(0, 2)).sum(dim=1).view_as(paired)
-        masks = self.mask_weight * sigmoid_divergence(own, theirs).mean(dim=-1)
-        if self.dice_weight:
-            masks = masks + self.dice_weight * dice_loss(own, theirs.sigmoid())
+        masks = torch.stack([self.compare(layer, take_queries(target[None], chosen[None])[0])
+                             for layer, target, chosen in zip(own, theirs, partner)])
         return {'class': list(self.class_weight * (classes * paired).sum(dim=(1, 2)) / nonzero(paired.sum(dim=(1, 2)))),
                 'mask': list((masks * sure).sum(dim=(1, 2)) / nonzero(sure.sum(dim=(1, 2))))}
+
+    def compare(self, own: Tensor, theirs: Tensor) -> Tensor:
+        """The mask terms of pairs, (N, Q), of mask logits (N, Q, P)."""
+        result = self.mask_weight * sigmoid_divergence(own, theirs).mean(dim=-1)
+        return result + self.dice_weight * dice_loss(own, theirs.sigmoid()) if self.dice_weight else result

@@ -3,7 +3,7 @@
 MaskFormer and Mask2Former, in mmdet and in mmseg.
 """
 
-from typing import Any, List, Sequence
+from typing import Any, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,22 +55,20 @@ def mask_query_view(head: Any, output: Any) -> MaskQueryView:
                          type(head).__name__)
 
 
-def sample_masks(masks: Sequence[Tensor], points: Tensor) -> Tensor:
+def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     """Bilinear samples of all masks of an image at the same points.
 
     Args:
-        masks: L tensors (N, Q, H, W).
+        masks: (N, Q, H, W).
         points: (N, P, 2), (x, y) in 0..1 of the padded input.
 
     Returns:
-        (L, N, Q, P).
+        (N, Q, P).
 
     Example:
         >>> ramp = torch.arange(4.).view(1, 1, 1, 4)
-        >>> sample_masks([ramp], torch.tensor([[[0.5, 0.5]]])).item()
+        >>> sample_masks(ramp, torch.tensor([[[0.5, 0.5]]])).item()
         1.5
     """
-    grid = (2 * points - 1)[:, :, None]
-    found: List[Tensor] = [F.grid_sample(layer, grid.to(layer), align_corners=False, padding_mode='border')[..., 0]
-                           for layer in masks]
-    return torch.stack(found)
+    grid = (2 * points - 1)[:, :, None].to(masks)
+    return F.grid_sample(masks, grid, align_corners=False, padding_mode='border')[..., 0]

@@ -50,7 +50,7 @@ def test_match(weights, expected):
     teacher = view([[0.0, 3.0], [3.0, 0.0]], [4.0, -4.0])
     loss = build(dict(type='MaskQueryLoss', match_weights=weights, points=20))
     points = loss.draw_points(1, KDBatch())
-    own, theirs = sample_masks(student.masks, points), sample_masks(teacher.masks, points)
+    own, theirs = ([sample_masks(layer, points) for layer in view.masks] for view in (student, teacher))
     assert loss.match(student.logits, teacher.logits, own, theirs)[0, 0].tolist() == expected
 
 
@@ -78,7 +78,7 @@ def test_the_order_of_the_queries_means_nothing():
 def test_sampling(x, y, expected):
     """x goes along the columns; a cell's value is at its centre, and the border continues it."""
     ramp = torch.arange(4.0).expand(1, 1, 2, 4)
-    assert sample_masks([ramp], torch.tensor([[[float(x), float(y)]]])).item() == expected
+    assert sample_masks(ramp, torch.tensor([[[float(x), float(y)]]])).item() == expected
 
 
 def test_more_queries_than_the_teacher_has():
