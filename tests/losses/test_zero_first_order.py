@@ -56,12 +56,13 @@ def test_closed_form():
     assert value(student, teacher, zero=5.0, first=0.0) == pytest.approx(5 * 2 * (s - t)**2 / 2)
     both = value(student, teacher, zero=5.0, first=0.0) + value(student, teacher, zero=0.0, first=2.0)
     assert value(student, teacher, zero=5.0, first=2.0) == pytest.approx(both)
+    assert value(student, teacher) == pytest.approx(value(student, teacher, zero=1.0, first=0.1))
     assert value(4 * student, 4 * teacher, zero=1.0, first=0.0, tau=4.0) == pytest.approx((s - t)**2)
 
 
 def test_gradient_equals_the_plain_way():
     student, teacher = draw(1, 3, 3, 4).requires_grad_(), draw(1, 3, 3, 4, seed=1)
-    found, = torch.autograd.grad(build(dict(type='ZeroFirstOrderLoss', zero=0.0))(student, teacher), student)
+    found, = torch.autograd.grad(build(dict(type='ZeroFirstOrderLoss', zero=0.0, first=1.0))(student, teacher), student)
     plain, = torch.autograd.grad((by_loops(student) - by_loops(teacher)).square().mean(), student)
     assert torch.allclose(found, plain, rtol=1e-10, atol=1e-14)
 
