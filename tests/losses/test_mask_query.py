@@ -74,6 +74,17 @@ def test_the_order_of_the_queries_means_nothing():
     assert build(dict(type='MaskQueryLoss', dice_weight=0, points=50))(*views).item() < 1e-4
 
 
+def test_layers_are_compared_each_with_its_own():
+    """Three layers at once give what each of them gives alone."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [(torch.randn(3, 2, 5, 4, generator=generator).double() * 3,
+              [torch.randn(2, 5, 8, 8, generator=generator).double() * 3 for _ in range(3)]) for _ in range(2)]
+    loss = build(dict(type='MaskQueryLoss', points=50))
+    alone = [loss(*(MaskQueryView(logits[[layer]], [masks[layer]]) for logits, masks in parts)) for layer in range(3)]
+    assert len({round(value.item(), 3) for value in alone}) == 3
+    assert loss(*(MaskQueryView(*part) for part in parts)).item() == pytest.approx(sum(alone).item(), rel=1e-12)
+
+
 @pytest.mark.parametrize('x, y, expected', [(0.125, 0.9, 0), (0.875, 0.1, 3), (0.5, 0.5, 1.5), (0, 0, 0)])
 def test_sampling(x, y, expected):
     """x goes along the columns; a cell's value is at its centre, and the border continues it."""
