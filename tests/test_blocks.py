@@ -94,7 +94,7 @@ SHAPE = (2, 19, 64, 128)
 
 @pytest.mark.parametrize('loss', [
     dict(type='SoftmaxKDLoss'), dict(type='CWDLoss'), dict(type='DISTLoss'), dict(type='DKDLoss'),
-    dict(type='ZeroFirstOrderLoss'), dict(type='BPKDLoss')], ids=lambda loss: loss['type'])
+    dict(type='SigmoidKDLoss'), dict(type='ZeroFirstOrderLoss'), dict(type='BPKDLoss')], ids=lambda loss: loss['type'])
 def test_pixel_losses_hold_a_gradient_for_each_term(loss, monkeypatch):
     student, teacher = torch.randn(SHAPE, requires_grad=True), torch.randn(SHAPE)
     labels = torch.arange(SHAPE[2]).div(4, rounding_mode='floor').clamp(max=18).view(1, -1, 1)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_mm.functional import factors, giou_loss
 from kd_mm.losses.head_base import HeadLoss
-from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence
+from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence_sum
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
 from kd_mm.views.dense_head import DenseView
@@ -74,8 +74,9 @@ class BCKDLoss(HeadLoss):
         pairs = list(zip(student.logits, teacher.logits, student.assignment.weights))
         if self.class_weight:
             result['class'] = [
-                self.class_weight * (sigmoid_divergence(own, theirs, beta=self.beta, divergence=self.divergence)
-                                     * weight[..., None]).sum() / positives for own, theirs, weight in pairs]
+                self.class_weight / positives * sigmoid_divergence_sum(
+                    own.flatten(0, 1), theirs.flatten(0, 1), weight.flatten()[:, None], beta=self.beta,
+                    divergence=self.divergence) for own, theirs, weight in pairs]
         if self.box_weight:
             result['box'] = []
             for (own, theirs, weight), box, other in zip(pairs, student.boxes, teacher.boxes):

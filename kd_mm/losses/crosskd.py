@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kd_mm.functional import factors, giou_loss, nonzero, one_of, positive
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.ld import distribution_divergence
-from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence
+from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence_sum
 from kd_mm.registry import MODELS
 from kd_mm.taps import Recorded
 from kd_mm.types import KDBatch
@@ -124,8 +124,9 @@ class CrossKDLoss(HeadLoss):
         result: Dict[str, List[Tensor]] = {}
         if self.class_weight:
             result['class'] = [
-                self.class_weight * (sigmoid_divergence(own, theirs, beta=self.beta, divergence=self.divergence)
-                                     * weight[..., None]).sum() / positives
+                self.class_weight / positives * sigmoid_divergence_sum(
+                    own.flatten(0, 1), theirs.flatten(0, 1), weight.flatten()[:, None], beta=self.beta,
+                    divergence=self.divergence)
                 for own, theirs, weight in zip(student.logits, teacher.logits, ignored)]
         if self.box_weight != 0:
             weights = [logits.sigmoid().amax(dim=-1) * (weight > 0)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_mm.blocks import sum_in_blocks
 from kd_mm.functional import apply_weights, nonzero, one_of, positive
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
@@ -13,6 +14,25 @@ from kd_mm.types import KDBatch
 
 REDUCTIONS = ('cell_mean', 'teacher_score', 'batch_mean', 'sum')
 DIVERGENCES = ('kl', 'cross_entropy')
+
+
+class _BernoulliKL(torch.autograd.Function):
+    """Keeps the logits alone, where autograd would keep six more tensors of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        ctx.save_for_backward(student, teacher)
+        # By differences of logarithms and not of two entropies, whose rounding would leave negative numbers.
+        inside = F.logsigmoid(teacher).sub_(F.logsigmoid(student))
+        outside = F.logsigmoid(-teacher).sub_(F.logsigmoid(-student))
+        return outside.lerp_(inside, teacher.sigmoid())
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+        student, teacher = ctx.saved_tensors
+        target = teacher.sigmoid()
+        to_teacher = target * (1 - target) * (teacher - student) * upstream if ctx.needs_input_grad[1] else None
+        return (student.sigmoid() - target) * upstream, to_teacher
 
 
 def sigmoid_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, beta: float = 0.0,
@@ -36,15 +56,33 @@ def sigmoid_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, beta:
         >>> round(sigmoid_divergence(torch.zeros(1), torch.zeros(1), divergence='cross_entropy').item(), 4)
         0.6931
     """
-    student, teacher = student / tau, teacher / tau
-    target = teacher.sigmoid()
+    if tau != 1:
+        student, teacher = student / tau, teacher / tau
     if divergence == 'kl':
-        # By differences of logarithms and not of two entropies, whose rounding would leave negative numbers.
-        terms = (target * (F.logsigmoid(teacher) - F.logsigmoid(student))
-                 + (1 - target) * (F.logsigmoid(-teacher) - F.logsigmoid(-student)))
+        terms = _BernoulliKL.apply(student, teacher.to(student))
     else:
-        terms = F.binary_cross_entropy_with_logits(student, target, reduction='none')
-    return terms if beta == 0 else terms * (target - student.sigmoid()).abs().pow(beta)
+        terms = F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction='none')
+    return terms if beta == 0 else terms * (teacher.sigmoid() - student.sigmoid()).abs().pow(beta)
+
+
+def sigmoid_divergence_sum(student: Tensor, teacher: Tensor, weights: Optional[Tensor], tau: float = 1.0,
+                           beta: float = 0.0, divergence: str = 'kl') -> Tensor:
+    """Sum of :func:`sigmoid_divergence` over all elements, in blocks: the gradient is the only tensor of their number.
+
+    Args:
+        student, teacher, tau, beta, divergence: see :func:`sigmoid_divergence`; logits (N, C, H, W) or (M, K). No
+            gradient reaches the teacher.
+        weights: (N, 1, H, W) or (M, 1), or None.
+
+    Example:
+        >>> sigmoid_divergence_sum(torch.zeros(3, 2), torch.zeros(3, 2), torch.ones(3, 1), divergence='cross_entropy')
+        tensor(4.1589)
+    """
+    def total_of(one: Tensor, other: Tensor, weight: Optional[Tensor]) -> Tuple[Tensor]:
+        return (apply_weights(sigmoid_divergence(one, other, tau, beta, divergence), weight).sum(), )
+
+    total, = sum_in_blocks(total_of, 'cells', student, teacher, weights)
+    return total
 
 
 def quality_focal(owner: str, beta: float, divergence: str) -> Tuple[float, str]:
@@ -122,10 +160,9 @@ class SigmoidKDLoss(KDLoss):
         if self.mask_ignored:
             mask = labelled(student, batch, mask)
         if self.reduction == 'teacher_score':
-            score = teacher.sigmoid().amax(dim=1, keepdim=True)
+            score = teacher.amax(dim=1, keepdim=True).sigmoid()
             mask = apply_weights(score, mask)
-        terms = sigmoid_divergence(student, teacher, self.tau, self.beta, self.divergence)
-        total = self.tau**2 * apply_weights(terms, mask).sum()
+        total = self.tau**2 * sigmoid_divergence_sum(student, teacher, mask, self.tau, self.beta, self.divergence)
         if self.reduction == 'sum':
             return total
         if self.reduction == 'batch_mean':

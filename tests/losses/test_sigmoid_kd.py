@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from kd_mm.losses.sigmoid_kd import sigmoid_divergence, sigmoid_divergence_sum
 from kd_mm.registry import build
 from kd_mm.types import KDBatch
 
@@ -43,6 +44,39 @@ def test_gradient_is_the_difference_of_the_scores():
     student, teacher = torch.zeros(1, 1, 1, 1).double().requires_grad_(), torch.full((1, 1, 1, 1), LOGIT).double()
     build(dict(type='SigmoidKDLoss'))(student, teacher).backward()
     assert student.grad.item() == pytest.approx(0.5 - 0.75, rel=1e-7)
+
+
+@pytest.mark.parametrize('options', [dict(), dict(tau=2.0), dict(beta=1.5), dict(divergence='cross_entropy')], ids=str)
+def test_divergence_equals_the_plain_way(options):
+    """Values and gradients of both sides, against the definition by probabilities; second gradients too."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (4 * torch.randn(3, 5, generator=generator).double().requires_grad_() for _ in range(2))
+    tau, beta = options.get('tau', 1.0), options.get('beta', 0.0)
+    p, q = (student / tau).sigmoid(), (teacher / tau).sigmoid()
+    plain = -q * p.log() - (1 - q) * (1 - p).log()
+    if 'divergence' not in options:
+        plain = plain + q * q.log() + (1 - q) * (1 - q).log()
+    if beta:
+        plain = plain * (q - p).abs() ** beta
+    found = sigmoid_divergence(student, teacher, **options)
+    assert torch.allclose(found, plain, rtol=1e-9, atol=1e-14)
+    upstream = torch.randn(3, 5, generator=generator).double()
+    for one, other in zip(*(torch.autograd.grad(value, (student, teacher), upstream, create_graph=True)
+                            for value in (found, plain))):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-13)
+    assert torch.autograd.gradgradcheck(lambda own: sigmoid_divergence(own, teacher.detach(), **options), (student, ))
+
+
+def test_sum_in_blocks_is_the_sum(monkeypatch):
+    monkeypatch.setattr('kd_mm.blocks.BLOCK', 10)
+    generator = torch.Generator().manual_seed(0)
+    own, theirs = (torch.randn(7, 5, generator=generator).double().requires_grad_() for _ in range(2))
+    weights = torch.rand(7, 1, generator=generator).double()
+    options = dict(tau=2.0, beta=1.0, divergence='cross_entropy')
+    plain = (sigmoid_divergence(own, theirs.detach(), **options) * weights).sum()
+    found = sigmoid_divergence_sum(own, theirs.detach(), weights, **options)
+    assert found.item() == pytest.approx(plain.item(), rel=1e-12)
+    assert torch.allclose(*(torch.autograd.grad(value, own)[0] for value in (found, plain)), rtol=1e-12)
 
 
 def test_teacher_score_weighs_the_cells():
