@@ -46,7 +46,8 @@ def test_gradient_is_the_difference_of_the_scores():
     assert student.grad.item() == pytest.approx(0.5 - 0.75, rel=1e-7)
 
 
-@pytest.mark.parametrize('options', [dict(), dict(tau=2.0), dict(beta=1.5), dict(divergence='cross_entropy')], ids=str)
+@pytest.mark.parametrize('options', [
+    dict(), dict(tau=2.0), dict(tau=0.5), dict(beta=1.5), dict(divergence='cross_entropy')], ids=str)
 def test_divergence_equals_the_plain_way(options):
     """Values and gradients of both sides, against the definition by probabilities; second gradients too."""
     generator = torch.Generator().manual_seed(0)
