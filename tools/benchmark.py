@@ -348,9 +348,9 @@ Each folder here is a method: its card and configs. The tables are written by `p
 [configs/benchmark](../benchmark/{task}.py).
 
 Everything is trained from scratch: a short schedule of a tiny student on a small set, with the weights of the method's
-own config and no search for better ones; what was tried besides stands below the table (to repeat: `tools/train.py` on the
-config that the benchmark has written, with `--cfg-options`), and so does what was chosen by it. The tables show that a
-method works and what it costs, not which method is best on COCO or Cityscapes.
+own config and no search for better ones; what was tried besides stands below the table (to repeat: `tools/train.py` on
+the config that the benchmark has written, with `--cfg-options`), and so does what was chosen by it. The tables show
+that a method works and what it costs, not which method is best on COCO or Cityscapes.
 """
 LEGEND = """## How to read it
 
