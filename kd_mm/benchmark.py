@@ -22,10 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from kd_mm import inspection
 from kd_mm.distiller import Distiller
+from kd_mm.engine.term import STUDENT, Term
+from kd_mm.losses.base import opponents_of
+from kd_mm.problems import Problems
 from kd_mm.taps import Call, Recorded, StopForward, Tap
 from kd_mm.teacher import RANDOM, Teacher, forward_tensor
 from kd_mm.teacher_sources import SELF
-from kd_mm.terms import Problems, Term
 from kd_mm.types import KDBatch
 
 #: Rounds before the measured ones: the allocator, the kernels' caches and the taps settle.
@@ -43,21 +45,18 @@ class Recording:
     """What the taps of all terms gave in one step, cut off from both models: terms can be computed on it repeatedly.
 
     Attributes:
-        student: records by path; what had a history is a leaf that asks for a gradient.
-        teacher: records by name of the teacher and path.
+        records: name of a model -> path -> record; what had a history is a leaf that asks for a gradient.
         batch: of that step.
     """
 
-    student: Dict[str, Recorded]
-    teacher: Dict[Tuple[str, str], Recorded]
+    records: Dict[str, Dict[str, Recorded]]
     batch: KDBatch
 
     def fresh(self, number: int) -> 'Recording':
         """The same features without gradients and without what a loss has noted; ``number`` steps later."""
         leaves: Dict[int, Tensor] = {}
         # Another step, so that what happens once a step (writing to a bank, drawing a mask) happens.
-        return Recording(_cut(self.student, leaves), _cut(self.teacher, leaves),
-                         dataclasses.replace(self.batch, step=self.batch.step + number))
+        return Recording(_cut(self.records, leaves), dataclasses.replace(self.batch, step=self.batch.step + number))
 
 
 def _cut(value: Any, leaves: Dict[int, Tensor]) -> Any:
@@ -137,7 +136,7 @@ class Bench:
 
     def _find_last_tap(self) -> None:
         """Which teacher tap fires last, and at which of its calls: so far the teacher has to run, and no further."""
-        self.batch = self.distiller._batch(self.data['inputs'], self.data['data_samples'])
+        self.batch = self.distiller.current.batch_of(self.data['inputs'], self.data['data_samples'])
         self.teacher_paths = paths_of(self.distiller.active_terms(), 'teacher')
         #: paths in the order in which the taps of the teacher fire.
         self.order: List[str] = []
@@ -285,29 +284,12 @@ class Bench:
 
     def record(self) -> Recording:
         """What the taps of all active terms give in one step of the student; no term is computed."""
-        distiller = self.distiller
-        found: List[Recording] = []
-
-        def compute(batch: KDBatch, inputs: Tensor, data_samples: Any) -> Dict[str, Tensor]:
-            terms = distiller.active_terms()
-            student = {path: distiller._student_taps[path].read() for path in distiller._student_paths(terms)}
-            teacher: Dict[Tuple[str, str], Recorded] = {}
-            for source, model in distiller.teachers.items():
-                taps = {key: distiller._teacher_taps[key] for key in distiller._keys(terms, source)}
-                model.run(inputs, data_samples, list(taps.values()), batch)
-                teacher.update({key: tap.read() for key, tap in taps.items()})
-            found.append(Recording(student, teacher, batch).fresh(0))
-            return {term.name: inputs.new_zeros(()) for term in terms}
-
-        object.__setattr__(distiller, 'compute', compute)  # past nn.Module, which has no business with a function
-        distiller.attach()
-        try:
-            with self.optim_wrapper.optim_context(self.student):
-                self.student(self.data['inputs'], self.fresh(), mode='loss')
-        finally:
-            distiller.detach()
-            object.__delattr__(distiller, 'compute')
-        return found[0]
+        step = self.distiller.current
+        with self.optim_wrapper.optim_context(self.student), step.open(self.data['inputs'], self.fresh()):
+            self.student(self.data['inputs'], self.fresh(), mode='loss')
+            step.hear()
+            assert step.batch is not None
+            return Recording(step.records, step.batch).fresh(0)
 
     def terms_cost(self, names: Sequence[str], recording: Recording, steps: int) -> Dict[str, Any]:
         """What some terms cost together, after the passes of student and teacher.
@@ -328,19 +310,15 @@ class Bench:
         """
         distiller = self.distiller
         terms: List[Term] = [distiller.terms[name] for name in names]  # type: ignore[misc]
-        opponents = [opponent for term in terms for opponent in term.loss.opponents()]
+        opponents = [opponent for term in terms for opponent in opponents_of(term.loss)]
         touched = [*self.student.parameters(), *(parameter for term in terms for parameter in term.parameters())]
         numbers = itertools.count()
 
         def forward(given: Recording) -> Tensor:
             total: Any = 0
             with self.optim_wrapper.optim_context(self.student):
-                for term in terms:
-                    own, theirs = distiller._features(term, given.student, given.teacher)
-                    records = distiller._records(term, term.sources[0], given.student, given.teacher)
-                    levels = term.per_level(own, theirs, term.with_logits(given.batch, given.student, records))
-                    weights = term.loss.weight.at(distiller.step, distiller.max_steps, len(levels))
-                    total = total + sum(level * weight for level, weight in zip(levels, weights))
+                for comparison in distiller.current.read(terms, given.records, given.batch):
+                    total = total + distiller.current.evaluate(comparison).total
             return total
 
         def learn() -> None:
@@ -373,7 +351,7 @@ class Bench:
         forward_ms, backward_ms, opponent_ms = self._medians(turn, steps)
         peak = outside(lambda call: memory_rise(call, self.device))
         kept = [tensor for term in terms for tensor in (*term.parameters(), *term.buffers())]
-        tapped = [tensor for path in paths_of(terms, 'student') for tensor in recording.student[path]]
+        tapped = [tensor for path in paths_of(terms, 'student') for tensor in recording.records[STUDENT][path]]
         return dict(forward_ms=forward_ms, backward_ms=backward_ms, opponent_ms=opponent_ms, flops=flops,
                     peak_bytes=peak, own_bytes=sum(map(_bytes, kept)), tapped_bytes=max(map(_bytes, tapped)))
 

@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm import distributed
-from kd_mm.dry_pass import DryPass
+from kd_mm.engine.preflight import Preflight
+from kd_mm.engine.readers import Comparison
+from kd_mm.engine.step import Evaluation, Step
+from kd_mm.engine.term import STUDENT, Term, mirrored
+from kd_mm.losses.base import Adversarial, opponents_of
 from kd_mm.losses.opponent import Opponent
 from kd_mm.peer import PeerTeacher
-from kd_mm.taps import Recorded, Tap, image_size
+from kd_mm.problems import Problems
 from kd_mm.teacher import Teacher, forward_tensor, inherit_weights, task_of
 from kd_mm.teacher_sources import SELF, build_teachers
-from kd_mm.terms import Problems, Term
-from kd_mm.types import Features, KDBatch
+
+#: A term whose gradient was zero in so many steps from its first one teaches nothing, and stops the training.
+PATIENCE = 100
 
 
 class Distiller(nn.Module):
@@ -60,17 +65,15 @@ class Distiller(nn.Module):
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
         self.inherit = (inherit, ) if isinstance(inherit, str) else tuple(inherit)
-        self.seed, self.step, self.max_steps = seed, 0, max_steps
         self.classes = list(classes) if classes else None
         self._wrapper: List[nn.Module] = []  # in a list, or it would become a sub-module
         self._handles: List[Any] = []
-        self._active: List[Term] = []
-        self._inputs: Any = None
         self._pending_checks: List[Tuple[Tensor, List[str], int]] = []
+        self._log: Dict[str, Tensor] = {}
         self.terms = nn.ModuleDict()
         self.problems = Problems()
-        self.teachers: Dict[str, Teacher] = {}
         self._skipping = False
+        self._opened = False
 
         if not hasattr(losses, 'items') or not losses:
             self.problems.add(f'losses={losses!r}: give a dict of losses, losses=dict(loss_x=dict(type=..., at=...))')
@@ -83,25 +86,25 @@ class Distiller(nn.Module):
                 self.terms[name] = Term(name, cfg)
             except (KeyError, ValueError) as error:
                 self.problems.add(error)
-        self.teachers = build_teachers(
+        self.teachers: Dict[str, Teacher] = build_teachers(
             student, teacher, teacher_ckpt, teacher_strict, teachers, self.problems, scope=scope, seed=seed,
             classes=self.classes)
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
+        #: the step in progress, see :class:`kd_mm.engine.step.Step`.
+        self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)
         for term in self.all_terms():
             self._choose_sources(term)
             self._mirror(term, losses.get(term.name))
-        self._student_taps: Dict[str, Tap] = {}
-        self._teacher_taps: Dict[Tuple[str, str], Tap] = {}
-        for term in self.all_terms():
+        for term in self.current.terms:
             self._make_taps(term)
         self._check_data()
         if self.teacher is not None:
             for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
                 self.problems.add(problem)
-        dry_pass = DryPass(self)
+        preflight = Preflight(self.current, self.problems, self._check_classes)
         if self.teachers or any(SELF in term.sources for term in self.all_terms()):
-            dry_pass.run()
-        self._loss_only = dry_pass.loss_only
+            preflight.run()
+        self._loss_only = preflight.loss_only
         self.problems.raise_any()
 
     # ------------------------------------------------------------------ building
@@ -126,132 +129,128 @@ class Distiller(nn.Module):
     def _mirror(self, term: Term, cfg: Any) -> None:
         """A term with a peer has its mirror: what the peer learns from the student."""
         peers = [source for source in term.sources if isinstance(self.teachers.get(source), PeerTeacher)]
-        if peers and len(term.sources) > 1:
+        if not peers:
+            return
+        kind = type(term.loss).__name__
+        if len(term.sources) > 1:
             self.problems.add(f'{term.name}: a peer cannot be averaged with other teachers; give each its own loss')
-        if peers and term.shared:
-            self.problems.add(f'{term.name}: at={term.shared!r} is not possible with a peer, whose head would have to '
-                              'learn from proposals that it was not trained on in this step. Tap features or dense '
-                              'logits')
-            return
-        if peers and term.loss.adversarial:
-            self.problems.add(f'{term.name}: {type(term.loss).__name__} trains a network against the student, which is '
-                              'not supported between peers')
-            return
-        for source in peers:
-            self.teachers[source].add(term.name, cfg)  # type: ignore[attr-defined]
+        elif isinstance(term.loss, Adversarial):
+            self.problems.add(f'{term.name}: {kind} trains a network against the student, which is not supported '
+                              f'between peers (teacher {peers[0]!r}). Use another loss, or a fixed teacher')
+        elif getattr(term.loss, 'cross_head', None) is not None:
+            self.problems.add(f'{term.name}: {kind} sends the student through the head of its teacher, which must not '
+                              f'change in the same step; the peer {peers[0]!r} does. Use another loss, or a fixed '
+                              'teacher')
+        else:
+            try:
+                mirror = Term(term.name, mirrored(cfg), learner=peers[0])
+            except (KeyError, ValueError) as error:  # what holds in one direction only
+                self.problems.add(error)
+                return
+            mirror.sources = (STUDENT, )
+            self.teachers[peers[0]].add(term.name, mirror)  # type: ignore[attr-defined]
+            self.current.terms.append(mirror)
 
     @property
     def peers(self) -> Dict[str, PeerTeacher]:
         """The teachers that are students themselves."""
-        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, PeerTeacher)}
+        return self.current.peers
+
+    @property
+    def step(self) -> int:
+        """Number of the iteration, from 0; whoever trains sets it."""
+        return self.current.number
+
+    @step.setter
+    def step(self, number: int) -> None:
+        self.current.number = number
+
+    @property
+    def max_steps(self) -> int:
+        """Iterations of the whole training, 0 if unknown."""
+        return self.current.max_steps
+
+    @property
+    def seed(self) -> int:
+        """Of the initial adapters and of random masks."""
+        return self.current.seed
 
     def _make_taps(self, term: Term) -> None:
-        def add(taps: Dict[Any, Tap], key: Any, model: nn.Module, path: str, side: str) -> None:
-            if key not in taps:
-                taps[key] = Tap(model, path, side)
-            taps[key].structured |= term.structured(path)
+        step = self.current
 
-        try:
-            for path in term.locate('student', self.student):
-                add(self._student_taps, path, self.student, path, 'student')
-        except (KeyError, ValueError) as error:
-            self.problems.add(f'{term.name}: {error.args[0]}')
-        for source in term.sources:
+        def locate(side: str, name: str) -> None:
+            for path in term.reader.locate(side, step.model(name)):
+                step.add_tap(name, path, term.reader.keeps_calls(path))
+
+        def attempt(call: Any, *args: Any) -> None:
             try:
-                if source == SELF:
-                    for path in term.locate('teacher', self.student):
-                        add(self._student_taps, path, self.student, path, 'student')
-                elif source in self.teachers:
-                    model = self.teachers[source].model
-                    for path in term.locate('teacher', model):
-                        add(self._teacher_taps, (source, path), model, path, self._side(source))
-                term.pair_stages(self.student, self._model_of(source))
-                if term.shared and source in self.teachers and self.teachers[source].size is not None:
-                    raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher '
-                                     'resizes them (preprocess size)')
+                call(*args)
             except (KeyError, ValueError) as error:
-                self.problems.add(f'{term.name}: {error.args[0]}')
+                self.problems.add(f'{term.title}: {error.args[0]}')
 
-    def _model_of(self, source: str) -> Any:
-        """The model behind a name of a teacher; the student for itself, and where there is no such teacher."""
-        return self.teachers[source].model if source in self.teachers else self.student
+        attempt(locate, 'student', term.learner)
+        for source in term.sources:
+            name = step.source_of(term, source)
+            if name == STUDENT or name in self.teachers:
+                attempt(locate, 'teacher', name)
+                attempt(term.reader.settle, step.model(term.learner), step.model(name))
+                attempt(self._same_pixels, term, name)
 
-    def _side(self, source: str) -> str:
-        """Word for messages."""
-        return 'teacher' if len(self.teachers) == 1 else f'teacher {source!r}'
-
-    def _student_paths(self, terms: Sequence[Term]) -> List[str]:
-        """Every path of the student that these terms read, once."""
-        paths = [path for term in terms for path in term.student_paths]
-        paths += [path for term in terms if SELF in term.sources for path in term.teacher_paths]
-        return list(dict.fromkeys(paths))
-
-    def _keys(self, terms: Sequence[Term], source: str) -> List[Tuple[str, str]]:
-        """Keys of the taps that these terms read in one teacher."""
-        return list(dict.fromkeys((source, path) for term in terms if source in term.sources
-                                  for path in term.teacher_paths))
+    def _same_pixels(self, term: Term, name: str) -> None:
+        resized = [self.teachers[model].size for model in (name, term.learner) if model in self.teachers]
+        if term.shared and any(size is not None for size in resized):
+            raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher resizes '
+                             'them (preprocess size)')
 
     def opponents(self) -> List[Opponent]:
         """What adversarial losses train against the student, with optimizers of their own."""
-        return [opponent for term in self.all_terms() for opponent in term.loss.opponents()]
+        return [opponent for term in self.all_terms() for opponent in opponents_of(term.loss)]
 
     def all_terms(self) -> Iterable[Term]:
         return self.terms.values()  # type: ignore[return-value]
 
+    def classes_of(self, name: str) -> Optional[List[str]]:
+        """Class names of a model, if known."""
+        return self.teachers[name].classes if name in self.teachers else self.classes
+
     def _check_data(self) -> None:
         """Problems of terms with the kind of data and with the classes of both models."""
         task = task_of(self.student)
-        for term in self.all_terms():
+        for term in self.current.terms:
             if term.needs_boxes and task == 'segmentation':
-                self.problems.add(f'{term.name}: {type(term.region or term.loss).__name__} needs ground-truth boxes, '
+                self.problems.add(f'{term.title}: {type(term.region or term.loss).__name__} needs ground-truth boxes, '
                                   'which segmentation data do not have. Use a loss or region without boxes '
                                   '(SegClassRegion makes regions from the labels)')
+            ours = self.classes_of(term.learner)
             for source in term.sources:
-                theirs = self.teachers[source].classes if source in self.teachers else None
-                if term.classes is not None and self.classes and theirs:
+                name = self.current.source_of(term, source)
+                theirs = self.classes_of(name)
+                if term.classes is not None and ours and theirs:
                     try:
-                        term.map_classes(self.classes, theirs)
+                        term.map_classes(source, ours, theirs)
                     except ValueError as error:
                         self.problems.add(error)
-                elif term.classes is not None and source != SELF:
-                    self.problems.add(f'{term.name}: classes={term.classes!r} needs the class names of both models; '
-                                      f'student: {_names(self.classes)}, teacher: {_names(theirs)}')
-                elif term.of_classes and self.classes and theirs and list(self.classes) != list(theirs):
-                    self.problems.add(f'{term.name}: a logit loss needs the same classes in the same order. '
-                                      f'Student ({len(self.classes)}): {_names(self.classes)}. '
+                elif term.classes is not None and name != term.learner:
+                    self.problems.add(f'{term.title}: classes={term.classes!r} needs the class names of both models; '
+                                      f'student: {_names(ours)}, teacher: {_names(theirs)}')
+                elif term.of_classes and ours and theirs and list(ours) != list(theirs):
+                    self.problems.add(f'{term.title}: a logit loss needs the same classes in the same order. '
+                                      f'Student ({len(ours)}): {_names(ours)}. '
                                       f'Teacher ({len(theirs)}): {_names(theirs)}. Give classes=\'common\' (or the '
                                       'names to compare), use a feature loss, or a teacher trained on these classes')
 
-    @staticmethod
-    def _records(term: Term, source: str, student: Dict[str, Recorded],
-                 teacher: Dict[Tuple[str, str], Recorded]) -> Dict[str, Recorded]:
-        """What the taps of one of a term's teachers recorded, by path."""
-        return student if source == SELF else {path: teacher[source, path] for path in term.teacher_paths}
-
-    def _features(self, term: Term, student: Dict[str, Recorded],
-                  teacher: Dict[Tuple[str, str], Recorded]) -> Tuple[Features, Features]:
-        """What a term compares: its levels of both sides, averaged over its teachers."""
-        own: Optional[Features] = None
-        theirs: List[Features] = []
-        for source in term.sources:
-            own, found = term.collect(student, self._records(term, source, student, teacher))
-            theirs.append(found)
-        assert own is not None
-        try:
-            return own, average(theirs)
-        except ValueError as error:
-            raise ValueError(f'{term.name}: {error}') from error
-
-    def _check_classes(self, term: Term, student: Features, teacher: Features) -> None:
+    def _check_classes(self, comparison: Comparison) -> None:
+        """Raise a ValueError where the logits of the two sides are not of the same classes."""
+        term: Term = comparison.term
         if not term.loss.logits or term.of_heads:  # a head loss compares them itself
             return
-        for level, (s, t) in enumerate(zip(student, teacher)):
+        for level, (s, t) in enumerate(zip(comparison.student, comparison.teacher)):
             if s.shape[1] != t.shape[1]:
-                theirs = self.teachers[term.sources[0]].classes if term.sources[0] in self.teachers else None
+                theirs = self.classes_of(self.current.source_of(term, term.sources[0]))
                 raise ValueError(
-                    f'{term.name}, level {level}: a logit loss needs the same classes, but the student has '
-                    f'{s.shape[1]} logits ({_names(self.classes)}) and the teacher {t.shape[1]} ({_names(theirs)}). '
-                    'Use a feature loss, or a teacher trained on these classes')
+                    f'{term.title}, level {level}: a logit loss needs the same classes, but the student has '
+                    f'{s.shape[1]} logits ({_names(self.classes_of(term.learner))}) and the teacher {t.shape[1]} '
+                    f'({_names(theirs)}). Use a feature loss, or a teacher trained on these classes')
 
     # ------------------------------------------------------------------ life
 
@@ -296,36 +295,30 @@ class Distiller(nn.Module):
             opponent.forget()
 
     def _clear(self) -> None:
-        for tap in (*self._student_taps.values(), *self._teacher_taps.values()):
-            tap.clear()
+        self.current.clear()
         self._restore_task_loss()
-        self._inputs, self._active = None, []
+        self._opened = False
 
     # ------------------------------------------------------------------ a step
 
     def active_terms(self) -> List[Term]:
-        """Terms whose weight is not 0 at the current step."""
-        return [term for term in self.all_terms() if not term.loss.weight.is_zero(self.step, self.max_steps)]
-
-    def _batch(self, inputs: Tensor, data_samples: Any) -> KDBatch:
-        return KDBatch(input_shape=image_size(inputs), data_samples=data_samples or (), step=self.step,
-                       max_steps=self.max_steps, seed=self.seed, images=inputs)
+        """Terms of the student whose weight is not 0 at the current step."""
+        return [term for term in self.current.weighted_terms() if term.learner == STUDENT]
 
     def begin(self, inputs: Any, data_samples: Any) -> None:
-        """Start collecting: called before the student's training forward."""
+        """Teach and start collecting: called before the student's training forward."""
         self._clear()
         self.raise_if_not_finite()
-        self._active = self.active_terms()
-        if not self._active and not self.peers:
+        if not self.active_terms() and not self.peers:
             return
         if not isinstance(inputs, Tensor):
             raise ValueError(f'the student is given {type(inputs).__name__} inputs, not one batch of images; '
                              'multi-branch (semi-supervised) data are not supported')
-        self._inputs = (inputs, data_samples)
-        paths = self._student_paths(self._active)
-        for path in paths:
-            self._student_taps[path].arm(image_size(inputs))
-        if self.task_loss_weight == 0 and self._active and not set(paths) & set(self._loss_only):
+        self.current.begin(inputs, data_samples)
+        self.current.teach(inputs, data_samples)
+        paths = self.current.listen()
+        self._opened = True
+        if self.task_loss_weight == 0 and self.current.active and not set(paths) & set(self._loss_only):
             self._skip_task_loss(paths)
 
     def _skip_task_loss(self, paths: List[str]) -> None:
@@ -346,67 +339,62 @@ class Distiller(nn.Module):
 
     def end(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         """The student's loss dict with the distillation terms; called after its training forward."""
-        for tap in self._student_taps.values():
-            tap.disarm()
         self._restore_task_loss()
+        found: List[Evaluation] = []
+        if self._opened:
+            self.current.hear()
+            found = [self.current.evaluate(comparison) for comparison in self.current.read()]
+        result = self.add(losses, found)
+        self._clear()
+        return result
+
+    def add(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> Dict[str, Any]:
+        """The student's loss dict with what the terms of a step gave; peers make their own update.
+
+        Args:
+            losses: of the host.
+            found: of both directions.
+
+        Raises:
+            ValueError: the student already has a loss of that name.
+        """
         task = {name: value for name, value in losses.items() if 'loss' in name}
         result = dict(losses)
         if self.task_loss_weight != 1.0:
             for name, value in task.items():
                 result[name] = ([item * self.task_loss_weight for item in value] if isinstance(value, (list, tuple))
                                 else value * self.task_loss_weight)
-        if self._active or self.peers:
-            inputs, data_samples = self._inputs
-            for name, value in self.compute(self._batch(inputs, data_samples), inputs, data_samples).items():
-                if name in result:
-                    raise ValueError(f'the student already has a loss named {name!r}; rename the distillation loss')
-                result[name] = value
-            if not task and self._wrapper:
-                # DDP waits for a gradient of every parameter, also of those that no term reaches.
-                first = self._active[0].name
-                result[first] = result[first] + 0 * sum(
-                    p.flatten()[0] for p in self.student.parameters() if p.requires_grad)
-            with torch.no_grad():
-                kd = sum(result[term.name].detach() for term in self._active)
-                own = sum(_total(result[name]) for name in task)
-                if isinstance(own, Tensor) and isinstance(kd, Tensor):
-                    result['kd_task_ratio'] = kd / own.abs().clamp(min=1e-12)
-        self._clear()
-        return result
-
-    def compute(self, batch: KDBatch, inputs: Tensor, data_samples: Any) -> Dict[str, Tensor]:
-        """Distillation terms of the active losses, and their weights for the log."""
-        terms = self._active
-        student = {path: self._student_taps[path].read() for path in self._student_paths(terms)}
-        teacher: Dict[Tuple[str, str], Recorded] = {}
-        for source, model in self.teachers.items():
-            taps = {key: self._teacher_taps[key] for key in self._keys(terms, source)}
-            if taps or source in self.peers:
-                model.run(inputs, data_samples, list(taps.values()), batch)
-                teacher.update({key: tap.read() for key, tap in taps.items()})
-        result: Dict[str, Tensor] = {}
-        flags: List[Tensor] = []
-        where: List[str] = []
-        compared: Dict[str, Tuple[Features, Features]] = {}
-        for term in terms:
-            compared[term.name] = self._features(term, student, teacher)
-            records = self._records(term, term.sources[0], student, teacher)
-            levels = term.per_level(*compared[term.name], term.with_logits(batch, student, records))
-            weights = term.loss.weight.at(self.step, self.max_steps, len(levels))
-            total = sum(level * weight for level, weight in zip(levels, weights))
-            assert isinstance(total, Tensor)
-            result[term.name] = total
-            result[f'kd_weight_{term.label}'] = total.new_tensor(sum(weights) / len(weights))
-            flags.extend(torch.isfinite(level.detach()) for level in levels)
-            where.extend(f'{term.name}, level {index}' for index in range(len(levels)))
-        for peer in self.peers.values():
-            result.update(peer.learn({name: (theirs, own) for name, (own, theirs) in compared.items()
-                                      if name in peer.terms}, batch))
-        if not flags:
+        own = [evaluation for evaluation in found if evaluation.term.learner == STUDENT]
+        for evaluation in own:
+            term = evaluation.term
+            if term.name in result:
+                raise ValueError(f'the student already has a loss named {term.name!r}; rename the distillation loss')
+            result[term.name] = evaluation.total
+            weights = evaluation.weights
+            result[f'kd_weight_{term.label}'] = evaluation.total.new_tensor(sum(weights) / len(weights))
+            self._log.update({f'{term.name}/{part}': value for part, value in evaluation.parts.items()})
+        if self._opened:
+            for name, peer in self.peers.items():
+                result.update(peer.learn([evaluation.total for evaluation in found if evaluation.term.learner == name],
+                                         self.step))
+        if not own:
             return result
-        self._check_later(flags, where)
-        distributed.average_after_backward(next(iter(result.values())), [
-            parameter for term in terms for parameter in term.parameters()], next(iter(self._wrapper), None))
+        self._check_later([torch.isfinite(level.detach()) for evaluation in own for level in evaluation.levels],
+                          [f'{evaluation.term.name}, level {index}' for evaluation in own
+                           for index in range(len(evaluation.levels))])
+        distributed.average_after_backward(own[0].total, [
+            parameter for evaluation in own for parameter in evaluation.term.parameters()],
+            next(iter(self._wrapper), None))
+        if not task and self._wrapper:
+            # DDP waits for a gradient of every parameter, also of those that no term reaches.
+            first = own[0].term.name
+            result[first] = result[first] + 0 * sum(
+                p.flatten()[0] for p in self.student.parameters() if p.requires_grad)
+        with torch.no_grad():
+            kd = sum(evaluation.total.detach() for evaluation in own)
+            tasks = sum(_total(result[name]) for name in task)
+            if isinstance(tasks, Tensor) and isinstance(kd, Tensor):
+                result['kd_task_ratio'] = kd / tasks.abs().clamp(min=1e-12)
         return result
 
     def after_step(self, rate: float = 1.0) -> Dict[str, Tensor]:
@@ -418,16 +406,19 @@ class Distiller(nn.Module):
             rate: learning rate of the student as a fraction of its first one; the opponents follow it.
 
         Returns:
-            What they minimise, for the log: ``kd_opponent_<name>``, summed over the levels of a term.
+            Numbers for the log that are no losses of the step: what they minimise (``kd_opponent_<name>``, summed over
+            the levels of a term), and the parts of each term (``loss_fgd/fg``).
         """
         result: Dict[str, Tensor] = {}
         for term in self.all_terms():
-            found = [opponent.learn(rate) for opponent in term.loss.opponents()]
+            found = [opponent.learn(rate) for opponent in opponents_of(term.loss)]
             values = [value for value in found if value is not None]
             if values:
                 result[f'kd_opponent_{term.label}'] = torch.stack(values).sum()
         if result:
             self._check_later([torch.isfinite(value) for value in result.values()], list(result))
+        result.update(self._log)
+        self._log = {}
         return result
 
     def _check_later(self, flags: List[Tensor], where: List[str]) -> None:
@@ -457,21 +448,6 @@ def _names(classes: Optional[Sequence[str]]) -> str:
     if not classes:
         return 'classes unknown'
     return ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')
-
-
-def average(sides: Sequence[Features]) -> Features:
-    """Mean of what several teachers give, level by level.
-
-    Raises:
-        ValueError: they differ in the number of levels or in shape.
-    """
-    if len(sides) == 1:
-        return sides[0]
-    shapes = [[tuple(tensor.shape) for tensor in side] for side in sides]
-    if any(other != shapes[0] for other in shapes[1:]):
-        raise ValueError(f'the outputs of several teachers are averaged, but they differ in shape: {shapes}. Give '
-                         'each teacher a loss of its own')
-    return tuple(torch.stack(level).mean(dim=0) for level in zip(*sides))
 
 
 def _total(value: Any) -> Tensor:

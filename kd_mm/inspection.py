@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 from kd_mm import checkpoint as ckpt
 from kd_mm.distiller import Distiller
+from kd_mm.engine.term import Term
 from kd_mm.hooks.distill_hook import DistillHook
+from kd_mm.modes import eval_mode, preserved_random_state
+from kd_mm.problems import Problems
 from kd_mm.registry import accepted_arguments
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Tap
@@ -31,13 +34,9 @@ from kd_mm.teacher import (
     build_model,
     class_names,
     default_weights,
-    eval_mode,
     forward_tensor,
     load_config,
-    preserved_random_state,
 )
-from kd_mm.terms import Problems, Term
-from kd_mm.types import Features, KDBatch
 
 HOSTS = ('mmdet', 'mmseg')
 #: Steps of an epoch where the length of training is needed and only epochs are known: about COCO's at 16 images a
@@ -353,43 +352,14 @@ def shape_text(shapes: Sequence[Sequence[int]]) -> str:
 
 
 @dataclass
-class Record:
-    """What a term was given in a step, and what it made of it."""
-
-    student: Features
-    teacher: Features
-    batch: KDBatch
-    levels: List[Tensor]
-
-
-@contextmanager
-def recorded(distiller: Distiller) -> Iterator[Dict[str, Record]]:
-    """Keep the features of every term that is computed inside; the distiller is as before afterwards."""
-    records: Dict[str, Record] = {}
-
-    def watch(term: Term) -> None:
-        original = term.per_level
-
-        def per_level(student: Features, teacher: Features, batch: KDBatch) -> List[Tensor]:
-            levels = original(student, teacher, batch)
-            records[term.name] = Record(student, teacher, batch, levels)
-            return levels
-
-        object.__setattr__(term, 'per_level', per_level)
-
-    terms: List[Term] = list(distiller.terms.values())  # type: ignore[arg-type]
-    for term in terms:
-        watch(term)
-    try:
-        yield records
-    finally:
-        for term in terms:
-            object.__delattr__(term, 'per_level')
-
-
-@dataclass
 class LevelReport:
-    """One level of a term in the dry step."""
+    """One level of a term in the dry step.
+
+    Attributes:
+        student, teacher: shape of what is compared; of a head's view that of its class logits.
+        weight: of the level at this step.
+        loss: weighed.
+    """
 
     student: Tuple[int, ...]
     teacher: Tuple[int, ...]
@@ -433,6 +403,12 @@ class StepReport:
     terms: List[TermReport]
 
 
+def level_shapes(side: Any) -> List[Tuple[int, ...]]:
+    """Shape of each level of what a term compares: a tensor's, or that of the class logits in a view."""
+    levels = side if isinstance(side, (tuple, list)) else side.logits
+    return [tuple(level.shape) for level in levels]
+
+
 def describe_adapter(term: Term) -> str:
     """Class names of a term's adapter, and whether it was chosen automatically."""
     if term.adapter is None:
@@ -469,12 +445,13 @@ def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any]) -> 
         reports.append(TermReport(
             term.name, type(term.loss).__name__, term.student_paths, term.teacher_paths, describe_adapter(term),
             type(term.region).__name__ if term.region is not None else 'none', parameter_count(term)))
-    with recorded(distiller) as records:
-        distiller.attach()
-        try:
-            losses = student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
-        finally:
-            distiller.detach()
+    step = distiller.current
+    with step.open(data['inputs'], copy.deepcopy(data['data_samples'])):
+        own_losses = student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
+        step.hear()
+        comparisons = step.read()
+        found = {comparison.term: step.evaluate(comparison) for comparison in comparisons}
+        losses = distiller.add(own_losses, list(found.values()))
     total, log = student.parse_losses(losses)  # type: ignore[operator]
 
     def backward(value: Tensor) -> None:
@@ -483,16 +460,18 @@ def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any]) -> 
         value.backward(retain_graph=True)
 
     for report in reports:
-        record = records.get(report.name)
-        if record is None:
-            continue
         term = distiller.terms[report.name]
         assert isinstance(term, Term)
-        weights = term.loss.weight.at(distiller.step, distiller.max_steps, len(record.levels))
-        report.levels = [LevelReport(tuple(s.shape), tuple(t.shape), weight, weight * float(level.detach()))
-                         for s, t, weight, level in zip(record.student, record.teacher, weights, record.levels)]
-        report.loss = float(losses[report.name].detach())
-        backward(losses[report.name])
+        if term not in found:
+            continue
+        comparison = next(comparison for comparison in comparisons if comparison.term is term)
+        evaluation = found[term]
+        report.levels = [
+            LevelReport(s, t, weight, weight * float(level.detach())) for s, t, weight, level in zip(
+                level_shapes(comparison.student), level_shapes(comparison.teacher), evaluation.weights,
+                evaluation.levels)]
+        report.loss = float(evaluation.total.detach())
+        backward(evaluation.total)
         report.gradient, report.extras_gradient = _norm(own), _norm(extras)
     backward(total)
     gradient = _norm(own)

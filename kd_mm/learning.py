@@ -15,12 +15,13 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 import torch
 from torch import Tensor, nn
 
-from kd_mm.losses.base import KDLoss
+from kd_mm.engine.term import Term
+from kd_mm.losses.base import KDLoss, Pretrained
 from kd_mm.losses.learned import RANDOM, Learner
+from kd_mm.problems import Problems
 from kd_mm.registry import MODELS, choices
 from kd_mm.taps import StopForward, expand_paths, resolve
 from kd_mm.teacher import Teacher, forward_tensor
-from kd_mm.terms import Problems, Term
 
 #: The learning rate ends at this fraction of the first one.
 FINAL_RATE = 1e-4
@@ -80,6 +81,7 @@ class Lesson:
         term: built without the file.
         learner: what is trained.
         target: path to write.
+        paths: taps of the teacher; filled by the first pass.
         spots: (path, number of the tensor) -> level; filled by the first pass.
     """
 
@@ -87,6 +89,7 @@ class Lesson:
     term: Term
     learner: Learner
     target: str
+    paths: List[str] = field(default_factory=list)
     spots: Dict[Tuple[str, int], int] = field(default_factory=dict)
 
 
@@ -123,6 +126,7 @@ def find_lessons(losses: Any, out: Optional[str] = None) -> List[Lesson]:
                     raise ValueError(f'{name}: {target} is the file of {first.name} too, which is a '
                                      f'{type(first.term.loss).__name__}. Give each its own')
                 continue
+            assert isinstance(term.loss, Pretrained)
             lessons.append(Lesson(name, term, term.loss.learner(), target))
             if cfg.get(argument) not in (None, RANDOM):
                 seen[cfg[argument]] = lessons[-1]
@@ -171,20 +175,20 @@ class School:
             return tensor
 
         for lesson in self.lessons:
-            lesson.term.teacher_paths = expand_paths(self.model, lesson.term.teacher_at)
-            self.paths.extend(path for path in lesson.term.teacher_paths if path not in self.paths)
+            lesson.paths = expand_paths(self.model, lesson.term.reader.at['teacher'])
+            self.paths.extend(path for path in lesson.paths if path not in self.paths)
         with torch.no_grad(), Exchange(self.model, self.paths, look):
             self._run(data)
         taken: Dict[Tuple[str, int], str] = {}
         for lesson in self.lessons:
-            spots = [(path, number) for path in lesson.term.teacher_paths for number in range(len(found.get(path, [])))]
+            spots = [(path, number) for path in lesson.paths for number in range(len(found.get(path, [])))]
             if not spots:
-                raise ValueError(f'{lesson.name}: the teacher does not run {lesson.term.teacher_paths} in training')
-            if lesson.term.teacher_levels is not None:
-                spots = [spots[index] for index in lesson.term.teacher_levels]
+                raise ValueError(f'{lesson.name}: the teacher does not run {lesson.paths} in training')
+            if lesson.term.reader.levels['teacher'] is not None:
+                spots = [spots[index] for index in lesson.term.reader.levels['teacher']]
             features = [found[path][number] for path, number in spots]
             if any(tensor.dim() != 4 for tensor in features):
-                raise ValueError(f'{lesson.name}: {lesson.term.teacher_paths} gives '
+                raise ValueError(f'{lesson.name}: {lesson.paths} gives '
                                  f'{[tuple(tensor.shape) for tensor in features]}; a learner needs maps (N, C, H, W)')
             for spot in spots:
                 if lesson.learner.task_loss and spot in taken:
@@ -293,5 +297,5 @@ def save(lesson: Lesson, steps: Optional[int], teacher: str) -> None:
     os.makedirs(os.path.dirname(os.path.abspath(lesson.target)), exist_ok=True)
     state = {key: value.detach().cpu() for key, value in lesson.learner.state_dict().items()}
     torch.save(dict(loss=type(lesson.term.loss).__name__, state_dict=state,
-                    about=dict(teacher=teacher, at=list(lesson.term.teacher_paths), iters=steps)), lesson.target)
+                    about=dict(teacher=teacher, at=list(lesson.paths), iters=steps)), lesson.target)
 

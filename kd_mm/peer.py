@@ -12,39 +12,27 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from kd_mm import checkpoint as ckpt
+from kd_mm.modes import eval_mode, preserved_random_state
 from kd_mm.taps import Tap
 from kd_mm.teacher import (
     RANDOM,
     Teacher,
     build_model,
     class_names,
-    eval_mode,
     load_config,
     load_weights,
-    preserved_random_state,
     task_of,
 )
-from kd_mm.terms import Term
 from kd_mm.types import KDBatch
-
-_SWAPPED = {'student_at': 'teacher_at', 'teacher_at': 'student_at'}
-
-
-def mirrored(cfg: Dict[str, Any]) -> Dict[str, Any]:
-    """The config of a loss with the two sides exchanged."""
-    content = {_SWAPPED.get(key, key): value for key, value in dict(cfg).items() if key != 'teacher'}
-    levels = content.get('levels')
-    if hasattr(levels, 'get'):
-        content['levels'] = {'student': levels.get('teacher'), 'teacher': levels.get('student')}  # type: ignore
-    return content
 
 
 class PeerTeacher(Teacher):
     """A second student (Zhang et al., Deep Mutual Learning, CVPR 2018).
 
     In every step both see the same batch; each minimises its own task loss plus the distillation losses with the other
-    as a fixed teacher, ``L_1 = task_1 + KD(1 <- 2)`` and ``L_2 = task_2 + KD(2 <- 1)``.  The peer is updated first,
-    with what both computed before the update.  Its checkpoint is a plain one of its own config:
+    as a fixed teacher, ``L_1 = task_1 + KD(1 <- 2)`` and ``L_2 = task_2 + KD(2 <- 1)``.  The peer runs before the
+    student, on random numbers of its own, and is updated first, with what both computed before the update.  Its
+    checkpoint is a plain one of its own config:
     ``<work_dir>/peer_<name>.pth``, written whenever the student's is.
 
     Args:
@@ -83,10 +71,9 @@ class PeerTeacher(Teacher):
 
     # ------------------------------------------------------------------ its own losses
 
-    def add(self, name: str, cfg: Any) -> Term:
-        """The mirror of one of the student's losses."""
-        self.terms[name] = Term(name, mirrored(cfg))
-        return self.terms[name]  # type: ignore[return-value]
+    def add(self, name: str, term: nn.Module) -> None:
+        """Take the mirror of one of the student's losses: its trainable parts are the peer's."""
+        self.terms[name] = term
 
     def start_optimizer(self, student_cfg: Any, max_steps: int, scale: float = 1.0) -> None:
         """Make the optimizer, from its own config or the student's; ``scale`` is that of ``auto_scale_lr``.
@@ -138,25 +125,26 @@ class PeerTeacher(Teacher):
             for tap in taps:
                 tap.disarm()
 
-    def learn(self, pairs: Dict[str, Any], batch: KDBatch) -> Dict[str, Tensor]:
+    def forget(self) -> None:
+        """Drop the losses of a step that was not finished."""
+        self._losses = {}
+
+    def learn(self, losses: Sequence[Tensor], step: int) -> Dict[str, Tensor]:
         """One update of the peer.
 
         Args:
-            pairs: name of a term -> (its own features, the student's).
+            losses: what it learns from the student, weighed.
+            step: number of the iteration.
 
         Returns:
             Numbers for the log.
         """
         total, _ = self.model.parse_losses(self._losses)
         task = total.detach()
-        for name, (own, other) in pairs.items():
-            term: Any = self.terms[name]
-            levels = term.per_level(own, tuple(tensor.detach() for tensor in other), batch)
-            weights = term.loss.weight.at(batch.step, batch.max_steps, len(levels))
-            total = total + sum(level * weight for level, weight in zip(levels, weights))
+        total = sum(losses, total)
         self._losses = {}
         if not torch.isfinite(total):
-            raise FloatingPointError(f'the loss of the peer {self.name} is not finite at step {batch.step}')
+            raise FloatingPointError(f'the loss of the peer {self.name} is not finite at step {step}')
         for group in self.wrapper.optimizer.param_groups:
             group['lr'] = group['initial_lr'] * self.rate
         # A scope of its own: the student's step may be inside no_sync or an accumulation.

@@ -7,11 +7,8 @@ broadcasts it by accident.
 import copy
 import inspect
 import os
-import random
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, DefaultScope
@@ -21,37 +18,12 @@ from torch import Tensor, nn
 from kd_mm import checkpoint as ckpt
 from kd_mm import targets
 from kd_mm.functional import resize
+from kd_mm.modes import preserved_random_state
 from kd_mm.taps import StopForward, Tap
 from kd_mm.types import KDBatch
 
 RANDOM = 'random'
 _TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
-
-
-@contextmanager
-def preserved_random_state(seed: Optional[int] = None) -> Iterator[None]:
-    """Whatever is drawn inside leaves Python's, numpy's and torch's generators as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        if seed is not None:
-            torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every sub-module in eval inside; the flag of each as it was afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def task_of(model: nn.Module) -> Optional[str]:

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm import checkpoint as ckpt
+from kd_mm.modes import preserved_random_state
 from kd_mm.peer import PeerTeacher
+from kd_mm.problems import Problems
 from kd_mm.registry import accepted_arguments
 from kd_mm.schedules import Weight
-from kd_mm.teacher import RANDOM, Normalisation, Teacher, load_weights, preserved_random_state
-from kd_mm.terms import Problems
+from kd_mm.teacher import RANDOM, Normalisation, Teacher, load_weights
 
 SELF = 'self'
 STUDENT = 'student'

@@ -64,3 +64,18 @@ class KDBatch:
     step: int = 0
     max_steps: int = 0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class CrossHead:
+    """Where a student's tower features enter the teacher's head.
+
+    Attributes:
+        index: convolutions of each tower that they have behind them, from 1; None for all but the last.
+        stage: 'pre_activation' or 'post_activation' of the last of them.
+        align: whether they get the teacher's mean and deviation of every channel first.
+    """
+
+    index: Optional[int]
+    stage: str
+    align: bool

@@ -9,9 +9,10 @@ from mmengine.registry import DefaultScope
 from stock import widths
 
 from kd_mm.checkpoint import zoo_config
+from kd_mm.modes import preserved_random_state
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Tap
-from kd_mm.teacher import build_model, preserved_random_state
+from kd_mm.teacher import build_model
 from kd_mm.views import query_taps, query_view
 
 #: The width of the transformer stays: some of the host's decoders have it written into their position embeddings.

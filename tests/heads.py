@@ -10,9 +10,10 @@ from mmengine.registry import DefaultScope
 from stock import widths
 
 from kd_mm.checkpoint import zoo_config
+from kd_mm.modes import preserved_random_state
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Tap
-from kd_mm.teacher import build_model, preserved_random_state
+from kd_mm.teacher import build_model
 from kd_mm.views import assignment_tap
 
 NECK, CLASSES, SHAPE = 32, 3, (128, 160)

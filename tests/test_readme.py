@@ -67,8 +67,8 @@ def test_method_table_is_generated():
 
 
 def test_documented_keys_are_the_hooks_own():
+    from kd_mm.engine.term import TAP_KEYS
     from kd_mm.hooks import DistillHook
     from kd_mm.registry import accepted_arguments
-    from kd_mm.terms import TAP_KEYS
     for name in [*accepted_arguments(DistillHook), *TAP_KEYS]:
         assert f'`{name}`' in README, name

@@ -10,6 +10,7 @@ from mmengine.structures import PixelData
 from stock import detector, make_runner, retinanet_model, segmentor, teacher_of
 
 from kd_mm.checkpoint import zoo_config
+from kd_mm.modes import eval_mode, preserved_random_state
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Tap
 from kd_mm.teacher import (
@@ -17,11 +18,9 @@ from kd_mm.teacher import (
     Teacher,
     build_model,
     class_names,
-    eval_mode,
     forward_tensor,
     inherit_weights,
     load_config,
-    preserved_random_state,
     task_of,
 )
 from kd_mm.types import KDBatch

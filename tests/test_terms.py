@@ -5,11 +5,12 @@ import torch
 from stock import detector, make_runner, teacher_of
 
 from kd_mm.distiller import Distiller
-from kd_mm.losses import KDLoss
+from kd_mm.losses import OFDLoss
+from kd_mm.losses.base import ReadsModules
 from kd_mm.losses.ofd import negative_mean
+from kd_mm.problems import ConfigProblems
 from kd_mm.registry import build
 from kd_mm.synthetic import synthetic_batch
-from kd_mm.terms import ConfigProblems
 from kd_mm.types import KDBatch
 
 HEAD = 'bbox_head.retina_cls'
@@ -42,8 +43,8 @@ def step(student, kd):
 
 def test_bind_gets_the_module_of_each_level(det, student, monkeypatch):
     seen = []
-    monkeypatch.setattr(KDLoss, 'bind', lambda self, *sides: seen.append(sides))
-    kd = distiller(det, student, type='FitNetLoss', at=['backbone.layer3.*.bn2', 'neck'], levels=[1, -1, 2])
+    monkeypatch.setattr(OFDLoss, 'bind', lambda self, *sides: seen.append(sides))
+    kd = distiller(det, student, type='OFDLoss', at=['backbone.layer3.*.bn2', 'neck'], levels=[1, -1, 2])
     (ours, theirs), = seen
     assert ours == [student.backbone.layer3[1].bn2, student.neck, student.neck]
     model = kd.teacher.model
@@ -107,8 +108,9 @@ def test_the_mask_is_made_of_this_steps_logits(det, student):
     term = kd.terms['loss_kd']
     features, theirs, logits = ([torch.randn(2, width, side, side) for side in (8, 4)] for width in (16, 16, 18))
     records = {'neck': tuple(theirs), HEAD: tuple(logits)}
-    batch = term.with_logits(KDBatch(), {'neck': tuple(features)}, records)
-    found = sum(term.per_level(*term.collect({'neck': tuple(features)}, records), batch))
+    term.reader.pairs = None
+    comparison, = kd.current.read([term], {'student': {'neck': tuple(features)}, 'teacher': records}, KDBatch())
+    found = kd.current.evaluate(comparison).total
     scores = [level.sigmoid().amax(dim=1, keepdim=True) for level in logits]
     expected = sum((score * (s - t).square()).sum() / score.sum() for score, s, t in zip(scores, features, theirs))
     assert torch.isclose(found, expected)
@@ -118,13 +120,16 @@ def test_a_wrong_path_of_the_region_is_a_problem(det, student):
     with pytest.raises(ConfigProblems, match="loss_kd: teacher has no module 'bbox_head.retina_clss'"):
         distiller(det, student, type='FRSLoss', at='neck', region=dict(
             type='TeacherScoreRegion', logits_at='bbox_head.retina_clss'))
-    with pytest.raises(ConfigProblems, match='5 feature levels need as many maps'):
+    with pytest.raises(ConfigProblems, match=r'the teacher logits of the region have 4 levels .* level 4 is needed'):
         distiller(det, student, type='FRSLoss', at='neck', region=dict(
             type='TeacherScoreRegion', logits_at='backbone'))
 
 
 def test_other_regions_leave_the_batch_alone(det, student):
     kd = distiller(det, student, type='FitNetLoss', at='neck', region=dict(type='GTBoxRegion'))
-    batch = KDBatch()
-    assert kd.terms['loss_kd'].with_logits(batch, {}, {}) is batch
-    assert build(dict(type='CWDLoss')).bind([], []) is None
+    batch, maps = KDBatch(), {'neck': (torch.zeros(1, 16, 4, 4), )}
+    kd.terms['loss_kd'].reader.pairs = None
+    comparison, = kd.current.read(records={'student': maps, 'teacher': maps}, batch=batch, terms=[kd.terms['loss_kd']])
+    assert comparison.batch is batch
+    assert not isinstance(build(dict(type='CWDLoss')), ReadsModules) and isinstance(
+        build(dict(type='OFDLoss')), ReadsModules)

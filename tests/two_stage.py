@@ -8,9 +8,10 @@ from mmengine.config import Config
 from stock import coco_data, finish, merge, widths
 
 from kd_mm.checkpoint import zoo_config
+from kd_mm.modes import preserved_random_state
 from kd_mm.synthetic import synthetic_batch
 from kd_mm.taps import Tap
-from kd_mm.teacher import build_model, preserved_random_state
+from kd_mm.teacher import build_model
 from kd_mm.views import proposal_taps
 
 CONFIGS = dict(

@@ -75,7 +75,7 @@ class Entry:
 
     def __init__(self, path, home, settings):
         from kd_mm import inspection
-        from kd_mm.terms import Problems
+        from kd_mm.problems import Problems
 
         self.path, self.name, self.method = path, path.relative_to(home).as_posix(), path.parent.name
         self.cfg, self.error, self.group = None, None, self.name

@@ -25,7 +25,7 @@ import train  # noqa: E402
 
 from kd_mm import inspection, learning  # noqa: E402
 from kd_mm.checkpoint import allow_mmengine_checkpoints  # noqa: E402
-from kd_mm.terms import Problems  # noqa: E402
+from kd_mm.problems import Problems  # noqa: E402
 
 
 def parse_args(argv=None):

@@ -1,6 +1,6 @@
 """What every distillation loss shares: levels, weights, precision."""
 
-from typing import Any, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Union, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,69 @@ from kd_mm.targets import valid_pixels
 from kd_mm.types import Features, KDBatch
 from kd_mm.views.dense_head import DenseView
 
+#: What a method computes: a scalar, or the named parts of one without their factors.
+Value = Union[Tensor, Mapping[str, Tensor]]
+
+
+# Rare abilities of a loss. A loss has one by having its methods; nothing is to be inherited or switched on.
+
+
+@runtime_checkable
+class ReadsModules(Protocol):
+    """A loss that needs more of the tapped modules than their outputs."""
+
+    def bind(self, student: Sequence[Any], teacher: Sequence[Any]) -> None:
+        """Look at the tapped modules; called once, before ``prepare``, and in plain-tensor use by nobody.
+
+        A loss may read parameters (a batch norm's, say) and must keep no reference: neither model is a part of it.
+
+        Args:
+            student: the module behind each level of the side that learns (the same one several times if it gives
+                several).
+            teacher: the module behind each level of the other side.
+        """
+
+
+@runtime_checkable
+class PicksInstances(Protocol):
+    """A loss that compares boxes which it chooses by what two dense heads predict.
+
+    Attributes:
+        heads_at: path of the head in both models; None if the boxes come from elsewhere.
+    """
+
+    heads_at: Optional[str]
+
+    def choose_instances(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> List[Tensor]:
+        """Boxes (M, 4) of each image."""
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """A loss that uses what was learned from the teacher beforehand, see :mod:`kd_mm.losses.learned`.
+
+    Attributes:
+        learned: name of the argument that takes the file.
+    """
+
+    learned: str
+
+    def learner(self) -> Learner:
+        """What ``tools/learn_tokens.py`` trains."""
+
+
+@runtime_checkable
+class Adversarial(Protocol):
+    """A loss that trains networks against the student, see :mod:`kd_mm.losses.opponent`."""
+
+    def opponents(self) -> List[Opponent]:
+        """The networks; known after ``prepare``."""
+
+
+def opponents_of(loss: nn.Module) -> List[Opponent]:
+    """The networks that a loss trains against the student; none for most."""
+    return loss.opponents() if isinstance(loss, Adversarial) else []
+
 
 class KDLoss(nn.Module):
     """Base of the losses: a method implements :meth:`level_loss` for one level and inherits the rest.
@@ -20,7 +83,9 @@ class KDLoss(nn.Module):
     A method that looks at all levels at once (a pyramid fusion, a relation between two layers) sets ``joint`` and
     implements :meth:`joint_loss` instead; it has one term and one weight.
 
-    The total is ``sum_l weight_l(step) * level_loss_l``.  Computation is in float32 under mixed precision (float64
+    The total is ``sum_l weight_l(step) * level_loss_l``.  A method of several terms returns them by name, without
+    their factors, and keeps the factors in :attr:`factors`: the base weighs, sums, and hands each of them on to be
+    logged (``loss_fgd/fg``).  Computation is in float32 under mixed precision (float64
     inputs stay float64), the teacher is detached, and the result is connected to the student even when a region is
     empty.
 
@@ -30,12 +95,13 @@ class KDLoss(nn.Module):
         same_channels: student and teacher channels must be equal; an adapter is added by itself when they are not.
         same_size: student and teacher H and W must be equal; the student is resized when they are not.
         rows_only: the loss takes rows of proposals (M, ...), not maps.
-        heads_at: path of a dense head of both models whose predictions :meth:`choose_instances` turns into the boxes
-            that the loss compares; None for a loss that asks no head.
         needs_boxes, needs_seg_map: the targets without which the loss means nothing.
-        learned: name of the argument that takes the file of what was learned from the teacher beforehand, for a loss
-            that has a ``learner()``, see :mod:`kd_mm.losses.learned`.
-        adversarial: the loss trains networks against the student (``opponents()``), see :mod:`kd_mm.losses.opponent`.
+
+    Attributes:
+        factors: name of a part -> its factor; 1 for a part that is not there.
+
+    What few methods need is a protocol: :class:`ReadsModules`, :class:`PicksInstances`, :class:`Pretrained`,
+    :class:`Adversarial`.
 
     Args:
         loss_weight: number, list (one per level) or schedule, see :class:`kd_mm.schedules.Weight`. Default 1.
@@ -46,26 +112,13 @@ class KDLoss(nn.Module):
     same_channels = True
     same_size = True
     rows_only = False
-    heads_at: Optional[str] = None
     needs_boxes = False
     needs_seg_map = False
-    learned: Optional[str] = None
-    adversarial = False
 
     def __init__(self, loss_weight: Any = 1.0):
         super().__init__()
         self.weight = Weight(loss_weight)
-
-    def bind(self, student: Sequence[Any], teacher: Sequence[Any]) -> None:
-        """Look at the tapped modules, for a method that needs more of them than their outputs.
-
-        A distiller calls it once, before :meth:`prepare`; in plain-tensor use nobody does.  A loss may read parameters
-        (a batch norm's, say) and must keep no reference: neither model is a part of the loss.  The base does nothing.
-
-        Args:
-            student: the module behind each level of the student (the same one several times if it gives several).
-            teacher: the module behind each level of the teacher.
-        """
+        self.factors: Dict[str, float] = {}
 
     def prepare(self, student: Features, teacher: Features) -> None:
         """Create the method's own trainable parts, sized by one pair of (adapted) features.
@@ -74,21 +127,9 @@ class KDLoss(nn.Module):
         changes nothing.  The base has none.
         """
 
-    def choose_instances(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> List[Tensor]:
-        """Boxes (M, 4) of each image from what both heads predict, for a loss with ``heads_at``."""
-        raise NotImplementedError
-
-    def learner(self) -> Learner:
-        """What ``tools/learn_tokens.py`` trains, for a loss with ``learned``."""
-        raise NotImplementedError
-
-    def opponents(self) -> List[Opponent]:
-        """What is trained against the student, for a loss with ``adversarial``; known after :meth:`prepare`."""
-        return []
-
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        """Unweighted loss of one level: a scalar.
+                   mask: Optional[Tensor]) -> Value:
+        """Unweighted loss of one level: a scalar, or its parts by name.
 
         Args:
             level: index of the level, from 0.
@@ -100,16 +141,17 @@ class KDLoss(nn.Module):
         raise NotImplementedError
 
     def joint_loss(self, student: Features, teacher: Features, batch: KDBatch,
-                   masks: Sequence[Optional[Tensor]]) -> Tensor:
-        """Unweighted loss of all levels together, for a class with ``joint``: a scalar.
+                   masks: Sequence[Optional[Tensor]]) -> Value:
+        """Unweighted loss of all levels together, for a class with ``joint``: a scalar, or its parts by name.
 
         Args: as :meth:`level_loss`, one entry a level.
         """
         raise NotImplementedError
 
-    def per_level(self, student: Features, teacher: Features, batch: Optional[KDBatch] = None,
-                  region: Optional[nn.Module] = None) -> List[Tensor]:
-        """Unweighted losses, one scalar a level (one in all for a ``joint`` loss).
+    def parts(self, student: Features, teacher: Features, batch: Optional[KDBatch] = None,
+              region: Optional[nn.Module] = None) -> List[Dict[str, Tensor]]:
+        """The parts of each level's loss with their :attr:`factors`: name -> scalar (one dict in all for a ``joint``
+        loss); the name is '' where there is only one.
 
         Raises:
             ValueError: the level counts or the shapes of a level differ, or a region is given for rows.
@@ -129,11 +171,26 @@ class KDLoss(nn.Module):
             masks = [None] * len(student) if region is None else list(region(teacher, batch))
             if self.joint:
                 if not all(len(tensor) for tensor in student):
-                    return [sum((tensor.sum() * 0 for tensor in student[1:]), student[0].sum() * 0)]
-                return [self.joint_loss(student, teacher, batch, masks)]
+                    return [{'': sum((tensor.sum() * 0 for tensor in student[1:]), student[0].sum() * 0)}]
+                return [self._weighed(self.joint_loss(student, teacher, batch, masks))]
             # A level may come without rows: proposals of a batch without objects.
-            return [self.level_loss(level, student[level], teacher[level], batch, masks[level])
-                    if len(student[level]) else student[level].sum() * 0 for level in range(len(student))]
+            return [self._weighed(self.level_loss(level, student[level], teacher[level], batch, masks[level])
+                                  if len(student[level]) else student[level].sum() * 0)
+                    for level in range(len(student))]
+
+    def _weighed(self, value: Value) -> Dict[str, Tensor]:
+        if isinstance(value, Tensor):
+            return {'': value}
+        return {name: part * self.factors.get(name, 1.0) for name, part in value.items()}
+
+    def per_level(self, student: Features, teacher: Features, batch: Optional[KDBatch] = None,
+                  region: Optional[nn.Module] = None) -> List[Tensor]:
+        """Losses without ``loss_weight``, one scalar a level (one in all for a ``joint`` loss).
+
+        Raises:
+            ValueError: see :meth:`parts`.
+        """
+        return [total(parts) for parts in self.parts(student, teacher, batch, region)]
 
     def forward(self, student: Features, teacher: Features, batch: Optional[KDBatch] = None,
                 region: Optional[nn.Module] = None) -> Tensor:
@@ -167,6 +224,12 @@ class KDLoss(nn.Module):
 def as_features(value: Any) -> Features:
     """A single tensor as one level; a sequence as a tuple."""
     return (value, ) if isinstance(value, Tensor) else tuple(value)
+
+
+def total(parts: Mapping[str, Tensor]) -> Tensor:
+    """Sum of the parts of a level."""
+    values = list(parts.values())
+    return sum(values[1:], values[0])
 
 
 def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -1,20 +1,19 @@
 """Cross-head distillation: the student's tower features through the rest of the teacher's head."""
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_mm.functional import factors, giou_loss, nonzero, one_of, positive
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.ld import distribution_divergence
 from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence_sum
 from kd_mm.registry import MODELS
-from kd_mm.taps import Recorded
-from kd_mm.types import KDBatch
-from kd_mm.views.cross_head import STAGES, cross_head_outputs, default_index, held_features, tower_taps
-from kd_mm.views.dense_head import DenseView, dense_view
+from kd_mm.types import CrossHead, KDBatch
+from kd_mm.views.cross_head import STAGES
+from kd_mm.views.dense_head import DenseView
 
 
 @MODELS.register_module()
@@ -85,30 +84,7 @@ class CrossKDLoss(HeadLoss):
         self.box_weight = None if box_weight is None else box
         self.beta, self.divergence = quality_focal('CrossKDLoss', beta, divergence)
         self.tau = positive('CrossKDLoss', 'tau', tau)
-        self._taps: Dict[str, Dict[str, List[str]]] = {}
-
-    # ------------------------------------------------------------------ in training: the cross-head pass
-
-    def bind_head(self, side: str, head: nn.Module) -> List[str]:
-        paths = super().bind_head(side, head)
-        index = default_index(head) if self.index is None else self.index
-        self._taps[side] = tower_taps(head, index, self.stage)
-        return [*paths, *(path for tower in self._taps[side].values() for path in tower)]
-
-    def views(self, student: Mapping[str, Recorded], teacher: Mapping[str, Recorded]) -> Tuple[DenseView, DenseView]:
-        own, theirs = super().views(student, teacher)
-        head = self.heads['teacher']
-        if type(head) is not type(self.heads['student']):
-            raise ValueError(f'CrossKDLoss: the student has a {type(self.heads["student"]).__name__} and the teacher a '
-                             f'{type(head).__name__}; the cross-head pass needs the same kind of head')
-        call = teacher[''].calls[0]
-        output = cross_head_outputs(
-            head, call.args[0], held_features(self._taps['student'], student),
-            held_features(self._taps['teacher'], teacher),
-            default_index(head) if self.index is None else self.index, self.align)
-        return dense_view(head, output, own.assignment), theirs
-
-    # ------------------------------------------------------------------ the loss
+        self.cross_head = CrossHead(index, self.stage, align)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         super().check_shapes(student, teacher)

@@ -18,7 +18,6 @@ from kd_mm.views.query_head import (
     QueryView,
     frames,
     hungarian,
-    match_truth,
     pair_costs,
     take_queries,
     to_centre,
@@ -303,22 +302,20 @@ class DETRDistillQueryPriorLoss(QueryLoss):
         super().check_shapes(student, teacher)
         self.sigmoid_only(student)
 
-    def assign(self, teacher: QueryView, batch: KDBatch) -> QueryAssignment:
+    def assign(self, student: QueryView, teacher: QueryView, batch: KDBatch) -> QueryAssignment:
         """What the host's assigner makes of the teacher's predictions; what the view has already, if it has it."""
         if teacher.assignment is not None:
             return teacher.assignment
-        assigner = getattr(self.heads.get('teacher'), 'assigner', None) or getattr(
-            self.heads.get('student'), 'assigner', None)
-        if assigner is None:
+        match = teacher.match or student.match
+        if match is None:
             raise ValueError("DETRDistillQueryPriorLoss: neither head has an assigner, and the teacher's view has no "
                              'assignment')
-        shapes = image_shapes(batch, teacher.logits.shape[1])
-        return match_truth(assigner, teacher, targets.gt_boxes(batch), targets.gt_labels(batch), shapes,
-                           teacher.logits.shape[3])
+        return match(teacher, targets.gt_boxes(batch), targets.gt_labels(batch),
+                     image_shapes(batch, teacher.logits.shape[1]), teacher.logits.shape[3])
 
     def terms(self, student: QueryView, teacher: QueryView,  # type: ignore[override]
               batch: KDBatch) -> Dict[str, List[Tensor]]:
-        found = self.assign(teacher, batch)
+        found = self.assign(student, teacher, batch)
         if found.labels.shape != student.logits.shape[:3]:
             raise ValueError(f'DETRDistillQueryPriorLoss: an assignment of {tuple(found.labels.shape)} (layers, '
                              f'images, queries) for predictions of {tuple(student.logits.shape[:3])}')

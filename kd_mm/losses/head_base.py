@@ -1,93 +1,51 @@
 """What the losses on whole heads share: views of both heads instead of lists of maps."""
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
 
 from kd_mm.losses.base import KDLoss
-from kd_mm.taps import Recorded
-from kd_mm.types import KDBatch
-from kd_mm.views.dense_head import DenseView, assignment_tap, dense_view, read_assignment
+from kd_mm.types import CrossHead, KDBatch
+from kd_mm.views.dense_head import DenseView
 
 
 class HeadLoss(KDLoss):
     """Base of the losses that compare two dense heads: ``at`` names the head, the rest is read from it.
 
-    A method implements :meth:`terms` on two :class:`kd_mm.views.DenseView`.  In training, :meth:`bind_head` is given
-    both heads once and says what to record of them, and :meth:`views` makes the views of a step from the records;
-    neither head runs again and the host's assignment is read, not repeated.  On plain tensors (tests, notebooks) the
-    loss is called with two views: ``loss(student, teacher)``; the student's carries the assignment.
+    A method implements :meth:`terms` on two views of the kind that it :attr:`compares`.  In training a reader makes
+    them from what the taps recorded (:class:`kd_mm.engine.readers.HeadReader`).  On plain tensors (tests, notebooks)
+    the loss is called with two views: ``loss(student, teacher)``; the student's carries the assignment.
 
     Levels are those of the heads; ``loss_weight`` may be a list with one weight each. There is no adapter and no
     region: rows of a head are chosen by its assignment.
 
     Class attributes:
+        compares: the class of the views.
         needs_assignment: the loss reads ``student.assignment``.
+        cross_head: for a loss on what the teacher's head makes of the student's tower features: where they enter.
+        shared: the student's decoder runs on given queries, so both views must be able to ``decode``.
 
     Args:
         loss_weight: see :class:`KDLoss`. Default 1.
     """
 
     logits = True
+    compares: type = DenseView
     needs_assignment = True
-
-    def __init__(self, loss_weight: Any = 1.0):
-        super().__init__(loss_weight)
-        #: The heads by side; a dict, so that neither becomes a sub-module.
-        self.heads: Dict[str, Any] = {}
-
-    def bind_head(self, side: str, head: nn.Module) -> List[str]:
-        """Remember the head of one side.
-
-        Returns:
-            Paths below the head to record; '' is its own ``forward``.
-
-        Raises:
-            ValueError: the loss is not possible with this head.
-        """
-        self.heads[side] = head
-        return ['', assignment_tap(head)] if side == 'student' and self.needs_assignment else ['']
-
-    def locate(self, side: str, model: nn.Module, at: str, head: nn.Module) -> Dict[str, str]:
-        """What to record of one side: name -> path in the model; :meth:`views` gets the records by these names.
-
-        Args:
-            side: 'student' or 'teacher'.
-            model: the whole model.
-            at: path of the head in it.
-            head: the module there.
-        """
-        return {part: f'{at}.{part}' if part else at for part in self.bind_head(side, head)}
-
-    def views(self, student: Mapping[str, Recorded], teacher: Mapping[str, Recorded]) -> Tuple[DenseView, DenseView]:
-        """The views of a step, from what was recorded at the paths of :meth:`bind_head`."""
-        own = self.head_view('student', student)
-        if self.needs_assignment:
-            head = self.heads['student']
-            own.assignment = read_assignment(head, student[assignment_tap(head)].calls,
-                                             [level.shape[1] for level in own.logits])
-        return own, self.head_view('teacher', teacher)
-
-    def head_view(self, side: str, records: Mapping[str, Recorded]) -> DenseView:
-        """The view of the one forward pass of a head."""
-        calls = records[''].calls
-        if len(calls) != 1:
-            raise ValueError(f'{type(self).__name__}: the {side} head ran {len(calls)} times in one step; a head that '
-                             'runs once is needed')
-        return dense_view(self.heads[side], calls[0].output)
+    cross_head: Optional[CrossHead] = None
+    shared = False
 
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
-        """The parts of the loss with their own factors (not ``loss_weight``): name -> one scalar a level (one in all
-        for a ``joint`` loss).
+        """The parts of the loss without their factors: name -> one scalar a level (one in all for a ``joint`` loss).
 
         The teacher's predictions come detached.
         """
         raise NotImplementedError
 
-    def per_level(self, student: Any, teacher: Any, batch: Optional[KDBatch] = None,
-                  region: Optional[nn.Module] = None) -> List[Tensor]:
-        """Unweighted losses, one scalar a level.
+    def parts(self, student: Any, teacher: Any, batch: Optional[KDBatch] = None,
+              region: Optional[nn.Module] = None) -> List[Dict[str, Tensor]]:
+        """The parts of each level's loss with their :attr:`factors`.
 
         Args:
             student, teacher: :class:`DenseView`.
@@ -102,10 +60,10 @@ class HeadLoss(KDLoss):
         self.check_shapes(student, teacher)
         teacher = teacher.detach()
         with torch.autocast(student.logits[0].device.type, enabled=False):
-            parts = self.terms(student, teacher, KDBatch() if batch is None else batch)
+            found = self.terms(student, teacher, KDBatch() if batch is None else batch)
             # A term without rows must still be connected: distributed ranks wait for the same gradients.
             anchor = sum(level.sum() for level in student.logits) * 0
-            return [sum((part[level] for part in parts.values()), anchor)
+            return [self._weighed({name: part[level] + anchor for name, part in found.items()} or {'': anchor})
                     for level in range(1 if self.joint else len(student))]
 
     def check_shapes(self, student: Any, teacher: Any) -> None:

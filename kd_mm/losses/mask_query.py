@@ -1,6 +1,6 @@
 """Distillation of mask transformers: queries matched one to one, their classes and masks compared."""
 
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,8 @@ from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.losses.sigmoid_kd import sigmoid_divergence
 from kd_mm.registry import MODELS
-from kd_mm.taps import Recorded
 from kd_mm.types import KDBatch
-from kd_mm.views.mask_queries import MaskQueryView, mask_query_view, sample_masks
+from kd_mm.views.mask_queries import MaskQueryView, sample_masks
 from kd_mm.views.query_head import hungarian, take_queries
 
 
@@ -77,6 +76,7 @@ class MaskQueryLoss(HeadLoss):
         True
     """
 
+    compares = MaskQueryView
     needs_assignment = False
 
     def __init__(self, class_weight: float = 2.0, mask_weight: float = 5.0, dice_weight: float = 5.0,
@@ -92,13 +92,6 @@ class MaskQueryLoss(HeadLoss):
         if isinstance(points, bool) or not isinstance(points, int) or points < 1:
             raise ValueError(f'MaskQueryLoss: points={points!r} must be a whole number from 1')
         self.points = points
-
-    def head_view(self, side: str, records: Mapping[str, Recorded]) -> Any:
-        calls = records[''].calls
-        if len(calls) != 1:
-            raise ValueError(f'MaskQueryLoss: the {side} head ran {len(calls)} times in one step; a head that runs '
-                             'once is needed')
-        return mask_query_view(self.heads[side], calls[0].output)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         if not isinstance(student, MaskQueryView) or not isinstance(teacher, MaskQueryView):

@@ -1,6 +1,7 @@
 """A network that a loss trains against the student, with an optimizer of its own: what adversarial methods share.
 
-A loss with ``adversarial = True`` owns one :class:`Opponent` for each level, made in ``prepare``.  A step goes:
+A loss of this kind (:class:`kd_mm.losses.base.Adversarial`) owns one :class:`Opponent` for each level, made in
+``prepare``.  A step goes:
 
 1. In the loss's forward the opponent is frozen: it judges the student, and the gradient goes to the student alone.
    The loss hands over what the opponent is to minimise, on detached tensors (:meth:`Opponent.later`).

@@ -1,6 +1,6 @@
 """What the losses on DETR-type detectors share: views of decoder layers and queries instead of lists of maps."""
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,9 +10,8 @@ from kd_mm.functional import giou_loss
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.losses.sigmoid_kd import sigmoid_divergence
-from kd_mm.taps import Recorded
 from kd_mm.types import KDBatch
-from kd_mm.views.query_head import QueryView, query_taps, query_view, to_corners
+from kd_mm.views.query_head import QueryView, to_corners
 
 
 class QueryLoss(HeadLoss):
@@ -23,33 +22,15 @@ class QueryLoss(HeadLoss):
 
     On plain tensors the loss is called with two :class:`kd_mm.views.QueryView`.
 
+    With ``shared`` the student's decoder runs on given queries: :meth:`shared_pass` does it.
+
     Class attributes:
-        shared: the student's decoder runs on given queries; :meth:`shared_pass` does it.
         layers: both sides must have the same number of decoder layers.
     """
 
+    compares = QueryView
     needs_assignment = False
-    shared = False
     layers = True
-
-    def __init__(self, loss_weight: Any = 1.0):
-        super().__init__(loss_weight)
-        #: The whole detectors by side; a dict, so that neither becomes a sub-module.
-        self.models: Dict[str, Any] = {}
-
-    def locate(self, side: str, model: nn.Module, at: str, head: nn.Module) -> Dict[str, str]:
-        self.models[side], self.heads[side] = model, head
-        return query_taps(model, at)
-
-    def views(self, student: Mapping[str, Recorded],  # type: ignore[override]
-              teacher: Mapping[str, Recorded]) -> Tuple[QueryView, QueryView]:
-        own, theirs = (query_view(self.models[side], self.heads[side], records)
-                       for side, records in (('student', student), ('teacher', teacher)))
-        for view, side in ((own, 'student'), (theirs, 'teacher')):
-            if self.shared and view.decode is None:
-                raise ValueError(f'{type(self).__name__}: the decoder of the {side} {type(self.models[side]).__name__} '
-                                 'takes no queries but its own')
-        return own, theirs
 
     def shared_pass(self, student: QueryView, teacher: QueryView, batch: KDBatch) -> Tuple[QueryView, QueryView]:
         """The views to compare, for a method whose students decode given queries; others keep what there is.
@@ -58,13 +39,13 @@ class QueryLoss(HeadLoss):
         """
         return student, teacher
 
-    def per_level(self, student: Any, teacher: Any, batch: Optional[KDBatch] = None,
-                  region: Optional[nn.Module] = None) -> List[Tensor]:
+    def parts(self, student: Any, teacher: Any, batch: Optional[KDBatch] = None,
+              region: Optional[nn.Module] = None) -> List[Dict[str, Tensor]]:
         batch = KDBatch() if batch is None else batch
         # Before the base turns mixed precision off: a decoder runs as it does in its own model.
         if isinstance(student, QueryView) and isinstance(teacher, QueryView):
             student, teacher = self.shared_pass(student, teacher.detach(), batch)
-        return super().per_level(student, teacher, batch, region)
+        return super().parts(student, teacher, batch, region)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         name = type(self).__name__

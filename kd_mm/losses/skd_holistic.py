@@ -159,7 +159,6 @@ class SKDHolisticLoss(KDLoss):
     """
 
     logits = True
-    adversarial = True
 
     def __init__(self, objective: str = 'wgan-gp', condition_on_image: bool = True, width: int = 64,
                  optimizer: Optional[Mapping[str, Any]] = None, discriminator_weight: float = 0.1,

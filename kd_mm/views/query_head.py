@@ -61,6 +61,8 @@ class QueryView:
         points: what the first decoder layer started from; None if not known.
         decode: points -> the view that this detector's decoder makes of them on the same images; None if it cannot.
         assignment: see :class:`QueryAssignment`.
+        match: (view, boxes, labels, image shapes, background label) -> the assignment that the host's own assigner of
+            this head makes, see :func:`match_truth`; None if it has none.
         sigmoid: whether the classes are independent.
         name: of the head, for messages.
 
@@ -73,7 +75,9 @@ class QueryView:
     def __init__(self, logits: Tensor, boxes: Optional[Tensor] = None, queries: Optional[Tensor] = None,
                  memory: Sequence[Tensor] = (), neck: Sequence[Tensor] = (), points: Optional[Points] = None,
                  decode: Optional[Callable[[Points], 'QueryView']] = None,
-                 assignment: Optional[QueryAssignment] = None, sigmoid: bool = True, name: str = 'head'):
+                 assignment: Optional[QueryAssignment] = None, sigmoid: bool = True, name: str = 'head',
+                 match: Optional[Callable[..., QueryAssignment]] = None):
+        self.match = match
         self.logits, self.queries = logits, queries
         self.memory: Features = tuple(memory)
         self.neck: Features = tuple(neck)
@@ -103,7 +107,7 @@ class QueryView:
         points = None if self.points is None else {name: value.detach() for name, value in self.points.items()}
         return QueryView(self.logits.detach(), cut(self._boxes), cut(self.queries),
                          [level.detach() for level in self.memory], [level.detach() for level in self.neck], points,
-                         self.decode, self.assignment, self.sigmoid, self.name)
+                         self.decode, self.assignment, self.sigmoid, self.name, self.match)
 
     def scores(self) -> Tensor:
         """(L, N, Q, K) probabilities of the classes, without "no object"."""
@@ -289,6 +293,8 @@ def query_view(model: Any, head: Any, records: Mapping[str, Recorded]) -> QueryV
 
 def _view(head: Any, output: Sequence[Tensor], hidden: Tensor, keep: slice, **parts: Any) -> QueryView:
     sigmoid = bool(getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', True))
+    assigner = getattr(head, 'assigner', None)
+    parts['match'] = None if assigner is None else functools.partial(match_truth, assigner)
     return QueryView(lift(output[0])[:, :, keep], lift(output[1])[:, :, keep], lift(hidden)[:, :, keep],
                      sigmoid=sigmoid, name=type(head).__name__, **parts)
 

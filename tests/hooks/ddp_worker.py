@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import conftest  # noqa: E402, F401
 from stock import distill_hook, hook, make_runner, segmentor, teacher_of  # noqa: E402
 
-from kd_mm.teacher import build_model, preserved_random_state  # noqa: E402
+from kd_mm.modes import preserved_random_state  # noqa: E402
+from kd_mm.teacher import build_model  # noqa: E402
 
 
 def main(root, out, batch, counts, launcher):

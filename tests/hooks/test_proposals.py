@@ -279,7 +279,7 @@ def _with_classes(student, teacher, theirs, data, options, cfg):
     if options:
         term = distiller.terms['loss_x']
         term.classes = cfg.get('classes')
-        term.map_classes(options['classes'], theirs)
+        term.map_classes('teacher', options['classes'], theirs)
     distiller.attach()
     try:
         return student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')['loss_x'].item()

@@ -11,7 +11,7 @@ from torch import nn
 
 from kd_mm.checkpoint import zoo_config
 from kd_mm.distiller import Distiller
-from kd_mm.dry_pass import random_data
+from kd_mm.engine.preflight import random_data
 from kd_mm.hooks import DistillHook
 from kd_mm.teacher import build_model, load_config
 
@@ -70,14 +70,12 @@ def test_averaged_teachers(det):
     with torch.no_grad():
         for parameter in distiller.teachers['b'].model.parameters():
             parameter.mul_(1.5)
-    outputs = {}
-    compare = distiller.terms['loss_both'].per_level
-    distiller.terms['loss_both'].per_level = lambda s, t, batch: outputs.update(both=t) or compare(s, t, batch)
-    distiller.attach()
     model.train()
     data = random_data(model, (64, 64))
-    model(**data, mode='loss')
-    distiller.detach()
+    with distiller.current.open(**data) as step:
+        model(**data, mode='loss')
+        step.hear()
+        outputs = {comparison.term.name[len('loss_'):]: comparison.teacher for comparison in step.read()}
     expected = []
     for teacher in distiller.teachers.values():
         with torch.no_grad():
@@ -358,7 +356,7 @@ def test_levels_meet_by_stride(det, coco_root):
     """RetinaNet's P3 to P7 and Faster R-CNN's P2 to P6 have four levels in common."""
     runner, record = train(det, [hook(faster(coco_root), dict(loss_pkd=dict(type='PKDLoss', at='neck')))])
     term = distiller_of(runner).terms['loss_pkd']
-    assert term.pairs == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert term.reader.pairs == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert term.describe_levels() == ('levels by stride: student 0 with teacher 1, student 1 with teacher 2, '
                                       'student 2 with teacher 3, student 3 with teacher 4')
     assert all(step['loss_pkd'] > 0 for step in record.losses)
@@ -374,7 +372,7 @@ def test_yolox_student_of_retinanet(det, coco_root):
     det.model = model
     runner, record = train(det, [hook(teacher_of(detector(coco_root, det.work_dir)), dict(
         loss_pkd=dict(type='PKDLoss', at='neck')))])
-    assert distiller_of(runner).terms['loss_pkd'].pairs == [(0, 0), (1, 1), (2, 2)]
+    assert distiller_of(runner).terms['loss_pkd'].reader.pairs == [(0, 0), (1, 1), (2, 2)]
     assert all(step['loss_pkd'] > 0 for step in record.losses)
 
 
@@ -389,7 +387,7 @@ def test_other_number_of_classes(det):
         train(det, [hook(teacher, dict(loss_kd=logits))])
     runner, record = train(det, [hook(teacher, dict(loss_kd=dict(logits, classes='common')))])
     term = distiller_of(runner).terms['loss_kd']
-    assert term._chosen == {'student': (2, [0, 1]), 'teacher': (5, [3, 1])}
+    assert term.chosen == {'teacher': ((2, [0, 1]), (5, [3, 1]))}
     assert record.losses[0]['loss_kd'] > 0
     with pytest.raises(ValueError, match='the student does not know a'):
         train(det, [hook(teacher, dict(loss_kd=dict(logits, classes=['a'])))])

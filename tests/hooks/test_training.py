@@ -242,7 +242,7 @@ def test_activation_checkpointing_records_once(coco_root, tmp_path):
     assert [step['loss_hint'] for step in record.losses] == pytest.approx(
         [step['loss_hint'] for step in other_record.losses], rel=1e-6)
     distiller = distill_hook(other).distiller
-    assert all(tap.calls == 1 for tap in distiller._student_taps.values())
+    assert all(tap.calls == 1 for tap in distiller.current.taps.values())
 
 
 def test_layer_decay_constructor(cityscapes_root, tmp_path):

@@ -210,7 +210,7 @@ def test_a_killed_teacher_leaves_no_trace(det):
         runner.train()
     distiller = distill_hook(runner).distiller
     assert not any('forward' in vars(module) for module in runner.model.modules())
-    assert not any(tap.fired for tap in distiller._student_taps.values())
+    assert not any(tap.fired for tap in distiller.current.taps.values())
     assert isinstance(runner, Runner) and isinstance(distill_hook(runner), DistillHook)
     assert isinstance(distiller.teacher, Teacher)
 

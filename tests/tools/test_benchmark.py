@@ -75,7 +75,7 @@ def test_every_method_has_an_entry_or_a_reason(task):
 
 def test_every_entry_builds(pair):
     """The losses exist and take the options that the entries give them."""
-    from kd_mm.terms import Term
+    from kd_mm.engine.term import Term
     settings = benchmark.read_settings(pair)
     for method, entry in settings.methods.items():
         losses, files = benchmark.with_files(entry.to_dict()['losses'], Path('learned'), method)

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from kd_mm import benchmark as measuring
 from kd_mm import inspection
 from kd_mm.checkpoint import zoo_config
-from kd_mm.terms import Problems
+from kd_mm.problems import Problems
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -395,7 +395,7 @@ def test_the_step_of_an_opponent_counts(bench, monkeypatch):
 
     recording = bench.record()
     before = bench.terms_cost(['loss_cwd'], recording, 1)
-    monkeypatch.setattr(bench.distiller.terms['loss_cwd'].loss, 'opponents', lambda: [Product()])
+    monkeypatch.setattr(bench.distiller.terms['loss_cwd'].loss, 'opponents', lambda: [Product()], raising=False)
     after = bench.terms_cost(['loss_cwd'], recording, 1)
     assert after['flops'] == before['flops'] + 2 * 2 * 3 * 5
     # A warm-up, the turns and the one for the memory; nothing moves.
@@ -406,8 +406,8 @@ def test_measuring_leaves_nothing_behind(bench):
     recording = bench.record()
     bench.terms_cost(['loss_cwd', 'loss_mgd'], recording, 1)
     assert all(parameter.grad is None for parameter in (*bench.student.parameters(), *bench.distiller.parameters()))
-    assert all(tensor.grad is None and tensor.is_leaf for tensor in recording.student['neck'])
-    assert not bench.student._forward_hooks and 'compute' not in vars(bench.distiller)
+    assert all(tensor.grad is None and tensor.is_leaf for tensor in recording.records['student']['neck'])
+    assert not bench.student._forward_hooks and not bench.distiller.current.records
 
 
 def test_a_recording_is_what_the_term_is_given_in_training(bench):
@@ -417,16 +417,18 @@ def test_a_recording_is_what_the_term_is_given_in_training(bench):
         recording = bench.record()
         given = recording.fresh(0)
         term = bench.distiller.terms['loss_cwd']
-        own, theirs = bench.distiller._features(term, given.student, given.teacher)
-        value = sum(term.per_level(own, theirs, given.batch)) * 10.0
+        step = bench.distiller.current
+        comparison, = step.read([term], given.records, given.batch)
+        value = step.evaluate(comparison).total
         value.backward()
-        with inspection.recorded(bench.distiller) as records:
-            bench.distiller.attach()
-            losses = bench.student(bench.data['inputs'], bench.fresh(), mode='loss')
-            bench.distiller.detach()
-        gradients = torch.autograd.grad(losses['loss_cwd'], records['loss_cwd'].student)
-        assert value.item() == pytest.approx(losses['loss_cwd'].item(), rel=1e-4)
-        for tensor, gradient in zip(given.student['neck'], gradients):
+        with step.open(bench.data['inputs'], bench.fresh()):
+            bench.student(bench.data['inputs'], bench.fresh(), mode='loss')
+            step.hear()
+            in_training, = step.read([term])
+            trained = step.evaluate(in_training).total
+        gradients = torch.autograd.grad(trained, in_training.student)
+        assert value.item() == pytest.approx(trained.item(), rel=1e-4)
+        for tensor, gradient in zip(given.records['student']['neck'], gradients):
             assert torch.allclose(tensor.grad, gradient, rtol=1e-3, atol=1e-8)
     finally:
         bench.distiller.train()
@@ -434,11 +436,11 @@ def test_a_recording_is_what_the_term_is_given_in_training(bench):
 
 def test_every_turn_is_another_step(bench):
     recording = bench.record()
-    recording.teacher['teacher', 'neck'].memo['seen'] = True
+    recording.records['teacher']['neck'].memo['seen'] = True
     later = recording.fresh(3)
     assert later.batch.step == recording.batch.step + 3
-    assert later.teacher['teacher', 'neck'].memo == {}
-    first, second = recording.student['neck'][0], later.student['neck'][0]
+    assert later.records['teacher']['neck'].memo == {}
+    first, second = recording.records['student']['neck'][0], later.records['student']['neck'][0]
     assert first is not second and first.data_ptr() == second.data_ptr() and second.requires_grad
 
 
@@ -446,9 +448,9 @@ def test_shared_tensors_stay_shared():
     tensor = torch.ones(2, requires_grad=True)
     record = measuring.Recorded((tensor * 2, ))
     record.calls = (measuring.Call((record[0], [tensor]), {'x': {'y': record[0]}}, None), )
-    found = measuring.Recording({'a': record}, {}, measuring.KDBatch()).fresh(0)
-    call = found.student['a'].calls[0]
-    assert call.args[0] is call.kwargs['x']['y'] is found.student['a'][0] and call.args[0].is_leaf
+    found = measuring.Recording({'student': {'a': record}}, measuring.KDBatch()).fresh(0)
+    call = found.records['student']['a'].calls[0]
+    assert call.args[0] is call.kwargs['x']['y'] is found.records['student']['a'][0] and call.args[0].is_leaf
     assert call.args[1][0] is not tensor
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kd_mm import benchmark, inspection
-from kd_mm.terms import Problems
+from kd_mm.problems import Problems
 
 ROOT = Path(__file__).parent.parent.parent
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_profile', ROOT / 'tools' / 'profile.py')

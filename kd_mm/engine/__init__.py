@@ -1,0 +1,1 @@
+"""The machinery of a step: terms, readers, the step itself."""

@@ -1,0 +1,121 @@
+"""The reader of whole heads: views of what they predicted and, for the side that learns, assigned."""
+
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from torch import nn
+
+from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records
+from kd_mm.places import MARK
+from kd_mm.taps import Recorded, resolve
+from kd_mm.types import KDBatch
+from kd_mm.views.cross_head import cross_head_outputs, default_index, held_features, tower_taps
+from kd_mm.views.dense_head import DenseView, assignment_tap, dense_view, read_assignment
+from kd_mm.views.mask_queries import MaskQueryView, mask_query_view
+from kd_mm.views.query_head import QueryView, query_taps, query_view
+
+#: A side's records by the names that its kind of view gives them.
+Named = Mapping[str, Recorded]
+
+
+class HeadReader(Reader):
+    """Two heads, as the view that the loss compares (:attr:`kd_mm.losses.head_base.HeadLoss.compares`).
+
+    No head runs again, and the host's assignment is read, not repeated.  A loss with a ``cross_head`` gets, in the
+    place of the student's predictions, what the teacher's head makes of the student's tower features.
+
+    Args:
+        title, at: see :class:`Reader`; a path of a head on each side.
+        loss: says what it needs of the heads.
+    """
+
+    def __init__(self, title: str, at: Dict[str, Any], loss: Any):
+        super().__init__(title, at, {'student': None, 'teacher': None})
+        self.loss = loss
+        self.heads: Dict[str, Any] = {}
+        self.models: Dict[str, Any] = {}
+        self._named: Dict[str, Dict[str, str]] = {}
+        self._towers: Dict[str, Dict[str, List[str]]] = {}
+
+    @property
+    def _owner(self) -> str:
+        return type(self.loss).__name__
+
+    def locate(self, side: str, model: nn.Module) -> List[str]:
+        at = self.at[side]
+        if not isinstance(at, str) or at.startswith(MARK) or any(letter in at for letter in '*?['):
+            raise ValueError(f'{self._owner} compares one head with one: {side} {at!r} is no path of a head, such as '
+                             "'bbox_head'")
+        head, method = resolve(model, at, side)
+        if method != 'forward':
+            raise ValueError(f'{side} {at!r} is a method, and {self._owner} needs a head')
+        self.heads[side], self.models[side] = head, model
+        self._named[side] = self._taps(side, model, at, head)
+        self.paths[side] = list(self._named[side].values())
+        return self.paths[side]
+
+    def _taps(self, side: str, model: nn.Module, at: str, head: Any) -> Dict[str, str]:
+        """Name -> path of everything to record."""
+        if self.loss.compares is QueryView:
+            return query_taps(model, at)
+        parts = ['']
+        if self.loss.compares is DenseView and self.loss.needs_assignment and side == 'student':
+            parts.append(assignment_tap(head))
+        if self.loss.cross_head is not None:
+            self._towers[side] = tower_taps(head, self._index(head), self.loss.cross_head.stage)
+            parts.extend(path for tower in self._towers[side].values() for path in tower)
+        return {part: f'{at}.{part}' if part else at for part in parts}
+
+    def _index(self, head: Any) -> int:
+        return default_index(head) if self.loss.cross_head.index is None else self.loss.cross_head.index
+
+    def read(self, student: Records, teacher: Records, batch: KDBatch,
+             classes: Optional[ClassPair] = None) -> Comparison:
+        named = [{name: records[path] for name, path in self._named[side].items()}
+                 for side, records in (('student', student), ('teacher', teacher))]
+        own: Any
+        theirs: Any
+        if self.loss.compares is QueryView:
+            own, theirs = (self._queries(side, records) for side, records in zip(('student', 'teacher'), named))
+        elif self.loss.compares is MaskQueryView:
+            own, theirs = (mask_query_view(self.heads[side], self._only_call(side, records).output)
+                           for side, records in zip(('student', 'teacher'), named))
+        else:
+            own, theirs = self._dense(*named)
+        return Comparison(own, theirs, batch)
+
+    def _only_call(self, side: str, records: Named) -> Any:
+        calls = records[''].calls
+        if len(calls) != 1:
+            raise ValueError(f'{self._owner}: the {side} head ran {len(calls)} times in one step; a head that runs '
+                             'once is needed')
+        return calls[0]
+
+    def _queries(self, side: str, records: Named) -> QueryView:
+        view = query_view(self.models[side], self.heads[side], records)
+        if self.loss.shared and view.decode is None:
+            raise ValueError(f'{self._owner}: the decoder of the {side} {type(self.models[side]).__name__} takes no '
+                             'queries but its own')
+        return view
+
+    def _dense(self, student: Named, teacher: Named) -> Tuple[DenseView, DenseView]:
+        own = dense_view(self.heads['student'], self._only_call('student', student).output)
+        call = self._only_call('teacher', teacher)
+        theirs = dense_view(self.heads['teacher'], call.output)
+        if self.loss.needs_assignment:
+            head = self.heads['student']
+            own.assignment = read_assignment(head, student[assignment_tap(head)].calls,
+                                             [level.shape[1] for level in own.logits])
+        if self.loss.cross_head is not None:
+            own = self._crossed(student, teacher, own)
+        return own, theirs
+
+    def _crossed(self, student: Named, teacher: Named, own: DenseView) -> DenseView:
+        """The teacher's predictions from the student's tower features."""
+        head = self.heads['teacher']
+        if type(head) is not type(self.heads['student']):
+            raise ValueError(f'{self._owner}: the student has a {type(self.heads["student"]).__name__} and the teacher '
+                             f'a {type(head).__name__}; the cross-head pass needs the same kind of head')
+        output = cross_head_outputs(
+            head, teacher[''].calls[0].args[0], held_features(self._towers['student'], student),
+            held_features(self._towers['teacher'], teacher), self._index(head), self.loss.cross_head.align)
+        return dense_view(head, output, own.assignment)

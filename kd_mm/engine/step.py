@@ -1,0 +1,274 @@
+"""One training step in named phases.
+
+::
+
+    before the student's forward
+      begin      the facts of the batch, the terms that have a weight at this step
+      teach      every teacher runs, keeps what its taps recorded, and frees the rest
+      listen     the student's taps are armed
+    the host's own forward with its losses
+    after it
+      hear       the student's taps are read
+      read       a comparison for each term: what needs both sides is asked of the teacher's head, on kept features
+      evaluate   adapter, region, loss and weights of one comparison
+      clear      everything that was recorded is freed, also after an exception
+
+A teacher runs while nothing of the student's graph exists yet, so that the two never add up: a step needs the memory
+of the plain step, or of the teacher's own forward where that is more, and what the taps keep.
+
+A :class:`~kd_mm.engine.term.Term` says which model learns and which ones it learns from.  With a peer (mutual learning)
+there are terms in both directions, and all of this is the same for them.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kd_mm import distributed
+from kd_mm.engine.readers import Comparison
+from kd_mm.engine.term import STUDENT, Term
+from kd_mm.losses.base import total
+from kd_mm.modes import preserved_random_state
+from kd_mm.peer import PeerTeacher
+from kd_mm.taps import Recorded, Tap, image_size
+from kd_mm.teacher import Teacher
+from kd_mm.teacher_sources import SELF
+from kd_mm.types import Features, KDBatch
+
+#: Name of a model and path in it.
+Key = Tuple[str, str]
+#: What was recorded in a step: name of a model -> path -> record.
+Recordings = Mapping[str, Mapping[str, Recorded]]
+
+
+@dataclass
+class Evaluation:
+    """What one term makes of its comparison.
+
+    Attributes:
+        term: whose it is.
+        levels: the loss of each level, without weights.
+        weights: of the levels, at this step.
+        total: what is added to the losses of the side that learns.
+        parts: name -> value of each named part of the loss, weighed, detached; for the log.
+    """
+
+    term: Term
+    levels: List[Tensor]
+    weights: List[float]
+    total: Tensor
+    parts: Dict[str, Tensor]
+
+
+class Step:
+    """The phases of a step, for one student and its teachers.
+
+    Args:
+        student: the model in training.
+        teachers: by name.
+        terms: of both directions; a list that may still grow while the distiller is built.
+        seed: of what is drawn.
+        max_steps: iterations of the whole training, 0 if unknown.
+
+    Attributes:
+        number: which iteration it is, from 0; set by whoever trains.
+        active: the terms of this step, all that have a weight other than 0.
+        batch: images and targets of this step.
+        records: what the taps recorded in this step.
+    """
+
+    def __init__(self, student: nn.Module, teachers: Dict[str, Teacher], terms: List[Term], seed: int = 0,
+                 max_steps: int = 0):
+        self.student, self.teachers, self.terms = student, teachers, terms
+        self.seed, self.max_steps, self.number = seed, max_steps, 0
+        self.taps: Dict[Key, Tap] = {}
+        self.active: List[Term] = []
+        self.batch: Optional[KDBatch] = None
+        self.records: Dict[str, Dict[str, Recorded]] = {}
+
+    # ------------------------------------------------------------------ who and where
+
+    @property
+    def peers(self) -> Dict[str, PeerTeacher]:
+        """The teachers that are students themselves."""
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, PeerTeacher)}
+
+    def model(self, name: str) -> nn.Module:
+        """The model behind a name; the student for names that no teacher has."""
+        return self.teachers[name].model if name in self.teachers else self.student
+
+    @staticmethod
+    def source_of(term: Term, source: str) -> str:
+        """Name of the model behind one of a term's sources."""
+        return term.learner if source == SELF else source
+
+    def keys(self, terms: Sequence[Term]) -> List[Key]:
+        """Every tap that these terms read, once."""
+        found = [(term.learner, path) for term in terms for path in term.student_paths]
+        found += [(self.source_of(term, source), path) for term in terms for source in term.sources
+                  for path in term.teacher_paths]
+        return list(dict.fromkeys(found))
+
+    def add_tap(self, name: str, path: str, calls: bool) -> None:
+        """Make the tap of a path, or let the one that is there keep whole calls too.
+
+        Raises:
+            KeyError: the model has no such module.
+        """
+        if (name, path) not in self.taps:
+            self.taps[name, path] = Tap(self.model(name), path, self.word(name))
+        self.taps[name, path].structured |= calls
+
+    def word(self, name: str) -> str:
+        """Name of a model for messages."""
+        if name == STUDENT:
+            return 'student'
+        return 'teacher' if len(self.teachers) == 1 else f'teacher {name!r}'
+
+    def weighted_terms(self) -> List[Term]:
+        """Terms whose weight is not 0 at the current iteration."""
+        return [term for term in self.terms if not term.loss.weight.is_zero(self.number, self.max_steps)]
+
+    def batch_of(self, inputs: Tensor, data_samples: Any) -> KDBatch:
+        """The facts of a batch, as losses and regions see them."""
+        return KDBatch(input_shape=image_size(inputs), data_samples=data_samples or (), step=self.number,
+                       max_steps=self.max_steps, seed=self.seed, images=inputs)
+
+    # ------------------------------------------------------------------ before the student's forward
+
+    def begin(self, inputs: Tensor, data_samples: Any) -> None:
+        """Forget the last step and look at the batch."""
+        self.clear()
+        self.active = self.weighted_terms()
+        self.batch = self.batch_of(inputs, data_samples)
+
+    def teach(self, inputs: Tensor, data_samples: Any) -> None:
+        """Run every teacher that an active term reads, as far as its last tap; a peer always, with its losses.
+
+        Whatever a teacher draws, the student draws what it would have drawn without it.
+        """
+        assert self.batch is not None
+        wanted = self.keys(self.active)
+        for name, teacher in self.teachers.items():
+            taps = {path: self.taps[name, path] for owner, path in wanted if owner == name}
+            if not taps and name not in self.peers:
+                continue
+            with preserved_random_state(self._peer_seed(name), inputs.device):
+                teacher.run(inputs, data_samples, list(taps.values()), self.batch)
+            self.records[name] = {path: tap.read() for path, tap in taps.items()}
+
+    def _peer_seed(self, name: str) -> Optional[int]:
+        """A peer drops other units than the student: it has a stream of its own, the same in a resumed run."""
+        if name not in self.peers:
+            return None
+        words = (self.seed, distributed.rank(), self.number, list(self.teachers).index(name))
+        mixed = 0
+        for word in words:
+            mixed = (mixed * 1_000_003 + word + 12_345) % (2**63 - 25)
+        return mixed
+
+    def listen(self) -> List[str]:
+        """Arm the student's taps of the active terms; their paths."""
+        assert self.batch is not None
+        paths = [path for name, path in self.keys(self.active) if name == STUDENT]
+        for path in paths:
+            self.taps[STUDENT, path].arm(self.batch.input_shape)
+        return paths
+
+    @contextmanager
+    def open(self, inputs: Tensor, data_samples: Any) -> Iterator['Step']:
+        """All that comes before the student's forward; :meth:`clear` at the end.
+
+        For whoever wants to look into a step: run the student's training forward inside, then :meth:`hear`,
+        :meth:`read` and :meth:`evaluate`.
+        """
+        try:
+            self.begin(inputs, data_samples)
+            self.teach(inputs, data_samples)
+            self.listen()
+            yield self
+        finally:
+            self.clear()
+
+    # ------------------------------------------------------------------ after it
+
+    def hear(self) -> None:
+        """Take what the student's taps recorded."""
+        paths = [path for name, path in self.keys(self.active) if name == STUDENT]
+        for path in paths:
+            self.taps[STUDENT, path].disarm()
+        self.records[STUDENT] = {path: self.taps[STUDENT, path].read() for path in paths}
+
+    def read(self, terms: Optional[Sequence[Term]] = None, records: Optional[Recordings] = None,
+             batch: Optional[KDBatch] = None) -> List[Comparison]:
+        """What each term compares.
+
+        Args:
+            terms: default the active ones.
+            records: default what this step has recorded.
+            batch: default that of this step.
+
+        Raises:
+            ValueError: the sides of a term do not fit.
+        """
+        records, batch = self.records if records is None else records, self.batch if batch is None else batch
+        assert batch is not None
+        return [self._read(term, records, batch) for term in (self.active if terms is None else terms)]
+
+    def _read(self, term: Term, records: Recordings, batch: KDBatch) -> Comparison:
+        found: List[Comparison] = []
+        for source in term.sources:
+            theirs = records.get(self.source_of(term, source), {})
+            found.append(term.reader.read(records[term.learner], theirs, batch, term.chosen.get(source)))
+        teacher = found[0].teacher
+        if len(found) > 1:
+            try:
+                teacher = average([comparison.teacher for comparison in found])
+            except ValueError as error:
+                raise ValueError(f'{term.title}: {error}') from error
+        return replace(found[0], teacher=teacher, term=term)
+
+    def evaluate(self, comparison: Comparison) -> Evaluation:
+        """The loss of one term, with its weights at this iteration."""
+        term: Term = comparison.term
+        parts = term.evaluate(comparison)
+        levels = [total(level) for level in parts]
+        weights = term.loss.weight.at(self.number, self.max_steps, len(levels))
+        result = sum(level * weight for level, weight in zip(levels, weights))
+        assert isinstance(result, Tensor)
+        named: Dict[str, Tensor] = {}
+        for level, weight in zip(parts, weights):
+            for name, value in level.items():
+                if name:
+                    named[name] = named.get(name, 0) + value.detach() * weight
+        return Evaluation(term, levels, weights, result, named)
+
+    def clear(self) -> None:
+        """Restore the models and free what was recorded; doing it twice is harmless."""
+        for tap in self.taps.values():
+            tap.clear()
+        for peer in self.peers.values():
+            peer.forget()
+        self.records, self.active, self.batch = {}, [], None
+
+
+def average(sides: Sequence[Features]) -> Features:
+    """Mean of what several teachers give, level by level.
+
+    Raises:
+        ValueError: they differ in the number of levels or in shape.
+
+    Example:
+        >>> average([(torch.zeros(2), ), (torch.ones(2), )])
+        (tensor([0.5000, 0.5000]),)
+    """
+    if len(sides) == 1:
+        return sides[0]
+    shapes = [[tuple(tensor.shape) for tensor in side] for side in sides]
+    if any(other != shapes[0] for other in shapes[1:]):
+        raise ValueError(f'the outputs of several teachers are averaged, but they differ in shape: {shapes}. Give '
+                         'each teacher a loss of its own')
+    return tuple(torch.stack(level).mean(dim=0) for level in zip(*sides))

@@ -1,0 +1,255 @@
+"""One entry of ``losses``: what to compare, how to adapt it, what to compute."""
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from torch import Tensor, nn
+
+from kd_mm.adapters import Adapter, auto_adapter
+from kd_mm.engine.readers import ClassPair, Comparison, HeadReader, MapReader, ProposalReader, Reader
+from kd_mm.levels import common_classes
+from kd_mm.losses.base import KDLoss, PicksInstances, ReadsModules
+from kd_mm.losses.head_base import HeadLoss
+from kd_mm.modes import eval_mode
+from kd_mm.places import SHARED
+from kd_mm.regions.base import RegionMask
+from kd_mm.registry import build
+from kd_mm.views import roi_head
+
+TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher', 'proposals')
+#: ``classes=`` for every class name that both models have.
+COMMON = 'common'
+#: Name of the student among the models of a step.
+STUDENT = 'student'
+_SWAPPED = {'student_at': 'teacher_at', 'teacher_at': 'student_at'}
+
+
+def _levels(value: Any) -> Dict[str, Optional[List[int]]]:
+    """Level indices of student and teacher from ``levels=``: a list for both, or a dict with both sides."""
+    if value is None:
+        return {'student': None, 'teacher': None}
+    if hasattr(value, 'get'):
+        if set(value) - {'student', 'teacher'}:
+            raise ValueError(f'levels={dict(value)!r} may have the keys `student` and `teacher` only')
+        return {side: None if value.get(side) is None else list(value[side]) for side in ('student', 'teacher')}
+    return {'student': list(value), 'teacher': list(value)}
+
+
+def mirrored(cfg: Any) -> Dict[str, Any]:
+    """The config of a loss with the two sides exchanged: what a peer learns from the student.
+
+    Example:
+        >>> mirrored(dict(type='CWDLoss', student_at='neck', teacher_at='backbone', levels=dict(student=[0])))
+        {'type': 'CWDLoss', 'teacher_at': 'neck', 'student_at': 'backbone', 'levels': {'student': None, 'teacher': [0]}}
+    """
+    content: Dict[str, Any] = {str(_SWAPPED.get(key, key)): value for key, value in dict(cfg).items() if key != 'teacher'}
+    levels: Any = content.get('levels')
+    if hasattr(levels, 'get'):
+        content['levels'] = {'student': levels.get('teacher'), 'teacher': levels.get('student')}
+    region: Any = content.get('region')
+    logits_at: Any = region.get('logits_at') if hasattr(region, 'get') else None
+    if hasattr(logits_at, 'get'):
+        content['region'] = dict(region, logits_at={'student': logits_at.get('teacher'),
+                                                    'teacher': logits_at.get('student')})
+    return content
+
+
+class Term(nn.Module):
+    """One entry of ``losses``: a reader, an adapter, a region, a loss and its weight.
+
+    Args:
+        name: key of the loss dict; must start with ``loss_``.
+        cfg: the loss's config with the keys ``at`` (or ``student_at`` and ``teacher_at``), ``levels``, ``adapter`` and
+            ``region`` besides the loss's own; for a logit loss between models of different classes ``classes``
+            (``'common'`` or a list of names); with several teachers ``teacher``: the name of one, or names whose
+            outputs are averaged.  At a place of shared proposals (``'@roi_logits'`` and its like, see
+            :mod:`kd_mm.views.roi_head`) ``levels`` are the stages of a cascade and ``proposals`` says whose they are:
+            ``'student'`` (default) or ``'teacher'``.
+        learner: name of the model that learns; another than the student's for the mirror of a term with a peer.
+
+    Attributes:
+        sources: names of the models that it learns from.
+        reader: finds and reads what is compared, see :mod:`kd_mm.engine.readers`.
+        title: name for messages.
+
+    Raises:
+        ValueError: the config is wrong.
+    """
+
+    reader: Reader
+
+    def __init__(self, name: str, cfg: Any, learner: str = STUDENT):
+        super().__init__()
+        if not name.startswith('loss_') or not name.isidentifier():
+            raise ValueError(f'{name!r}: a loss name must start with `loss_` and be an identifier; the host '
+                             'back-propagates only keys that contain `loss`')
+        if not hasattr(cfg, 'items'):
+            raise ValueError(f'{name}: {cfg!r} is not a config; write {name}=dict(type=..., at=...)')
+        self.name, self.learner = name, learner
+        self.title = name if learner == STUDENT else f'{name} (the peer {learner!r} learning from the student)'
+        cfg = dict(cfg)
+        at, levels = self._at(cfg), _levels(cfg.get('levels'))
+        shared = self._shared_place(at, cfg.get('proposals'))
+        self._build(cfg)
+        self._check(cfg, shared)
+        self.reader = self._reader(at, levels, shared, cfg)
+        #: with ``classes``: which ones to compare, by source.
+        self.chosen: Dict[str, ClassPair] = {}
+
+    # ------------------------------------------------------------------ building
+
+    def _at(self, cfg: Dict[str, Any]) -> Dict[str, Any]:
+        both, student, teacher = (cfg.get(key) for key in TAP_KEYS[:3])
+        if both is not None and (student is not None or teacher is not None):
+            raise ValueError(f'{self.title}: give either `at` or `student_at` with `teacher_at`')
+        if (both or student) is None or (both or teacher) is None:
+            raise ValueError(f"{self.title}: where to tap? Give `at` (a module path such as 'neck'), or `student_at` "
+                             'and `teacher_at`')
+        return {'student': both or student, 'teacher': both or teacher}
+
+    def _shared_place(self, at: Dict[str, Any], proposals: Any) -> Optional[str]:
+        """The place of shared proposals that ``at`` names, if it names one.
+
+        Raises:
+            ValueError: only one side names it, or ``proposals`` is not possible.
+        """
+        places = [place for place in at.values() if isinstance(place, str) and place in SHARED]
+        if places and at['student'] != at['teacher']:
+            raise ValueError(f'{self.title}: {places[0]!r} asks both models about the same proposals: write at='
+                             f'{places[0]!r}')
+        if proposals is not None and (not places or places[0].startswith('@rpn')
+                                      or proposals not in roi_head.PROPOSALS):
+            raise ValueError(f'{self.title}: proposals={proposals!r} must be one of '
+                             f'{", ".join(map(repr, roi_head.PROPOSALS))}, at a place of RoIs such as '
+                             "'@roi_logits'")
+        return places[0] if places else None
+
+    def _build(self, cfg: Dict[str, Any]) -> None:
+        try:
+            self.loss = build({key: value for key, value in cfg.items() if key not in TAP_KEYS}, KDLoss, 'loss')
+            region = cfg.get('region')
+            self.region = None if region is None else build(region, RegionMask, 'region')
+            self.adapter_cfg = cfg.get('adapter', 'auto')
+            self.adapter: Optional[Adapter] = None
+            if self.adapter_cfg not in (None, 'auto'):
+                if isinstance(self.adapter_cfg, str):
+                    raise ValueError(f"adapter={self.adapter_cfg!r}: give 'auto', None or a dict with `type`")
+                self.adapter = build(self.adapter_cfg, Adapter, 'adapter')
+        except (KeyError, ValueError) as error:
+            raise ValueError(f'{self.title}: {error.args[0]}') from error
+
+    def _check(self, cfg: Dict[str, Any], shared: Optional[str]) -> None:
+        name = type(self.region or self.loss).__name__
+        picks = isinstance(self.loss, PicksInstances) and self.loss.heads_at is not None
+        if shared and (self.region is not None or self.loss.needs_boxes or self.loss.needs_seg_map
+                       or self.of_heads or picks):
+            raise ValueError(f'{self.title}: {name} looks at images, and {shared!r} gives rows of proposals. Tap maps')
+        #: whether both models must have the same classes.
+        self.of_classes: bool = shared in roi_head.OF_CLASSES if shared else self.loss.logits
+        self.classes = cfg.get('classes')
+        if self.classes is not None and (not self.of_classes or (isinstance(self.classes, str)
+                                                                 and self.classes != COMMON)):
+            raise ValueError(f'{self.title}: classes={self.classes!r} is for logit losses, and either {COMMON!r} or a '
+                             'list of class names')
+        sources = cfg.get('teacher')
+        self.sources: Tuple[str, ...] = (sources, ) if isinstance(sources, str) else tuple(sources or ())
+        if len(self.sources) > 1 and picks:
+            raise ValueError(f'{self.title}: {type(self.loss).__name__} looks at the head of one teacher; name one')
+        if len(self.sources) > 1 and self.region is not None and self.region.logits_at:
+            raise ValueError(f'{self.title}: {name} looks at the logits of one teacher; name one')
+        given = [key for key in ('levels', 'adapter', 'region', 'classes') if cfg.get(key) is not None]
+        if self.of_heads and (given or len(self.sources) > 1):
+            raise ValueError(f'{self.title}: {type(self.loss).__name__} compares one head with one: remove '
+                             f'{", ".join(given) or "all teachers but one"} (loss_weight may be a list, with 0 for a '
+                             'level that is not wanted)')
+
+    def _reader(self, at: Dict[str, Any], levels: Dict[str, Optional[List[int]]], shared: Optional[str],
+                cfg: Dict[str, Any]) -> Reader:
+        if shared:
+            return ProposalReader(self.title, at, levels, cfg.get('proposals', roi_head.PROPOSALS[0]))
+        if isinstance(self.loss, HeadLoss):
+            return HeadReader(self.title, at, self.loss)
+        logits_at = self.region.logits_at if self.region is not None else None
+        return MapReader(self.title, at, levels, logits_at,
+                         self.loss if isinstance(self.loss, PicksInstances) else None)
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether the loss compares views of two heads."""
+        return isinstance(self.loss, HeadLoss)
+
+    @property
+    def shared(self) -> Optional[str]:
+        """The place of shared proposals; None for everything else."""
+        return self.reader.place if isinstance(self.reader, ProposalReader) else None
+
+    @property
+    def student_paths(self) -> List[str]:
+        """Every tap of the side that learns."""
+        return self.reader.paths['student']
+
+    @property
+    def teacher_paths(self) -> List[str]:
+        """Every tap of the side that is learned from."""
+        return self.reader.paths['teacher']
+
+    @property
+    def needs_boxes(self) -> bool:
+        return self.loss.needs_boxes or (self.region is not None and self.region.needs_boxes)
+
+    @property
+    def label(self) -> str:
+        """Name for log entries, without the word that would make the host back-propagate them."""
+        return self.name[len('loss_'):].replace('loss', '').strip('_') or 'kd'
+
+    def map_classes(self, source: str, student: Sequence[str], teacher: Sequence[str]) -> None:
+        """Settle which logits of the learner and of one source belong together (``classes=``).
+
+        Raises:
+            ValueError: a class is missing.
+        """
+        wanted = None if isinstance(self.classes, str) else self.classes
+        try:
+            own, theirs = common_classes(student, teacher, wanted)
+        except ValueError as error:
+            raise ValueError(f'{self.title}: {error}') from error
+        self.chosen[source] = (len(student), own), (len(teacher), theirs)
+
+    def describe_levels(self) -> str:
+        """Which level met which, in words."""
+        return self.reader.describe()
+
+    def prepare(self, comparison: Comparison) -> None:
+        """Choose the adapter and create every trainable part, for what a first pass gave.
+
+        Raises:
+            ValueError: the two sides cannot be compared.
+        """
+        student, teacher = comparison.student, comparison.teacher
+        if self.adapter_cfg == 'auto' and not self.of_heads:
+            self.adapter = auto_adapter(self.loss, student, teacher)
+        if self.adapter is not None:
+            self.adapter.prepare(student, teacher)
+            with eval_mode(self.adapter):  # a batch norm in it must not learn from random images
+                student, teacher = self.adapter(student, teacher)
+        try:
+            self.loss.check_shapes(student, teacher)
+        except ValueError as error:
+            if self.of_heads:
+                raise
+            mend = 'Remove adapter=None' if self.adapter_cfg is None else 'Choose another adapter or other taps'
+            raise ValueError(f'{self.title}: {error} (adapter={self.adapter_cfg!r}). {mend}') from error
+        self.loss.prepare(student, teacher)
+
+    def bind(self, student: List[Any], teacher: List[Any]) -> None:
+        """Show the loss the modules behind its levels, if it wants to see them."""
+        if isinstance(self.loss, ReadsModules):
+            self.loss.bind(student, teacher)
+
+    # ------------------------------------------------------------------ a step
+
+    def evaluate(self, comparison: Comparison) -> List[Dict[str, Tensor]]:
+        """The loss of each level by its parts, without ``loss_weight``; see :meth:`kd_mm.losses.KDLoss.parts`."""
+        student, teacher = comparison.student, comparison.teacher
+        if self.adapter is not None:
+            student, teacher = self.adapter(student, teacher)
+        return self.loss.parts(student, teacher, comparison.batch, self.region)
