@@ -385,6 +385,39 @@ class Bench:
                 self.distiller.detach()
         return None if risen is None else risen + self._resident(with_kd)
 
+    def step_memory(self) -> Dict[str, int]:
+        """What one step allocates at its highest, beyond what is held between the steps; CPU, bytes.
+
+        Returns:
+            dict: ``plain`` (a step without distillation), ``teacher`` (its forward as far as the last tap), ``kd`` (a
+            step with distillation), ``taps`` (what the taps of all models recorded), ``extras`` (gradients of the
+            terms' own parameters), and ``limit``: ``max(plain, teacher) + 2.5 * taps + extras``.
+
+        Raises:
+            RuntimeError: this torch does not tell what it allocates.
+        """
+        def highest(call: Callable[[Any], None]) -> int:
+            samples = self.fresh()
+            found = allocation_peak(lambda: call(samples))
+            if found is None:
+                raise RuntimeError('this version of torch does not report allocations on the CPU')
+            return found
+
+        self.step(self.fresh())  # the optimizer makes its state
+        plain, teacher = highest(self.step), highest(self.needed_teacher)
+        self.distiller.attach()
+        try:
+            for _ in range(2):  # a tap copies in its first step
+                self.kd_step(self.fresh())
+            kd = highest(self.kd_step)
+        finally:
+            self.distiller.detach()
+        held = {tensor.data_ptr(): _bytes(tensor) for records in self.record().records.values()
+                for record in records.values() for tensor in record}
+        taps, extras = sum(held.values()), sum(map(_bytes, self.distiller.parameters()))
+        return dict(plain=plain, teacher=teacher, kd=kd, taps=taps, extras=extras,
+                    limit=int(max(plain, teacher) + 2.5 * taps + extras))
+
     def _resident(self, with_kd: bool) -> int:
         tensors = [*self.student.parameters(), *self.student.buffers(), self.data['inputs']]
         optimizers = [self.optim_wrapper.optimizer]

@@ -6,7 +6,7 @@ same images, and the distillation terms are added to the returned loss dict, whi
 """
 
 import functools
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,8 @@ class Distiller(nn.Module):
         self._handles: List[Any] = []
         self._pending_checks: List[Tuple[Tensor, List[str], int]] = []
         self._log: Dict[str, Tensor] = {}
+        self._proven: Set[Tuple[str, str]] = set()  # terms that were seen to have a gradient
+        self._idle: Dict[Tuple[str, str], int] = {}  # steps of the others so far
         self.terms = nn.ModuleDict()
         self.problems = Problems()
         self._skipping = False
@@ -344,9 +346,29 @@ class Distiller(nn.Module):
         if self._opened:
             self.current.hear()
             found = [self.current.evaluate(comparison) for comparison in self.current.read()]
+            self._watch(found)
         result = self.add(losses, found)
         self._clear()
         return result
+
+    def _watch(self, found: Sequence[Evaluation]) -> None:
+        """Stop for a term that teaches nothing; a term is left alone once it was seen to have a gradient."""
+        for evaluation in found:
+            key = (evaluation.term.learner, evaluation.term.name)
+            if key in self._proven:
+                continue
+            if self.current.has_gradient(evaluation):
+                self._proven.add(key)
+                self._idle.pop(key, None)
+                continue
+            self._idle[key] = self._idle.get(key, 0) + 1
+            if self._idle[key] >= PATIENCE:
+                value = float(evaluation.total.detach())
+                raise RuntimeError(
+                    f'{evaluation.term.title}: in {PATIENCE} steps its gradient on the student was exactly 0 (its '
+                    f'value now is {value:.4g}), so nothing is learned from it. Is the student its own teacher, is '
+                    'there nothing in the region, or do the maps have one class, cell or image only? Give it another loss or '
+                    'place, or take it out')
 
     def add(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> Dict[str, Any]:
         """The student's loss dict with what the terms of a step gave; peers make their own update.

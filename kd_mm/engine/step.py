@@ -33,7 +33,7 @@ from kd_mm.engine.term import STUDENT, Term
 from kd_mm.losses.base import total
 from kd_mm.modes import preserved_random_state
 from kd_mm.peer import PeerTeacher
-from kd_mm.taps import Recorded, Tap, image_size
+from kd_mm.taps import Recorded, Tap, image_size, tensors_in
 from kd_mm.teacher import Teacher
 from kd_mm.teacher_sources import SELF
 from kd_mm.types import Features, KDBatch
@@ -246,6 +246,28 @@ class Step:
                     named[name] = named.get(name, 0) + value.detach() * weight
         return Evaluation(term, levels, weights, result, named)
 
+    def has_gradient(self, evaluation: Evaluation) -> bool:
+        """Whether a term has a gradient other than 0 on what the taps of its learner recorded, on any rank.
+
+        It goes back as far as the taps only; the graph stays.
+        """
+        term = evaluation.term
+        tensors = [tensor for path in term.student_paths for tensor in recorded_tensors(
+            self.records[term.learner][path]) if tensor.requires_grad]
+        found = False
+        if tensors and evaluation.total.requires_grad:
+            # Half precision would round small gradients away; an overflow is a gradient too.
+            half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
+            try:
+                gradients = torch.autograd.grad(evaluation.total * (2.0**16 if half else 1.0), tensors,
+                                                retain_graph=True, allow_unused=True)
+            except RuntimeError:  # a re-entrant checkpoint in between knows backward() only: benefit of the doubt
+                return True
+            found = any(bool((gradient != 0).any()) for gradient in gradients if gradient is not None)
+        if distributed.world_size() > 1:
+            return bool(distributed.mean(evaluation.total.new_tensor(float(found))) > 0)
+        return found
+
     def clear(self) -> None:
         """Restore the models and free what was recorded; doing it twice is harmless."""
         for tap in self.taps.values():
@@ -253,6 +275,11 @@ class Step:
         for peer in self.peers.values():
             peer.forget()
         self.records, self.active, self.batch = {}, [], None
+
+
+def recorded_tensors(record: Recorded) -> List[Tensor]:
+    """Every tensor of a record, those of its calls' results too."""
+    return [*record, *(tensor for call in record.calls for tensor in tensors_in(call.output))]
 
 
 def average(sides: Sequence[Features]) -> Features:

@@ -38,10 +38,11 @@ def mirrored(cfg: Any) -> Dict[str, Any]:
     """The config of a loss with the two sides exchanged: what a peer learns from the student.
 
     Example:
-        >>> mirrored(dict(type='CWDLoss', student_at='neck', teacher_at='backbone', levels=dict(student=[0])))
-        {'type': 'CWDLoss', 'teacher_at': 'neck', 'student_at': 'backbone', 'levels': {'student': None, 'teacher': [0]}}
+        >>> mirrored(dict(type='CWDLoss', student_at='neck', teacher_at='backbone'))
+        {'type': 'CWDLoss', 'teacher_at': 'neck', 'student_at': 'backbone'}
     """
-    content: Dict[str, Any] = {str(_SWAPPED.get(key, key)): value for key, value in dict(cfg).items() if key != 'teacher'}
+    content: Dict[str, Any] = {
+        str(_SWAPPED.get(key, key)): value for key, value in dict(cfg).items() if key != 'teacher'}
     levels: Any = content.get('levels')
     if hasattr(levels, 'get'):
         content['levels'] = {'student': levels.get('teacher'), 'teacher': levels.get('student')}

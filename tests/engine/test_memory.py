@@ -1,0 +1,34 @@
+"""A distilled step needs the memory of the plain step or of the teacher, whichever is more, and what the taps keep.
+
+Counted in allocated bytes, on the shipped configs of tools/profile.py at a small size.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from kd_mm import inspection
+from kd_mm.benchmark import Bench
+from kd_mm.problems import Problems
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'profile'
+
+
+def memory(name, batch, shape):
+    cfg = inspection.read_config(str(CONFIGS / f'{name}.py'))
+    arguments = inspection.hook_arguments(inspection.hook_entries(cfg)[0], Problems())
+    with inspection.scope_of(cfg):
+        bench = Bench(cfg, batch, shape, 'cpu')
+        bench.distil(arguments)
+        return bench.step_memory()
+
+
+@pytest.mark.parametrize('name, batch, shape', [
+    ('retinanet_wide', 2, (128, 160)), ('faster_rcnn_roi', 2, (128, 160)), ('pspnet_wide', 2, (96, 128)),
+    ('segformer_cwd', 2, (96, 128)), ('deformable_detr_logits', 1, (128, 160))])
+def test_a_step_needs_what_it_must(name, batch, shape):
+    found = memory(name, batch, shape)
+    assert found['kd'] <= found['limit'], found
+    if name != 'faster_rcnn_roi':  # its taps are large beside its models
+        # The check can fail: with both passes alive at once the step would be above it.
+        assert found['plain'] + found['teacher'] > found['limit'], found
