@@ -367,8 +367,8 @@ class Distiller(nn.Module):
                 raise RuntimeError(
                     f'{evaluation.term.title}: in {PATIENCE} steps its gradient on the student was exactly 0 (its '
                     f'value now is {value:.4g}), so nothing is learned from it. Is the student its own teacher, is '
-                    'there nothing in the region, or do the maps have one class, cell or image only? Give it another loss or '
-                    'place, or take it out')
+                    'there nothing in the region, or do the maps have one class, cell or image only? Give it another '
+                    'loss or place, or take it out')
 
     def add(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> Dict[str, Any]:
         """The student's loss dict with what the terms of a step gave; peers make their own update.

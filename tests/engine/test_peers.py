@@ -135,7 +135,7 @@ def test_what_does_not_go_both_ways_names_the_peer(det):
 
 
 def test_levels_are_paired_for_the_region_too(det):
-    """RetinaNet (strides 8 to 128) from the proposal scores of Faster R-CNN (4 to 64), as the region's docstring says."""
+    """RetinaNet (strides 8 to 128) from the proposal scores of Faster R-CNN (4 to 64), as its docstring says."""
     student = model_of(teacher_of(det), 1)
     kd = Distiller(student, two_stage_of(), dict(loss_frs=dict(
         type='FRSLoss', at='neck', region=dict(type='TeacherScoreRegion', logits_at='rpn_head.rpn_cls'))),

@@ -144,7 +144,8 @@ def test_a_term_that_teaches_nothing_stops_with_its_name(det, tmp_path):
         distiller = distiller_of(runner)
         distiller.terms['loss_same'].loss.level_loss = lambda level, student, *_: (student * 0).sum() + 2.0
 
-    with pytest.raises(RuntimeError, match=f'loss_same: in {PATIENCE} steps its gradient .*exactly 0 .*value now is 10'):
+    message = f'loss_same: in {PATIENCE} steps its gradient .*exactly 0 .*value now is 10'
+    with pytest.raises(RuntimeError, match=message):
         train(det, [hook(teacher_of(det), losses), Before(share)])
 
 
