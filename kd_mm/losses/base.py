@@ -54,7 +54,7 @@ class KDLoss(nn.Module):
 
     def __init__(self, loss_weight: Any = 1.0):
         super().__init__()
-        self.weight = Weight(loss_weight)
+        self.weight = Weight(loss_weight, 'loss_weight', type(self).__name__)
 
     def bind(self, student: Sequence[Any], teacher: Sequence[Any]) -> None:
         """Look at the tapped modules, for a method that needs more of them than their outputs.
