@@ -5,7 +5,7 @@ are training iterations counted from 0 (an iteration-based loop has no epochs).
 """
 
 import math
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from kd_mm.checks import entries, from_zero, whole
 from kd_mm.registry import MODELS, build
@@ -142,12 +142,14 @@ class Weight:
             ``dict(levels=[...], schedule=dict(type=...))``.
         name: the argument that it is, for messages. Default 'loss_weight'.
         owner: the class whose argument it is, for messages. Default 'Weight'.
+        check: of each number, one of :mod:`kd_mm.checks`. Default from 0.
 
     Raises:
-        ValueError: any other value, a negative or a non-finite number.
+        ValueError: any other value, or a number that ``check`` refuses (a negative or a non-finite one).
     """
 
-    def __init__(self, value: Any, name: str = 'loss_weight', owner: str = 'Weight'):
+    def __init__(self, value: Any, name: str = 'loss_weight', owner: str = 'Weight',
+                 check: Callable[[str, str, Any], float] = from_zero):
         self.name, self.owner = name, owner
         levels, schedule = value, None
         if hasattr(value, 'get'):
@@ -161,8 +163,8 @@ class Weight:
         elif isinstance(value, Schedule):
             levels, schedule = 1.0, value
         self.per_level = isinstance(levels, (list, tuple))
-        self.numbers = (entries(owner, name, levels, from_zero) if self.per_level else
-                        [from_zero(owner, name, levels)])
+        self.numbers = (entries(owner, name, levels, check) if self.per_level else
+                        [check(owner, name, levels)])
         self.schedule: Schedule = ConstantSchedule() if schedule is None else build(schedule, Schedule, 'schedule')
 
     def check(self, levels: int, max_steps: int = 0) -> None:

@@ -14,6 +14,7 @@ path, ``'mmdet::...'``, config dict       a model of the host (:mod:`kd_mm.teach
 
 import copy
 import importlib
+from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
@@ -52,10 +53,8 @@ class EMATeacher(Teacher):
     def __init__(self, student: nn.Module, momentum: Any = 0.001, share: bool = True,
                  classes: Optional[List[str]] = None):
         super().__init__(copy.deepcopy(student), student, 'EMA of the student', classes)
-        self.momentum = Weight(momentum, 'momentum', 'EMATeacher')
+        self.momentum = Weight(momentum, 'momentum', 'EMATeacher', partial(positive, high=1))
         self.momentum.check(1)
-        for value in self.momentum.numbers:
-            positive('EMATeacher', 'momentum', value, 1)
         self.share, self.shared = boolean('EMATeacher', 'share', share), False
         self._student = [student]  # in a list: no part of the teacher
 

@@ -117,8 +117,8 @@ class Careless:
 def test_the_sweep_finds_a_class_without_checks():
     found = faults(Careless)
     assert "tau='abc': \"could not convert string to float: 'abc'\" does not say `Careless: tau=...`" in found
-    taken = ('tau=-1', "heads='4'", "align='no'", "mode='abc'", 'grid=[0.5]', 'limit=True', 'scale=nan', 'loss_weight=[]',
-             'heads=None')
+    taken = ('tau=-1', "heads='4'", "align='no'", "mode='abc'", 'grid=[0.5]', 'limit=True', 'scale=nan', 'heads=None',
+             'loss_weight=[]')
     assert {f'{argument} is taken' for argument in taken} <= set(found)
     assert any(fault.startswith('tau=[]: TypeError') for fault in found)
     assert not any(fault.startswith(('at=', 'limit=None')) for fault in found)
