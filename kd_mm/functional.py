@@ -1,11 +1,13 @@
 """Pure tensor operations shared by two or more methods, adapters or regions."""
 
 import hashlib
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kd_mm.checks import factors, one_of, positive, sample_limit  # noqa: F401  (their former place)
 
 
 def lift(tensor: Tensor) -> Tensor:
@@ -26,52 +28,6 @@ def parameter_options(tensor: Tensor) -> Dict[str, Any]:
         torch.float32
     """
     return {'device': tensor.device, 'dtype': lift(tensor.new_empty(0)).dtype}
-
-
-def one_of(owner: str, name: str, value: Any, choices: Sequence[Any]) -> Any:
-    """``value`` if it is among ``choices``.
-
-    Raises:
-        ValueError: it is not; the choices are listed.
-
-    Example:
-        >>> one_of('CWDLoss', 'divisor', 'teacher', ('teacher', 'student'))
-        'teacher'
-    """
-    if value not in choices:
-        raise ValueError(f'{owner}: {name}={value!r} is not one of {", ".join(map(repr, choices))}')
-    return value
-
-
-def positive(owner: str, name: str, value: float) -> float:
-    """``value`` if it is above 0.
-
-    Raises:
-        ValueError: it is not.
-
-    Example:
-        >>> positive('CWDLoss', 'tau', 4)
-        4.0
-    """
-    if not value > 0:
-        raise ValueError(f'{owner}: {name}={value!r} must be above 0')
-    return float(value)
-
-
-def factors(owner: str, **given: float) -> List[float]:
-    """Factors from 0, not all of them 0.
-
-    Raises:
-        ValueError: they are not.
-
-    Example:
-        >>> factors('BCKDLoss', class_weight=1, box_weight=0)
-        [1.0, 0.0]
-    """
-    if any(not value >= 0 for value in given.values()) or not any(given.values()):
-        said = ', '.join(f'{name}={value!r}' for name, value in given.items())
-        raise ValueError(f'{owner}: {said} must not be negative, and one above 0')
-    return [float(value) for value in given.values()]
 
 
 def resize(tensor: Tensor, size: Tuple[int, int], align_corners: bool = False) -> Tensor:
@@ -228,21 +184,6 @@ def relation_rows(student: Tensor, teacher: Tensor, mask: Optional[Tensor], samp
         teacher = apply_weights(teacher, mask)
     chosen = draw(weights, limit, generator)
     return student.flatten(1)[chosen], teacher.flatten(1)[chosen]
-
-
-def sample_limit(owner: str, limit: Optional[int]) -> Optional[int]:
-    """``limit`` if it is None or a whole number from 2: a relation needs two samples.
-
-    Raises:
-        ValueError: it is not.
-
-    Example:
-        >>> sample_limit('RKDLoss', 128)
-        128
-    """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 2):
-        raise ValueError(f'{owner}: limit={limit!r} must be a whole number from 2, or None')
-    return limit
 
 
 def unit_vectors(tensor: Tensor, dim: int = 1, eps: float = 0.0) -> Tensor:

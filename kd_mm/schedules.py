@@ -5,8 +5,9 @@ are training iterations counted from 0 (an iteration-based loop has no epochs).
 """
 
 import math
-from typing import Any, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
+from kd_mm.checks import entries, from_zero, whole
 from kd_mm.registry import MODELS, build
 
 
@@ -26,6 +27,15 @@ def _range(begin: int, end: Optional[int], max_steps: int) -> int:
     return last
 
 
+def _window(owner: str, name: str, value: Any) -> Tuple[int, Optional[int]]:
+    """A pair (begin, end), checked; a ``begin`` of None is 0."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f'{owner}: {name}={value!r} must be a pair (begin, end)')
+    begin, end = value
+    return (0 if begin is None else whole(owner, f'{name}[0]', begin, 0),
+            None if end is None else whole(owner, f'{name}[1]', end, None))
+
+
 @MODELS.register_module()
 class ConstantSchedule(Schedule):
     """``value`` at every step: for a factor of a :class:`ProductSchedule`.
@@ -35,7 +45,7 @@ class ConstantSchedule(Schedule):
     """
 
     def __init__(self, value: float = 1.0):
-        self.value = float(value)
+        self.value = from_zero('ConstantSchedule', 'value', value)
 
     def __call__(self, step: int, max_steps: int = 0) -> float:
         return self.value
@@ -53,9 +63,8 @@ class LinearWarmup(Schedule):
     """
 
     def __init__(self, steps: int = 500, value: float = 1.0, start: float = 0.0, begin: int = 0):
-        if steps < 1:
-            raise ValueError(f'LinearWarmup: steps={steps} must be at least 1')
-        self.steps, self.value, self.start, self.begin = steps, float(value), float(start), begin
+        self.steps, self.begin = whole('LinearWarmup', 'steps', steps), whole('LinearWarmup', 'begin', begin, 0)
+        self.value, self.start = from_zero('LinearWarmup', 'value', value), from_zero('LinearWarmup', 'start', start)
 
     def __call__(self, step: int, max_steps: int = 0) -> float:
         done = min(max((step - self.begin) / self.steps, 0.0), 1.0)
@@ -74,7 +83,10 @@ class CosineSchedule(Schedule):
     """
 
     def __init__(self, value: float = 1.0, final: float = 0.1, begin: int = 0, end: Optional[int] = None):
-        self.value, self.final, self.begin, self.end = float(value), float(final), begin, end
+        self.value = from_zero('CosineSchedule', 'value', value)
+        self.final = from_zero('CosineSchedule', 'final', final)
+        self.begin = whole('CosineSchedule', 'begin', begin, 0)
+        self.end = None if end is None else whole('CosineSchedule', 'end', end, None)
 
     def __call__(self, step: int, max_steps: int = 0) -> float:
         last = _range(self.begin, self.end, max_steps)
@@ -93,16 +105,14 @@ class WindowSchedule(Schedule):
     """
 
     def __init__(self, windows: Sequence[Sequence[Optional[int]]], value: float = 1.0):
-        self.windows = [tuple(window) for window in windows]
-        if not self.windows or any(len(window) != 2 for window in self.windows):
-            raise ValueError(f'WindowSchedule: windows={windows!r} must be a list of pairs (begin, end)')
-        self.value = float(value)
+        self.windows = entries('WindowSchedule', 'windows', windows, _window)
+        self.value = from_zero('WindowSchedule', 'value', value)
 
     def __call__(self, step: int, max_steps: int = 0) -> float:
         for begin, end in self.windows:
             if end is not None and end < 0:
-                end = _range(int(begin or 0), end, max_steps)
-            if step >= (begin or 0) and (end is None or step < end):
+                end = _range(begin, end, max_steps)
+            if step >= begin and (end is None or step < end):
                 return self.value
         return 0.0
 
@@ -116,6 +126,8 @@ class ProductSchedule(Schedule):
     """
 
     def __init__(self, schedules: Sequence[Any]):
+        if not isinstance(schedules, (list, tuple)):
+            raise ValueError(f'ProductSchedule: schedules={schedules!r} must be a list of schedules')
         self.schedules = [build(schedule, Schedule, 'schedule') for schedule in schedules]
 
     def __call__(self, step: int, max_steps: int = 0) -> float:
@@ -128,12 +140,17 @@ class Weight:
     Args:
         value: a number; a list of numbers, one a level; a schedule config (``dict(type='CosineSchedule', ...)``); or
             ``dict(levels=[...], schedule=dict(type=...))``.
+        name: the argument that it is, for messages. Default 'loss_weight'.
+        owner: the class whose argument it is, for messages. Default 'Weight'.
+        check: of each number, one of :mod:`kd_mm.checks`. Default from 0.
 
     Raises:
-        ValueError: any other value, a negative or a non-finite number.
+        ValueError: any other value, or a number that ``check`` refuses (a negative or a non-finite one).
     """
 
-    def __init__(self, value: Any):
+    def __init__(self, value: Any, name: str = 'loss_weight', owner: str = 'Weight',
+                 check: Callable[[str, str, Any], float] = from_zero):
+        self.name, self.owner = name, owner
         levels, schedule = value, None
         if hasattr(value, 'get'):
             if 'type' in value:
@@ -141,18 +158,13 @@ class Weight:
             elif set(value) == {'levels', 'schedule'}:
                 levels, schedule = value['levels'], value['schedule']
             else:
-                raise ValueError(f'loss_weight={dict(value)!r}: a dict is a schedule (with `type`) or has the keys '
+                raise ValueError(f'{owner}: {name}={dict(value)!r}: a dict is a schedule (with `type`) or has the keys '
                                  '`levels` and `schedule`')
         elif isinstance(value, Schedule):
             levels, schedule = 1.0, value
         self.per_level = isinstance(levels, (list, tuple))
-        numbers = list(levels) if isinstance(levels, (list, tuple)) else [levels]
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-                raise ValueError(f'loss_weight={value!r}: {number!r} is not a finite number')
-            if number < 0:
-                raise ValueError(f'loss_weight={value!r} is negative')
-        self.numbers = [float(number) for number in numbers]
+        self.numbers = (entries(owner, name, levels, check) if self.per_level else
+                        [check(owner, name, levels)])
         self.schedule: Schedule = ConstantSchedule() if schedule is None else build(schedule, Schedule, 'schedule')
 
     def check(self, levels: int, max_steps: int = 0) -> None:
@@ -162,7 +174,8 @@ class Weight:
             ValueError: another number of levels than weights, or a schedule that is empty within ``max_steps``.
         """
         if self.per_level and len(self.numbers) != levels:
-            raise ValueError(f'loss_weight has {len(self.numbers)} entries, one a level, but there are {levels} levels')
+            raise ValueError(f'{self.owner}: {self.name} has {len(self.numbers)} entries, one a level, but there are '
+                             f'{levels} levels')
         if max_steps:
             self.schedule(0, max_steps)
 

@@ -14,12 +14,14 @@ path, ``'mmdet::...'``, config dict       a model of the host (:mod:`kd_mm.teach
 
 import copy
 import importlib
-from typing import Any, Dict, List, Optional, Sequence
+from functools import partial
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from kd_mm import checkpoint as ckpt
+from kd_mm.checks import boolean, entries, number, one_of, pair, positive
 from kd_mm.modes import preserved_random_state
 from kd_mm.peer import PeerTeacher
 from kd_mm.problems import Problems
@@ -52,9 +54,9 @@ class EMATeacher(Teacher):
     def __init__(self, student: nn.Module, momentum: Any = 0.001, share: bool = True,
                  classes: Optional[List[str]] = None):
         super().__init__(copy.deepcopy(student), student, 'EMA of the student', classes)
-        self.momentum, self.share, self.shared = Weight(momentum), share, False
-        if isinstance(momentum, (int, float)) and not 0 < momentum <= 1:
-            raise ValueError(f'EMATeacher: momentum={momentum!r} must be above 0 and at most 1')
+        self.momentum = Weight(momentum, 'momentum', 'EMATeacher', partial(positive, high=1))
+        self.momentum.check(1)
+        self.share, self.shared = boolean('EMATeacher', 'share', share), False
         self._student = [student]  # in a list: no part of the teacher
 
     def use(self, average: nn.Module) -> None:
@@ -105,23 +107,24 @@ class PlainTeacher(Teacher):
         if preprocess is None:
             self._to, self.same_input = self._from, True
             return
+        owner = f'teacher {name}'
+        if not isinstance(preprocess, Mapping):
+            raise ValueError(f'{owner}: preprocess={preprocess!r} is no dict; its keys are {", ".join(_PREPROCESS)}')
         wrong = sorted(set(preprocess) - set(_PREPROCESS))
         if wrong:
-            raise ValueError(f'teacher {name}: preprocess has no {wrong[0]!r}; it takes {", ".join(_PREPROCESS)}')
-        channels = preprocess.get('channels', 'rgb')
-        if channels not in ('rgb', 'bgr'):
-            raise ValueError(f"teacher {name}: preprocess channels={channels!r} is neither 'rgb' nor 'bgr'")
+            raise ValueError(f'{owner}: preprocess has no {wrong[0]!r}; it takes {", ".join(_PREPROCESS)}')
+        channels = one_of(owner, 'preprocess channels', preprocess.get('channels', 'rgb'), ('rgb', 'bgr'))
         expected = Normalisation(None)
-        for part in ('mean', 'std'):
+        for part, check in (('mean', number), ('std', positive)):
             values = preprocess.get(part)
             setattr(expected, part, getattr(self._from, part) if values is None else torch.tensor(
-                [float(value) for value in values]).reshape(-1, 1, 1))
+                entries(owner, f'preprocess {part}', values, check)).reshape(-1, 1, 1))
         expected.swapped = channels == 'rgb'
-        expected.pad_value = float(preprocess.get('pad_value', 0))
+        expected.pad_value = number(owner, 'preprocess pad_value', preprocess.get('pad_value', 0))
         self._to = expected.to(self._from.mean.device)
         self.same_input = self._from == self._to
         size = preprocess.get('size')
-        self.size = None if size is None else (int(size[0]), int(size[1]))
+        self.size = None if size is None else pair(owner, 'preprocess size', size)
 
 
 def build_plain(cfg: Dict[str, Any], student: nn.Module, checkpoint: Optional[str], strict: bool,

@@ -51,7 +51,7 @@ def test_checks():
     with pytest.raises(ValueError, match="X: mode='c' is not one of 'a', 'b'"):
         F.one_of('X', 'mode', 'c', ('a', 'b'))
     for bad in (0, -1, float('nan')):
-        with pytest.raises(ValueError, match='must be above 0'):
+        with pytest.raises(ValueError, match='above 0'):
             F.positive('X', 'tau', bad)
 
 

@@ -16,7 +16,7 @@ from kd_mm.regions import RegionMask
 from kd_mm.registry import MODELS, accepted_arguments, build, choices
 from kd_mm.schedules import Schedule
 
-PACKAGES = ('functional', 'blocks', 'losses', 'adapters', 'regions', 'views')
+PACKAGES = ('checks', 'functional', 'blocks', 'losses', 'adapters', 'regions', 'views')
 
 
 def modules():

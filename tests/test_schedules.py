@@ -41,7 +41,7 @@ def test_window():
     last = make(type='WindowSchedule', windows=[(0, -5)])
     assert [last(step, 100) for step in (0, 94, 95, 99)] == [1, 1, 0, 0]
     for bad in ([], [(1, )]):
-        with pytest.raises(ValueError, match='windows='):
+        with pytest.raises(ValueError, match='windows'):
             make(type='WindowSchedule', windows=bad)
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from kd_mm.adapters.base import Adapter, check_maps
-from kd_mm.functional import lift, one_of, parameter_options
+from kd_mm.checks import boolean, one_of
+from kd_mm.functional import lift, parameter_options
 from kd_mm.registry import MODELS
 from kd_mm.types import Features
 
@@ -36,10 +37,10 @@ class ConvAdapter(Adapter):
                  relu: bool = False):
         super().__init__()
         self.kernel_size = one_of('ConvAdapter', 'kernel_size', kernel_size, (1, 3))
-        self.bias = bias
-        self.always = always
-        self.norm = norm
-        self.relu = relu
+        self.bias = boolean('ConvAdapter', 'bias', bias)
+        self.always = boolean('ConvAdapter', 'always', always)
+        self.norm = boolean('ConvAdapter', 'norm', norm)
+        self.relu = boolean('ConvAdapter', 'relu', relu)
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mm.adapters.base import Adapter, check_maps
+from kd_mm.checks import boolean
 from kd_mm.functional import lift, parameter_options
 from kd_mm.registry import MODELS
 from kd_mm.types import Features
@@ -57,7 +58,7 @@ class GraphAdapter(Adapter):
 
     def __init__(self, bias: bool = False):
         super().__init__()
-        self.bias = bias
+        self.bias = boolean('GraphAdapter', 'bias', bias)
         self.convs = nn.ModuleList()
         self.blocks = nn.ModuleList()
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mm.adapters.base import Adapter, check_maps
+from kd_mm.checks import boolean, from_zero
 from kd_mm.functional import lift, parameter_options
 from kd_mm.registry import MODELS
 from kd_mm.types import Features
@@ -46,9 +47,9 @@ class NormAdapter(Adapter):
 
     def __init__(self, eps: float = 1e-5, always: bool = True, bias: bool = True):
         super().__init__()
-        self.eps = eps
-        self.always = always
-        self.bias = bias
+        self.eps = from_zero('NormAdapter', 'eps', eps)
+        self.always = boolean('NormAdapter', 'always', always)
+        self.bias = boolean('NormAdapter', 'bias', bias)
         self.convs = nn.ModuleList()
 
     def prepare(self, student: Features, teacher: Features) -> None:

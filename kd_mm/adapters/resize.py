@@ -3,7 +3,8 @@
 from typing import Tuple
 
 from kd_mm.adapters.base import Adapter, check_maps
-from kd_mm.functional import lift, one_of, resize
+from kd_mm.checks import boolean, one_of
+from kd_mm.functional import lift, resize
 from kd_mm.registry import MODELS
 from kd_mm.types import Features
 
@@ -31,7 +32,7 @@ class ResizeAdapter(Adapter):
     def __init__(self, side: str = 'student', align_corners: bool = False):
         super().__init__()
         self.side = one_of('ResizeAdapter', 'side', side, SIDES)
-        self.align_corners = align_corners
+        self.align_corners = boolean('ResizeAdapter', 'align_corners', align_corners)
 
     def prepare(self, student: Features, teacher: Features) -> None:
         check_maps('ResizeAdapter', student, teacher)

@@ -5,7 +5,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from kd_mm.functional import apply_weights, one_of, positive, weighted_mean
+from kd_mm.checks import one_of, positive
+from kd_mm.functional import apply_weights, weighted_mean
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mm import distributed
-from kd_mm.functional import keep_mask, parameter_options, positive, seeded_generator
+from kd_mm.checks import boolean, from_zero, number, pair, positive, whole
+from kd_mm.functional import keep_mask, parameter_options, seeded_generator
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.mgd import generation_loss
 from kd_mm.registry import MODELS
@@ -135,20 +136,14 @@ class AfDCDLoss(KDLoss):
                  pool: int = 4, patch: Tuple[int, int] = (4, 4), fd_weight: float = 2e-6,
                  contrast_weight: float = 5e-3, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        if not 0 <= mask_ratio <= 1:
-            raise ValueError(f'AfDCDLoss: mask_ratio={mask_ratio!r} must be within 0..1')
-        self.mask_ratio, self.enhanced = mask_ratio, enhanced
+        self.mask_ratio = number('AfDCDLoss', 'mask_ratio', mask_ratio, 0, 1)
+        self.enhanced = boolean('AfDCDLoss', 'enhanced', enhanced)
         self.tau = positive('AfDCDLoss', 'tau', tau)
-        if groups < 2:
-            raise ValueError(f'AfDCDLoss: groups={groups!r} must be at least 2: the other groups are the negatives')
-        self.groups, self.pool = int(groups), int(positive('AfDCDLoss', 'pool', pool))
-        if len(patch) != 2 or min(patch) < 1:
-            raise ValueError(f'AfDCDLoss: patch={patch!r} is not a height and a width')
-        self.patch = (int(patch[0]), int(patch[1]))
-        self.weights = {'fd': fd_weight, 'contrast': contrast_weight}
-        for name, value in self.weights.items():
-            if not value >= 0:
-                raise ValueError(f'AfDCDLoss: {name}_weight={value!r} must not be negative')
+        self.groups = whole('AfDCDLoss', 'groups', groups, 2)  # the other groups are the negatives
+        self.pool = whole('AfDCDLoss', 'pool', pool)
+        self.patch = pair('AfDCDLoss', 'patch', patch)
+        self.weights = {'fd': from_zero('AfDCDLoss', 'fd_weight', fd_weight),
+                        'contrast': from_zero('AfDCDLoss', 'contrast_weight', contrast_weight)}
         self.projectors = nn.ModuleList()
         #: masks to use instead of random ones, one a level.
         self.fixed_masks: Optional[Sequence[Tensor]] = None

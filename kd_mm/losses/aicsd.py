@@ -5,7 +5,8 @@ from typing import Any, Dict, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import channel_affinity, one_of, positive, spatial_log_softmax, unit_vectors
+from kd_mm.checks import boolean, from_zero, one_of, positive
+from kd_mm.functional import channel_affinity, spatial_log_softmax, unit_vectors
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.losses.kd import mean_divergence
 from kd_mm.registry import MODELS
@@ -107,13 +108,11 @@ class AICSDLoss(KDLoss):
     def __init__(self, similarity: float = 100.0, pixel: float = 20.0, channel: float = 0.0, tau: float = 1.0,
                  matrix: str = 'kl', mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.weights = {'similarity': similarity, 'pixel': pixel, 'channel': channel}
-        for name, value in self.weights.items():
-            if not value >= 0:
-                raise ValueError(f'AICSDLoss: {name}={value!r} must not be negative')
+        given = {'similarity': similarity, 'pixel': pixel, 'channel': channel}
+        self.weights = {name: from_zero('AICSDLoss', name, value) for name, value in given.items()}
         self.tau = positive('AICSDLoss', 'tau', tau)
         self.matrix = one_of('AICSDLoss', 'matrix', matrix, SIMILARITIES)
-        self.mask_ignored = mask_ignored
+        self.mask_ignored = boolean('AICSDLoss', 'mask_ignored', mask_ignored)
 
     def terms(self, student: Tensor, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Dict[str, Tensor]:
         """The three terms without their weights: similarity, pixel and channel."""

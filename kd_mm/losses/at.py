@@ -5,7 +5,8 @@ from typing import Any, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import attention_vector, one_of, resize, safe_sqrt
+from kd_mm.checks import number, one_of
+from kd_mm.functional import attention_vector, resize, safe_sqrt
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -83,9 +84,7 @@ class ATLoss(KDLoss):
 
     def __init__(self, p: float = 2.0, reduction: str = 'mean', loss_weight: Any = 10000.0):
         super().__init__(loss_weight)
-        if not p >= 1:
-            raise ValueError(f'ATLoss: p={p!r} must be at least 1')
-        self.p = float(p)
+        self.p = number('ATLoss', 'p', p, 1)
         self.reduction = one_of('ATLoss', 'reduction', reduction, REDUCTIONS)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,

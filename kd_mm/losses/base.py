@@ -117,7 +117,7 @@ class KDLoss(nn.Module):
 
     def __init__(self, loss_weight: Any = 1.0):
         super().__init__()
-        self.weight = Weight(loss_weight)
+        self.weight = Weight(loss_weight, 'loss_weight', type(self).__name__)
         self.factors: Dict[str, float] = {}
 
     def prepare(self, student: Features, teacher: Features) -> None:

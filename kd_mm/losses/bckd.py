@@ -4,7 +4,8 @@ from typing import Any, Dict, List
 
 from torch import Tensor
 
-from kd_mm.functional import factors, giou_loss
+from kd_mm.checks import factors
+from kd_mm.functional import giou_loss
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence_sum
 from kd_mm.registry import MODELS

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.blocks import BLOCK, sum_in_blocks
-from kd_mm.functional import nonzero, positive
+from kd_mm.checks import from_zero, positive
+from kd_mm.functional import nonzero
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.cwd import channel_wise_divergence
 from kd_mm.losses.kd import softmax_divergence
@@ -63,10 +64,7 @@ class BPKDLoss(KDLoss):
     def __init__(self, edge: float = 1.0, body: float = 5.0, tau: float = 1.0, width: int = 7,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        for name, value in (('edge', edge), ('body', body)):
-            if not value >= 0:
-                raise ValueError(f'BPKDLoss: {name}={value!r} must not be negative')
-        self.edge, self.body = edge, body
+        self.edge, self.body = from_zero('BPKDLoss', 'edge', edge), from_zero('BPKDLoss', 'body', body)
         self.tau = positive('BPKDLoss', 'tau', tau)
         self.width = odd_width('BPKDLoss', width)
 

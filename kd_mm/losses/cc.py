@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor
 
-from kd_mm.functional import SAMPLES, one_of, positive, relation_rows, safe_sqrt, sample_limit, seeded_generator
+from kd_mm.checks import boolean, one_of, positive, sample_limit, whole
+from kd_mm.functional import SAMPLES, relation_rows, safe_sqrt, seeded_generator
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -82,10 +83,8 @@ class CCLoss(KDLoss):
         super().__init__(loss_weight)
         self.kernel = one_of('CCLoss', 'kernel', kernel, KERNELS)
         self.gamma = positive('CCLoss', 'gamma', gamma)
-        if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-            raise ValueError(f'CCLoss: order={order!r} must be a whole number from 1')
-        self.order = order
-        self.normalize = normalize
+        self.order = whole('CCLoss', 'order', order)
+        self.normalize = boolean('CCLoss', 'normalize', normalize)
         self.distance = one_of('CCLoss', 'distance', distance, DISTANCES)
         self.samples = one_of('CCLoss', 'samples', samples, SAMPLES)
         self.limit = sample_limit('CCLoss', limit)

@@ -5,7 +5,7 @@ from typing import Any, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import one_of, positive
+from kd_mm.checks import number, one_of, positive
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.targets import row_targets
@@ -148,9 +148,7 @@ class ChenBoxLoss(KDLoss):
 
     def __init__(self, margin: float = 0.0, divisor: str = 'sampled', loss_weight: Any = 0.5):
         super().__init__(loss_weight)
-        if not abs(margin) < float('inf'):
-            raise ValueError(f'ChenBoxLoss: margin={margin!r} must be a number')
-        self.margin = float(margin)
+        self.margin = number('ChenBoxLoss', 'margin', margin)
         self.divisor = one_of('ChenBoxLoss', 'divisor', divisor, DIVISORS)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,

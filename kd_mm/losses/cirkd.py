@@ -8,14 +8,8 @@ from torch import Tensor, nn
 
 from kd_mm import distributed
 from kd_mm.blocks import relation_divergence
-from kd_mm.functional import (
-    nonzero,
-    one_of,
-    parameter_options,
-    positive,
-    seeded_generator,
-    unit_vectors,
-)
+from kd_mm.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.functional import nonzero, parameter_options, seeded_generator, unit_vectors
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.targets import seg_map
@@ -102,9 +96,9 @@ class CIRKDMiniBatchLoss(KDLoss):
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.tau = positive('CIRKDMiniBatchLoss', 'tau', tau)
-        self.pool_above = int(positive('CIRKDMiniBatchLoss', 'pool_above', pool_above))
-        self.max_block = None if max_block is None else int(positive('CIRKDMiniBatchLoss', 'max_block', max_block))
-        self.gather = gather
+        self.pool_above = whole('CIRKDMiniBatchLoss', 'pool_above', pool_above)
+        self.max_block = None if max_block is None else whole('CIRKDMiniBatchLoss', 'max_block', max_block)
+        self.gather = boolean('CIRKDMiniBatchLoss', 'gather', gather)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
@@ -283,26 +277,25 @@ class CIRKDMemoryLoss(KDLoss):
                  enqueue: str = 'class', max_block: Optional[int] = None, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         name = 'CIRKDMemoryLoss'
-        self.num_classes = int(positive(name, 'num_classes', num_classes))
+        self.num_classes = whole(name, 'num_classes', num_classes)
         self.tau, self.kd_tau = positive(name, 'tau', tau), positive(name, 'kd_tau', kd_tau)
-        self.sizes = {'pixel': pixel_memory, 'region': region_memory}
-        self.pixels_per_image = int(positive(name, 'pixels_per_image', pixels_per_image))
-        self.drawn = {'pixel': 4096 // self.num_classes + 1 if pixel_keys is None else pixel_keys,
-                      'region': 1024 // self.num_classes + 1 if region_keys is None else region_keys}
+        self.sizes = {'pixel': whole(name, 'pixel_memory', pixel_memory),
+                      'region': whole(name, 'region_memory', region_memory)}
+        self.pixels_per_image = whole(name, 'pixels_per_image', pixels_per_image)
+        self.drawn = {
+            'pixel': whole(name, 'pixel_keys', 4096 // self.num_classes + 1 if pixel_keys is None else pixel_keys),
+            'region': whole(name, 'region_keys', 1024 // self.num_classes + 1 if region_keys is None else region_keys)}
         for kind, size in self.sizes.items():
-            positive(name, f'{kind}_keys', self.drawn[kind])
             if size < self.drawn[kind]:
                 raise ValueError(f'{name}: {kind}_memory={size!r} is less than {kind}_keys={self.drawn[kind]}, the '
                                  'vectors to be drawn from it')
-        if pixel_memory < pixels_per_image:
+        if self.sizes['pixel'] < self.pixels_per_image:
             raise ValueError(f'{name}: pixel_memory={pixel_memory!r} is less than '
                              f'pixels_per_image={pixels_per_image!r}')
-        self.weights = {'pixel': pixel_weight, 'region': region_weight}
-        for kind, value in self.weights.items():
-            if not value >= 0:
-                raise ValueError(f'{name}: {kind}_weight={value!r} must not be negative')
+        self.weights = {'pixel': from_zero(name, 'pixel_weight', pixel_weight),
+                        'region': from_zero(name, 'region_weight', region_weight)}
         self.enqueue = one_of(name, 'enqueue', enqueue, ENQUEUE)
-        self.max_block = None if max_block is None else int(positive(name, 'max_block', max_block))
+        self.max_block = None if max_block is None else whole(name, 'max_block', max_block)
         self.projections = nn.ModuleList()
         self.queues = nn.ModuleList()
         self.register_buffer('last_step', torch.tensor(-1))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kd_mm import distributed
 from kd_mm.blocks import relation_divergence
-from kd_mm.functional import parameter_options, positive, seeded_generator, unit_vectors
+from kd_mm.checks import from_zero, pair, positive, whole
+from kd_mm.functional import parameter_options, seeded_generator, unit_vectors
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.cirkd import Queue, projection
 from kd_mm.registry import MODELS
@@ -83,20 +84,16 @@ class CIRKDChannelLoss(KDLoss):
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         name = 'CIRKDChannelLoss'
-        if len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f'{name}: grid={grid!r} is not a height and a width')
-        self.grid = (int(grid[0]), int(grid[1]))
+        self.grid = pair(name, 'grid', grid)
         self.tau, self.kd_tau = positive(name, 'tau', tau), positive(name, 'kd_tau', kd_tau)
-        self.memory, self.keys = int(positive(name, 'memory', memory)), int(positive(name, 'keys', keys))
-        self.channels_per_step = int(positive(name, 'channels_per_step', channels_per_step))
+        self.memory, self.keys = whole(name, 'memory', memory), whole(name, 'keys', keys)
+        self.channels_per_step = whole(name, 'channels_per_step', channels_per_step)
         if self.memory < max(self.keys, self.channels_per_step):
             raise ValueError(f'{name}: memory={memory!r} is less than keys={keys!r} or '
                              f'channels_per_step={channels_per_step!r}')
-        self.weights = {'minibatch': minibatch_weight, 'memory': memory_weight, 'mse': mse_weight}
-        for kind, value in self.weights.items():
-            if not value >= 0:
-                raise ValueError(f'{name}: {kind}_weight={value!r} must not be negative')
-        self.max_block = None if max_block is None else int(positive(name, 'max_block', max_block))
+        given = {'minibatch': minibatch_weight, 'memory': memory_weight, 'mse': mse_weight}
+        self.weights = {kind: from_zero(name, f'{kind}_weight', value) for kind, value in given.items()}
+        self.max_block = None if max_block is None else whole(name, 'max_block', max_block)
         self.projections = nn.ModuleList()
         self.queues = nn.ModuleList()
         self.register_buffer('last_step', torch.tensor(-1))

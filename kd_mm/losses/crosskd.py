@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import factors, giou_loss, nonzero, one_of, positive
+from kd_mm.checks import boolean, factors, one_of, positive, whole
+from kd_mm.functional import giou_loss, nonzero
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.ld import distribution_divergence
 from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence_sum
@@ -74,9 +75,8 @@ class CrossKDLoss(HeadLoss):
                  class_weight: float = 1.0, box_weight: Optional[float] = None, quality_weight: float = 1.0,
                  beta: float = 1.0, divergence: str = 'cross_entropy', tau: float = 1.0, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        if index is not None and (isinstance(index, bool) or index < 1):
-            raise ValueError(f'CrossKDLoss: index={index!r} must be at least 1')
-        self.index, self.align = index, align
+        self.index = None if index is None else whole('CrossKDLoss', 'index', index)
+        self.align = boolean('CrossKDLoss', 'align', align)
         self.stage = one_of('CrossKDLoss', 'stage', stage, STAGES)
         self.class_weight, box, self.quality_weight = factors(
             'CrossKDLoss', class_weight=class_weight, box_weight=1.0 if box_weight is None else box_weight,

@@ -1,11 +1,12 @@
 """Channel-wise knowledge distillation."""
 
-from typing import Any, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
 from kd_mm.blocks import sum_in_blocks
-from kd_mm.functional import one_of, positive, spatial_log_softmax
+from kd_mm.checks import entries, one_of, positive, whole
+from kd_mm.functional import spatial_log_softmax
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -91,7 +92,11 @@ class CWDLoss(KDLoss):
         if (self.divisor == 'student') != (student_channels is not None):
             raise ValueError(f"CWDLoss: divisor={divisor!r} and student_channels={student_channels!r}; "
                              "divisor='student' needs student_channels, and nothing else uses them")
-        self.student_channels = student_channels
+        self.student_channels: Union[int, List[int], None] = None
+        if isinstance(student_channels, (list, tuple)):
+            self.student_channels = entries('CWDLoss', 'student_channels', student_channels, whole)
+        elif student_channels is not None:
+            self.student_channels = whole('CWDLoss', 'student_channels', student_channels)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

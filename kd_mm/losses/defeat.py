@@ -5,7 +5,8 @@ from typing import Any, Dict, Optional, Sequence
 import torch
 from torch import Tensor
 
-from kd_mm.functional import apply_weights, factors, positive
+from kd_mm.checks import factors, from_zero, positive
+from kd_mm.functional import apply_weights
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.regions.base import RegionMask
@@ -92,9 +93,7 @@ class DeFeatLoss(KDLoss):
 
     def __init__(self, fg: float = 3.0, bg: float = 12.0, foreground: Any = None, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        if not fg >= 0 or not bg >= 0:
-            raise ValueError(f'DeFeatLoss: fg={fg!r} and bg={bg!r} must not be negative')
-        self.fg, self.bg = fg, bg
+        self.fg, self.bg = from_zero('DeFeatLoss', 'fg', fg), from_zero('DeFeatLoss', 'bg', bg)
         self.foreground = build(dict(type='LevelBoxRegion') if foreground is None else foreground, RegionMask,
                                 'region')
         self.needs_boxes, self.needs_seg_map = self.foreground.needs_boxes, self.foreground.needs_seg_map

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm import targets
-from kd_mm.functional import factors, intersection, nonzero, one_of, positive, unit_vectors
+from kd_mm.checks import entries, factors, from_zero, number, one_of, positive, whole
+from kd_mm.functional import intersection, nonzero, unit_vectors
 from kd_mm.losses.query_base import QueryLoss, class_costs, class_divergence, image_shapes, paired_box_losses
 from kd_mm.losses.sigmoid_kd import DIVERGENCES
 from kd_mm.regions.gt_box import batch_boxes
@@ -97,9 +98,10 @@ class DETRDistillLogitsLoss(QueryLoss):
         name = type(self).__name__
         self.class_weight, self.l1_weight, self.giou_weight = factors(
             name, class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
-        if len(match_weights) != 3:
-            raise ValueError(f'{name}: match_weights={match_weights!r} must be three factors: class, L1, GIoU')
-        self.match_weights = factors(name, **dict(zip(('match_class', 'match_l1', 'match_giou'), match_weights)))
+        self.match_weights = entries(name, 'match_weights', match_weights, from_zero)
+        if len(self.match_weights) != 3 or not any(self.match_weights):
+            raise ValueError(f'{name}: match_weights={match_weights!r} must be three factors: class, L1, GIoU, and one '
+                             'above 0')
         self.divergence = one_of(name, 'divergence', divergence, DIVERGENCES)
 
     @torch.no_grad()
@@ -181,9 +183,7 @@ class DETRDistillFeatureLoss(QueryLoss):
 
     def __init__(self, top: int = 100, floor: float = 0.01, features: str = 'memory', loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-            raise ValueError(f'DETRDistillFeatureLoss: top={top!r} must be a whole number from 1')
-        self.top = top
+        self.top = whole('DETRDistillFeatureLoss', 'top', top)
         self.floor = positive('DETRDistillFeatureLoss', 'floor', floor)
         self.features = one_of('DETRDistillFeatureLoss', 'features', features, FEATURES)
 
@@ -289,9 +289,7 @@ class DETRDistillQueryPriorLoss(QueryLoss):
         name = type(self).__name__
         self.class_weight, self.l1_weight, self.giou_weight = factors(
             name, class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
-        if not 0 <= alpha <= 1 or not gamma >= 0:
-            raise ValueError(f'{name}: alpha={alpha!r} must be within 0..1 and gamma={gamma!r} from 0')
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.gamma = number(name, 'alpha', alpha, 0, 1), from_zero(name, 'gamma', gamma)
 
     def shared_pass(self, student: QueryView, teacher: QueryView, batch: KDBatch) -> Tuple[QueryView, QueryView]:
         if student.decode is None or teacher.points is None:

@@ -5,7 +5,8 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 from torch import Tensor
 
 from kd_mm.blocks import sum_in_blocks
-from kd_mm.functional import apply_weights, nonzero, one_of, positive, safe_sqrt
+from kd_mm.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.functional import apply_weights, nonzero, safe_sqrt
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -149,17 +150,12 @@ class DISTLoss(KDLoss):
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, activation: str = 'softmax',
                  anchors: int = 1, eps: float = 1e-8, mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        for name, value in (('beta', beta), ('gamma', gamma)):
-            if not value >= 0:
-                raise ValueError(f'DISTLoss: {name}={value!r} must not be negative')
-        if not (isinstance(anchors, int) and anchors >= 1):
-            raise ValueError(f'DISTLoss: anchors={anchors!r} must be a whole number from 1')
-        self.beta, self.gamma = beta, gamma
+        self.beta, self.gamma = from_zero('DISTLoss', 'beta', beta), from_zero('DISTLoss', 'gamma', gamma)
         self.eps = positive('DISTLoss', 'eps', eps)
         self.tau = positive('DISTLoss', 'tau', tau)
         self.activation = one_of('DISTLoss', 'activation', activation, ACTIVATIONS)
-        self.anchors = anchors
-        self.mask_ignored = mask_ignored
+        self.anchors = whole('DISTLoss', 'anchors', anchors)
+        self.mask_ignored = boolean('DISTLoss', 'mask_ignored', mask_ignored)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Class scores of logits."""

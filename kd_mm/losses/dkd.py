@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.blocks import sum_in_blocks
-from kd_mm.functional import nonzero, one_of, positive
+from kd_mm.checks import boolean, from_zero, one_of, positive
+from kd_mm.functional import nonzero
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.targets import row_labels, seg_map
@@ -102,13 +103,10 @@ class DKDLoss(KDLoss):
     def __init__(self, alpha: float = 1.0, beta: float = 0.25, tau: float = 1.0, target: str = 'labels',
                  mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        for name, value in (('alpha', alpha), ('beta', beta)):
-            if not value >= 0:
-                raise ValueError(f'DKDLoss: {name}={value!r} must not be negative')
-        self.alpha, self.beta = alpha, beta
+        self.alpha, self.beta = from_zero('DKDLoss', 'alpha', alpha), from_zero('DKDLoss', 'beta', beta)
         self.tau = positive('DKDLoss', 'tau', tau)
         self.target = one_of('DKDLoss', 'target', target, TARGETS)
-        self.mask_ignored = mask_ignored
+        self.mask_ignored = boolean('DKDLoss', 'mask_ignored', mask_ignored)
 
     def targets(self, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor],
                 level: int = 0) -> Tuple[Tensor, Tensor]:

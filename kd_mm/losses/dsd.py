@@ -5,7 +5,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import attention_vector, nonzero, positive, spatial_log_softmax, unit_vectors
+from kd_mm.checks import boolean, from_zero, number, positive
+from kd_mm.functional import attention_vector, nonzero, spatial_log_softmax, unit_vectors
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
@@ -122,14 +123,10 @@ class DSDLoss(KDLoss):
     def __init__(self, psd: float = 1000.0, csd: float = 10.0, tau: float = 4.0, p: float = 2.0,
                  mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        for name, value in (('psd', psd), ('csd', csd)):
-            if not value >= 0:
-                raise ValueError(f'DSDLoss: {name}={value!r} must not be negative')
-        if not p >= 1:
-            raise ValueError(f'DSDLoss: p={p!r} must be at least 1')
-        self.psd, self.csd, self.p = psd, csd, float(p)
+        self.psd, self.csd = from_zero('DSDLoss', 'psd', psd), from_zero('DSDLoss', 'csd', csd)
+        self.p = number('DSDLoss', 'p', p, 1)
         self.tau = positive('DSDLoss', 'tau', tau)
-        self.mask_ignored = mask_ignored
+        self.mask_ignored = boolean('DSDLoss', 'mask_ignored', mask_ignored)
 
     def prepare(self, student: Features, teacher: Features) -> None:
         if len(student) < 2:

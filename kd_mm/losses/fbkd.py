@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kd_mm.functional import apply_weights, nonzero, parameter_options, positive
+from kd_mm.checks import entries, from_zero, positive, whole
+from kd_mm.functional import apply_weights, nonzero, parameter_options
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
@@ -174,15 +175,15 @@ class FBKDLoss(KDLoss):
     def __init__(self, feature: float = 7e-5, channel: float = 4e-3, spatial: float = 4e-3, nonlocal_: float = 7e-5,
                  tau: float = 0.5, reduction: int = 4, pool: Union[int, Sequence[int]] = 4, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.weights = {'feature': feature, 'channel': channel, 'spatial': spatial, 'nonlocal_': nonlocal_}
-        for name, value in self.weights.items():
-            if not value >= 0:
-                raise ValueError(f'FBKDLoss: {name}={value!r} must not be negative')
+        given = {'feature': feature, 'channel': channel, 'spatial': spatial, 'nonlocal_': nonlocal_}
+        self.weights = {name: from_zero('FBKDLoss', name, value) for name, value in given.items()}
         self.tau = positive('FBKDLoss', 'tau', tau)
-        self.reduction = int(positive('FBKDLoss', 'reduction', reduction))
-        self.pool = pool if isinstance(pool, int) else list(pool)
-        for edge in [pool] if isinstance(pool, int) else pool:
-            positive('FBKDLoss', 'pool', edge)
+        self.reduction = whole('FBKDLoss', 'reduction', reduction)
+        self.pool: Union[int, List[int]]
+        if isinstance(pool, (list, tuple)):
+            self.pool = entries('FBKDLoss', 'pool', pool, whole)
+        else:
+            self.pool = whole('FBKDLoss', 'pool', pool)
         self.adapters = nn.ModuleList()
 
     def prepare(self, student: Features, teacher: Features) -> None:

@@ -5,7 +5,8 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_mm.functional import apply_weights, one_of, parameter_options, positive
+from kd_mm.checks import from_zero, one_of, positive
+from kd_mm.functional import apply_weights, parameter_options
 from kd_mm.losses.base import KDLoss
 from kd_mm.regions.gt_box import FRAMES, background_mask, batch_boxes, scale_mask
 from kd_mm.registry import MODELS
@@ -124,10 +125,8 @@ class FGDLoss(KDLoss):
                  lambda_: float = 5e-6, frame: str = 'input', loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.tau = positive('FGDLoss', 'tau', tau)
-        self.weights = {'fg': alpha, 'bg': beta, 'mask': gamma, 'rela': lambda_}
-        for name, value in zip(('alpha', 'beta', 'gamma', 'lambda_'), self.weights.values()):
-            if not value >= 0:
-                raise ValueError(f'FGDLoss: {name}={value!r} must not be negative')
+        self.weights = {'fg': from_zero('FGDLoss', 'alpha', alpha), 'bg': from_zero('FGDLoss', 'beta', beta),
+                        'mask': from_zero('FGDLoss', 'gamma', gamma), 'rela': from_zero('FGDLoss', 'lambda_', lambda_)}
         self.frame = one_of('FGDLoss', 'frame', frame, FRAMES)
         self.context_s = nn.ModuleList()
         self.context_t = nn.ModuleList()

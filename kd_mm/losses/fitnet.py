@@ -4,7 +4,8 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from kd_mm.functional import apply_weights, one_of, safe_sqrt, unit_norm, weighted_mean
+from kd_mm.checks import boolean, one_of, positive
+from kd_mm.functional import apply_weights, safe_sqrt, unit_norm, weighted_mean
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -81,8 +82,8 @@ class FitNetLoss(KDLoss):
         super().__init__(loss_weight)
         self.distance = one_of('FitNetLoss', 'distance', distance, DISTANCES)
         self.reduction = one_of('FitNetLoss', 'reduction', reduction, REDUCTIONS)
-        self.normalize = normalize
-        self.mult = mult
+        self.normalize = boolean('FitNetLoss', 'normalize', normalize)
+        self.mult = positive('FitNetLoss', 'mult', mult)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

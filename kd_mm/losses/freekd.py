@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.functional import apply_weights, dice_similarity, parameter_options, positive
+from kd_mm.checks import whole
+from kd_mm.functional import apply_weights, dice_similarity, parameter_options
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.learned import Learner, load_learned, read_learned
 from kd_mm.registry import MODELS
@@ -160,10 +161,8 @@ class FreeKDLoss(KDLoss):
 
     def __init__(self, depth: int = 3, tokens: Any = None, num_tokens: int = 4, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        if int(depth) != depth or int(num_tokens) != num_tokens:
-            raise ValueError(f'FreeKDLoss: depth={depth!r} and num_tokens={num_tokens!r} must be whole numbers')
-        self.depth = int(positive('FreeKDLoss', 'depth', depth))
-        self.num_tokens = int(positive('FreeKDLoss', 'num_tokens', num_tokens))
+        self.depth = whole('FreeKDLoss', 'depth', depth)
+        self.num_tokens = whole('FreeKDLoss', 'num_tokens', num_tokens)
         self.given: Optional[Dict[str, Tensor]] = None
         self.prompts: Optional[PromptLearner] = None
         if tokens is None:

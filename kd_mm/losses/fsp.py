@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import nonzero, one_of, safe_sqrt
+from kd_mm.checks import one_of
+from kd_mm.functional import nonzero, safe_sqrt
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch

@@ -4,7 +4,8 @@ from typing import Any, Optional
 
 from torch import Tensor, nn
 
-from kd_mm.functional import apply_weights, nonzero, one_of, parameter_options, safe_sqrt, unit_norm
+from kd_mm.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.functional import apply_weights, nonzero, parameter_options, safe_sqrt, unit_norm
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
@@ -123,21 +124,15 @@ class FTLoss(KDLoss):
                  paraphraser_norm: bool = False, reconstruction_weight: float = 1.0, pretrain_steps: int = 0,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        if not 0 < factor_ratio < float('inf'):
-            raise ValueError(f'FTLoss: factor_ratio={factor_ratio!r} must be above 0')
-        if not 0 <= reconstruction_weight < float('inf'):
-            raise ValueError(f'FTLoss: reconstruction_weight={reconstruction_weight!r} must not be negative')
-        if isinstance(pretrain_steps, bool) or not isinstance(pretrain_steps, int) or pretrain_steps < 0:
-            raise ValueError(f'FTLoss: pretrain_steps={pretrain_steps!r} must be a whole number from 0')
-        if pretrain_steps and not reconstruction_weight:
+        self.factor_ratio = positive('FTLoss', 'factor_ratio', factor_ratio)
+        self.reconstruction_weight = from_zero('FTLoss', 'reconstruction_weight', reconstruction_weight)
+        self.pretrain_steps = whole('FTLoss', 'pretrain_steps', pretrain_steps, 0)
+        if self.pretrain_steps and not self.reconstruction_weight:
             raise ValueError(f'FTLoss: pretrain_steps={pretrain_steps} train the paraphraser, and '
                              'reconstruction_weight=0 leaves it untrained')
-        self.factor_ratio = factor_ratio
         self.p = one_of('FTLoss', 'p', p, NORMS)
-        self.translator_norm = translator_norm
-        self.paraphraser_norm = paraphraser_norm
-        self.reconstruction_weight = float(reconstruction_weight)
-        self.pretrain_steps = pretrain_steps
+        self.translator_norm = boolean('FTLoss', 'translator_norm', translator_norm)
+        self.paraphraser_norm = boolean('FTLoss', 'paraphraser_norm', paraphraser_norm)
         self.translators = nn.ModuleList()
         self.paraphrasers = nn.ModuleList()
         self.decoders = nn.ModuleList()

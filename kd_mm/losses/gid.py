@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import apply_weights, nonzero, one_of, positive, safe_sqrt
+from kd_mm.checks import from_zero, number, one_of, positive, whole
+from kd_mm.functional import apply_weights, nonzero, safe_sqrt
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.mimic import ASSIGNMENTS
 from kd_mm.regions.roi import instance_rows, pool_instances, rows_of_level
@@ -124,18 +125,14 @@ class GIDLoss(KDLoss):
                  scale: float = 112.0, heads_at: Optional[str] = None, count: int = 10, iou: float = 0.3,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        for name, value in (('feature', feature), ('relation', relation)):
-            if not value >= 0:
-                raise ValueError(f'GIDLoss: {name}={value!r} must not be negative')
-        self.feature, self.relation = feature, relation
-        self.size = int(positive('GIDLoss', 'size', size))
+        self.feature = from_zero('GIDLoss', 'feature', feature)
+        self.relation = from_zero('GIDLoss', 'relation', relation)
+        self.size = whole('GIDLoss', 'size', size)
         self.assign = one_of('GIDLoss', 'assign', assign, ASSIGNMENTS)
         self.scale = positive('GIDLoss', 'scale', scale)
         self.heads_at, self.needs_boxes = heads_at, heads_at is None
-        self.count = int(positive('GIDLoss', 'count', count))
-        if not 0 <= iou <= 1:
-            raise ValueError(f'GIDLoss: iou={iou!r} must be from 0 to 1')
-        self.iou = float(iou)
+        self.count = whole('GIDLoss', 'count', count)
+        self.iou = number('GIDLoss', 'iou', iou, 0, 1)
         self.levels = 0
 
     @torch.no_grad()

@@ -5,7 +5,8 @@ from typing import Any, Dict, List
 import torch
 from torch import Tensor
 
-from kd_mm.functional import intersection, nonzero, positive
+from kd_mm.checks import positive
+from kd_mm.functional import intersection, nonzero
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.ld import distribution_divergence
 from kd_mm.regions.gt_box import batch_boxes

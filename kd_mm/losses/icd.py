@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor, nn
 
-from kd_mm.functional import nonzero, parameter_options, positive, seeded_generator
+from kd_mm.checks import from_zero, positive, whole
+from kd_mm.functional import nonzero, parameter_options, seeded_generator
 from kd_mm.losses.base import KDLoss
 from kd_mm.regions.gt_box import batch_boxes
 from kd_mm.registry import MODELS
@@ -169,14 +170,13 @@ class ICDLoss(KDLoss):
     def __init__(self, num_classes: int = 80, heads: int = 8, tau: float = 1.0, distill: float = 8.0,
                  auxiliary: float = 1.0, negatives: float = 5.0, max_instances: int = 300, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.num_classes = int(positive('ICDLoss', 'num_classes', num_classes))
-        self.heads = int(positive('ICDLoss', 'heads', heads))
+        self.num_classes = whole('ICDLoss', 'num_classes', num_classes)
+        self.heads = whole('ICDLoss', 'heads', heads)
         self.tau = positive('ICDLoss', 'tau', tau)
-        self.max_instances = int(positive('ICDLoss', 'max_instances', max_instances))
-        for name, value in (('distill', distill), ('auxiliary', auxiliary), ('negatives', negatives)):
-            if not value >= 0:
-                raise ValueError(f'ICDLoss: {name}={value!r} must not be negative')
-        self.distill, self.auxiliary, self.negatives = distill, auxiliary, negatives
+        self.max_instances = whole('ICDLoss', 'max_instances', max_instances)
+        self.distill = from_zero('ICDLoss', 'distill', distill)
+        self.auxiliary = from_zero('ICDLoss', 'auxiliary', auxiliary)
+        self.negatives = from_zero('ICDLoss', 'negatives', negatives)
         self.layers = nn.ModuleDict()
         #: encoded instances (N, K, D), which are real (N, K), embeddings and padding a level, in place of our own.
         self.given: Optional[Dict[str, Any]] = None

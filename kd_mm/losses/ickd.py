@@ -5,6 +5,7 @@ from typing import Any, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_mm.checks import whole
 from kd_mm.functional import channel_affinity, resize
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
@@ -72,9 +73,7 @@ class ICKDLoss(KDLoss):
 
     def __init__(self, patches: int = 1, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        if not (isinstance(patches, int) and patches >= 1):
-            raise ValueError(f'ICKDLoss: patches={patches!r} must be a whole number from 1')
-        self.patches = patches
+        self.patches = whole('ICKDLoss', 'patches', patches)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

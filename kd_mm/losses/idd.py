@@ -5,7 +5,8 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
-from kd_mm.functional import class_centres, nonzero, one_of
+from kd_mm.checks import one_of, whole
+from kd_mm.functional import class_centres, nonzero
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.targets import class_members
@@ -78,9 +79,7 @@ class IDDLoss(KDLoss):
     def __init__(self, scale: str = 'none', num_classes: Optional[int] = None, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.scale = one_of('IDDLoss', 'scale', scale, SCALES)
-        if num_classes is not None and not num_classes >= 1:
-            raise ValueError(f'IDDLoss: num_classes={num_classes!r} must be at least 1')
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else whole('IDDLoss', 'num_classes', num_classes)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -5,7 +5,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from kd_mm.functional import class_centres, nonzero, one_of, safe_sqrt
+from kd_mm.checks import boolean, one_of, whole
+from kd_mm.functional import class_centres, nonzero, safe_sqrt
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.targets import class_members
@@ -88,10 +89,8 @@ class IFVDLoss(KDLoss):
                  loss_weight: Any = 200.0):
         super().__init__(loss_weight)
         self.centres = one_of('IFVDLoss', 'centres', centres, CENTRES)
-        if num_classes is not None and not num_classes >= 1:
-            raise ValueError(f'IFVDLoss: num_classes={num_classes!r} must be at least 1')
-        self.count_ignored = count_ignored
-        self.num_classes = num_classes
+        self.count_ignored = boolean('IFVDLoss', 'count_ignored', count_ignored)
+        self.num_classes = None if num_classes is None else whole('IFVDLoss', 'num_classes', num_classes)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

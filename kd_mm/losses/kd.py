@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.blocks import sum_in_blocks
-from kd_mm.functional import apply_weights, nonzero, one_of, positive
+from kd_mm.checks import boolean, one_of, positive
+from kd_mm.functional import apply_weights, nonzero
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -126,8 +127,8 @@ class SoftmaxKDLoss(KDLoss):
         self.tau = positive('SoftmaxKDLoss', 'tau', tau)
         self.reduction = one_of('SoftmaxKDLoss', 'reduction', reduction, REDUCTIONS)
         self.divergence = one_of('SoftmaxKDLoss', 'divergence', divergence, DIVERGENCES)
-        self.factor = self.tau**2 if tau_squared else 1.0
-        self.mask_ignored = mask_ignored
+        self.factor = self.tau**2 if boolean('SoftmaxKDLoss', 'tau_squared', tau_squared) else 1.0
+        self.mask_ignored = boolean('SoftmaxKDLoss', 'mask_ignored', mask_ignored)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -5,7 +5,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 from torch import Tensor
 
 from kd_mm import distributed
-from kd_mm.functional import factors, nonzero, one_of, seeded_generator
+from kd_mm.checks import factors, one_of, whole
+from kd_mm.functional import nonzero, seeded_generator
 from kd_mm.losses.query_base import QueryLoss, class_divergence, image_shapes, paired_box_losses
 from kd_mm.losses.sigmoid_kd import DIVERGENCES
 from kd_mm.registry import MODELS
@@ -69,14 +70,11 @@ class KDDETRLoss(QueryLoss):
                  l1_weight: float = 5.0, giou_weight: float = 2.0, weights: str = 'foreground',
                  divergence: str = 'kl', loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.points = (points, ) if isinstance(points, str) else tuple(points)
-        if not self.points:
+        kinds = (points, ) if isinstance(points, str) else points
+        if not isinstance(kinds, (list, tuple)) or not kinds:
             raise ValueError(f'KDDETRLoss: points={points!r} must be one or both of {", ".join(map(repr, POINTS))}')
-        for kind in self.points:
-            one_of('KDDETRLoss', 'points', kind, POINTS)
-        if isinstance(general, bool) or not isinstance(general, int) or general < 1:
-            raise ValueError(f'KDDETRLoss: general={general!r} must be a whole number from 1')
-        self.general = general
+        self.points = tuple(one_of('KDDETRLoss', 'points', kind, POINTS) for kind in kinds)
+        self.general = whole('KDDETRLoss', 'general', general)
         self.class_weight, self.l1_weight, self.giou_weight = factors(
             'KDDETRLoss', class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
         self.weights = one_of('KDDETRLoss', 'weights', weights, WEIGHTS)

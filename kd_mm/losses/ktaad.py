@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.functional import nonzero, one_of, parameter_options, resize, safe_sqrt, unit_vectors
+from kd_mm.checks import from_zero, one_of, whole
+from kd_mm.functional import nonzero, parameter_options, resize, safe_sqrt, unit_vectors
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.learned import Learner, load_learned, read_learned
 from kd_mm.registry import MODELS
@@ -171,14 +172,10 @@ class KTAADLoss(KDLoss):
                  affinity_weight: float = 1.0, p: int = 1, affinity: str = 'cell', sparsity: float = 1e-7,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        for name, value in (('code', code), ('stride', stride)):
-            if int(value) != value or value < 1:
-                raise ValueError(f'KTAADLoss: {name}={value!r} must be a whole number from 1')
-        for name, weight in (('kta_weight', kta_weight), ('affinity_weight', affinity_weight), ('sparsity', sparsity)):
-            if not weight >= 0:
-                raise ValueError(f'KTAADLoss: {name}={weight!r} must not be negative')
-        self.code, self.stride, self.sparsity = int(code), int(stride), sparsity
-        self.weights = {'kta': kta_weight, 'affinity': affinity_weight}
+        self.code, self.stride = whole('KTAADLoss', 'code', code), whole('KTAADLoss', 'stride', stride)
+        self.sparsity = from_zero('KTAADLoss', 'sparsity', sparsity)
+        self.weights = {'kta': from_zero('KTAADLoss', 'kta_weight', kta_weight),
+                        'affinity': from_zero('KTAADLoss', 'affinity_weight', affinity_weight)}
         self.p = one_of('KTAADLoss', 'p', p, (1, 2))
         self.affinity = one_of('KTAADLoss', 'affinity', affinity, AFFINITIES)
         self.given = read_learned('KTAADLoss', 'autoencoder', autoencoder)

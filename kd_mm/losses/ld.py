@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kd_mm import distributed
-from kd_mm.functional import factors, intersection, nonzero, one_of, positive
+from kd_mm.checks import boolean, factors, number, one_of, positive, whole
+from kd_mm.functional import intersection, nonzero
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.regions.gt_box import batch_boxes
@@ -157,12 +158,10 @@ class LDLoss(HeadLoss):
         self.tau = positive('LDLoss', 'tau', tau)
         self.main_weight, self.valuable_weight = factors(
             'LDLoss', main_weight=main_weight, valuable_weight=valuable_weight)
-        if not 0 <= gamma <= 1 or topk < 1:
-            raise ValueError(f'LDLoss: gamma={gamma!r} must be from 0 to 1 and topk={topk!r} at least 1')
-        self.gamma, self.topk = gamma, topk
+        self.gamma, self.topk = number('LDLoss', 'gamma', gamma, 0, 1), whole('LDLoss', 'topk', topk)
         self.bins = one_of('LDLoss', 'bins', bins, BINS)
-        self.normalise = normalise
-        self.needs_boxes = valuable_weight > 0
+        self.normalise = boolean('LDLoss', 'normalise', normalise)
+        self.needs_boxes = self.valuable_weight > 0
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         super().check_shapes(student, teacher)

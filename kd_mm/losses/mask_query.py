@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm import distributed, targets
-from kd_mm.functional import factors, nonzero, seeded_generator
+from kd_mm.checks import entries, factors, from_zero, whole
+from kd_mm.functional import nonzero, seeded_generator
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.losses.sigmoid_kd import sigmoid_divergence
@@ -85,13 +86,11 @@ class MaskQueryLoss(HeadLoss):
         super().__init__(loss_weight)
         self.class_weight, self.mask_weight, self.dice_weight = factors(
             'MaskQueryLoss', class_weight=class_weight, mask_weight=mask_weight, dice_weight=dice_weight)
-        if len(match_weights) != 3:
-            raise ValueError(f'MaskQueryLoss: match_weights={match_weights!r} must be three factors: class, mask, dice')
-        self.match_weights = factors('MaskQueryLoss', **dict(zip(('match_class', 'match_mask', 'match_dice'),
-                                                                 match_weights)))
-        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
-            raise ValueError(f'MaskQueryLoss: points={points!r} must be a whole number from 1')
-        self.points = points
+        self.match_weights = entries('MaskQueryLoss', 'match_weights', match_weights, from_zero)
+        if len(self.match_weights) != 3 or not any(self.match_weights):
+            raise ValueError(f'MaskQueryLoss: match_weights={match_weights!r} must be three factors: class, mask, '
+                             'dice, and one above 0')
+        self.points = whole('MaskQueryLoss', 'points', points)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         if not isinstance(student, MaskQueryView) or not isinstance(teacher, MaskQueryView):

@@ -5,7 +5,8 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_mm.functional import dice_similarity, nonzero, one_of, parameter_options
+from kd_mm.checks import from_zero, one_of, whole
+from kd_mm.functional import dice_similarity, nonzero, parameter_options
 from kd_mm.losses.base import KDLoss
 from kd_mm.losses.learned import Learner, load_learned, read_learned
 from kd_mm.registry import MODELS
@@ -135,13 +136,10 @@ class MasKDLoss(KDLoss):
                  student_mask_after: Optional[int] = 1000, eps: float = 0.0, loss_weight: Any = 7.0):
         super().__init__(loss_weight)
         self.token_weights = one_of('MasKDLoss', 'token_weights', token_weights, WEIGHTS)
-        if int(num_tokens) != num_tokens or num_tokens < 1:
-            raise ValueError(f'MasKDLoss: num_tokens={num_tokens!r} must be a whole number from 1')
-        if student_mask_after is not None and student_mask_after < 0:
-            raise ValueError(f'MasKDLoss: student_mask_after={student_mask_after!r} must be a step from 0, or None')
-        if not eps >= 0:
-            raise ValueError(f'MasKDLoss: eps={eps!r} must not be negative')
-        self.num_tokens, self.student_mask_after, self.eps = int(num_tokens), student_mask_after, eps
+        self.num_tokens = whole('MasKDLoss', 'num_tokens', num_tokens)
+        self.student_mask_after = None if student_mask_after is None else whole(
+            'MasKDLoss', 'student_mask_after', student_mask_after, 0)
+        self.eps = from_zero('MasKDLoss', 'eps', eps)
         self.given = read_learned('MasKDLoss', 'tokens', tokens)
         self.finder = self.learner()
 

@@ -6,7 +6,8 @@ import torch
 from mmengine.dist import get_rank
 from torch import Tensor, nn
 
-from kd_mm.functional import apply_weights, keep_mask, one_of, parameter_options, seeded_generator
+from kd_mm.checks import number, one_of
+from kd_mm.functional import apply_weights, keep_mask, parameter_options, seeded_generator
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
@@ -59,9 +60,7 @@ class MGDLoss(KDLoss):
 
     def __init__(self, mask_ratio: float = 0.65, mask_on: str = 'pixel', loss_weight: Any = 2e-5):
         super().__init__(loss_weight)
-        if not 0 <= mask_ratio <= 1:
-            raise ValueError(f'MGDLoss: mask_ratio={mask_ratio!r} must be within 0..1')
-        self.mask_ratio = mask_ratio
+        self.mask_ratio = number('MGDLoss', 'mask_ratio', mask_ratio, 0, 1)
         self.mask_on = one_of('MGDLoss', 'mask_on', mask_on, MASKS)
         self.generators = nn.ModuleList()
         #: masks to use instead of random ones, one a level (a golden vector's, for example).

@@ -4,7 +4,8 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from kd_mm.functional import apply_weights, one_of, positive
+from kd_mm.checks import one_of, positive, whole
+from kd_mm.functional import apply_weights
 from kd_mm.losses.base import KDLoss
 from kd_mm.regions.roi import instance_rows, pool_instances, rows_of_level
 from kd_mm.registry import MODELS
@@ -51,7 +52,7 @@ class MimicLoss(KDLoss):
 
     def __init__(self, size: int = 7, assign: str = 'all', scale: float = 56.0, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.size = int(positive('MimicLoss', 'size', size))
+        self.size = whole('MimicLoss', 'size', size)
         self.assign = one_of('MimicLoss', 'assign', assign, ASSIGNMENTS)
         self.scale = positive('MimicLoss', 'scale', scale)
         self.levels = 0

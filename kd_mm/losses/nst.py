@@ -5,6 +5,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from kd_mm.checks import from_zero, whole
 from kd_mm.functional import safe_sqrt
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
@@ -85,12 +86,8 @@ class NSTLoss(KDLoss):
 
     def __init__(self, degree: int = 2, offset: float = 0.0, loss_weight: Any = 50.0):
         super().__init__(loss_weight)
-        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
-            raise ValueError(f'NSTLoss: degree={degree!r} must be a whole number from 1')
-        if not offset >= 0:
-            raise ValueError(f'NSTLoss: offset={offset!r} must not be negative')
-        self.degree = degree
-        self.offset = float(offset)
+        self.degree = whole('NSTLoss', 'degree', degree)
+        self.offset = from_zero('NSTLoss', 'offset', offset)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -6,7 +6,8 @@ from typing import Any, Dict, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from kd_mm.functional import apply_weights, nonzero, one_of
+from kd_mm.checks import one_of
+from kd_mm.functional import apply_weights, nonzero
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch

@@ -5,6 +5,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from kd_mm.checks import boolean, from_zero
 from kd_mm.functional import nonzero, resize, safe_sqrt, weighted_mean
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
@@ -66,8 +67,8 @@ class PKDLoss(KDLoss):
 
     def __init__(self, resize_student: bool = True, eps: float = 1e-6, loss_weight: Any = 6.0):
         super().__init__(loss_weight)
-        self.resize_student = resize_student
-        self.eps = eps
+        self.resize_student = boolean('PKDLoss', 'resize_student', resize_student)
+        self.eps = from_zero('PKDLoss', 'eps', eps)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.functional import nonzero, parameter_options, positive, weighted_mean
+from kd_mm.checks import entries, whole
+from kd_mm.functional import nonzero, parameter_options, weighted_mean
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
@@ -115,8 +116,8 @@ class ReviewKDLoss(KDLoss):
 
     def __init__(self, channels: Optional[int] = None, pools: Sequence[int] = (4, 2, 1), loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.channels = None if channels is None else int(positive('ReviewKDLoss', 'channels', channels))
-        self.pools = [int(positive('ReviewKDLoss', 'pools', edge)) for edge in pools]
+        self.channels = None if channels is None else whole('ReviewKDLoss', 'channels', channels)
+        self.pools = entries('ReviewKDLoss', 'pools', pools, whole)
         self.blocks = nn.ModuleList()
 
     def prepare(self, student: Features, teacher: Features) -> None:

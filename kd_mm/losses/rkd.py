@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor
 
-from kd_mm.functional import SAMPLES, nonzero, one_of, positive, relation_rows, sample_limit, seeded_generator
+from kd_mm.checks import boolean, from_zero, one_of, positive, sample_limit
+from kd_mm.functional import SAMPLES, nonzero, relation_rows, seeded_generator
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -85,11 +86,9 @@ class RKDLoss(KDLoss):
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0, normalize: bool = False,
                  beta: float = 1.0, samples: str = 'cell', limit: Optional[int] = 128, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        for name, value in (('distance_weight', distance_weight), ('angle_weight', angle_weight)):
-            if not value >= 0:
-                raise ValueError(f'RKDLoss: {name}={value!r} must not be negative')
-        self.weights = {'distance': float(distance_weight), 'angle': float(angle_weight)}
-        self.normalize = normalize
+        self.weights = {'distance': from_zero('RKDLoss', 'distance_weight', distance_weight),
+                        'angle': from_zero('RKDLoss', 'angle_weight', angle_weight)}
+        self.normalize = boolean('RKDLoss', 'normalize', normalize)
         self.beta = positive('RKDLoss', 'beta', beta)
         self.samples = one_of('RKDLoss', 'samples', samples, SAMPLES)
         self.limit = sample_limit('RKDLoss', limit)

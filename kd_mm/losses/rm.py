@@ -5,7 +5,8 @@ from typing import Any, Dict, List
 import torch
 from torch import Tensor
 
-from kd_mm.functional import nonzero, one_of, positive
+from kd_mm.checks import one_of, positive
+from kd_mm.functional import nonzero
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.blocks import sum_in_blocks
-from kd_mm.functional import apply_weights, nonzero, one_of, positive
+from kd_mm.checks import boolean, from_zero, one_of, positive
+from kd_mm.functional import apply_weights, nonzero
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -96,9 +97,10 @@ def quality_focal(owner: str, beta: float, divergence: str) -> Tuple[float, str]
         (1.0, 'kl')
     """
     # Between 0 and 1 the gradient of |d|^beta is infinite at d = 0, where training is meant to arrive.
-    if beta != 0 and not beta >= 1:
+    beta = from_zero(owner, 'beta', beta)
+    if 0 < beta < 1:
         raise ValueError(f'{owner}: beta={beta!r} must be 0 or at least 1')
-    return float(beta), one_of(owner, 'divergence', divergence, DIVERGENCES)
+    return beta, one_of(owner, 'divergence', divergence, DIVERGENCES)
 
 
 @MODELS.register_module()
@@ -153,7 +155,7 @@ class SigmoidKDLoss(KDLoss):
         self.tau = positive('SigmoidKDLoss', 'tau', tau)
         self.beta, self.divergence = quality_focal('SigmoidKDLoss', beta, divergence)
         self.reduction = one_of('SigmoidKDLoss', 'reduction', reduction, REDUCTIONS)
-        self.mask_ignored = mask_ignored
+        self.mask_ignored = boolean('SigmoidKDLoss', 'mask_ignored', mask_ignored)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mm import distributed, targets
-from kd_mm.functional import one_of, parameter_options, positive, resize, safe_sqrt, seeded_generator
+from kd_mm.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.functional import parameter_options, resize, safe_sqrt, seeded_generator
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.losses.opponent import Opponent, SpectralConv2d, make_optimizer
 from kd_mm.registry import MODELS
@@ -165,14 +166,11 @@ class SKDHolisticLoss(KDLoss):
                  penalty_weight: float = 10.0, mask_ignored: bool = True, loss_weight: Any = 0.001):
         super().__init__(loss_weight)
         self.objective = one_of('SKDHolisticLoss', 'objective', objective, OBJECTIVES)
-        if isinstance(width, bool) or int(width) != width or width < 1:
-            raise ValueError(f'SKDHolisticLoss: width={width!r} must be a whole number from 1')
+        self.width = whole('SKDHolisticLoss', 'width', width)
         self.discriminator_weight = positive('SKDHolisticLoss', 'discriminator_weight', discriminator_weight)
-        if not penalty_weight >= 0:
-            raise ValueError(f'SKDHolisticLoss: penalty_weight={penalty_weight!r} must not be negative')
-        self.penalty_weight = float(penalty_weight)
-        self.condition_on_image, self.mask_ignored = bool(condition_on_image), bool(mask_ignored)
-        self.width = int(width)
+        self.penalty_weight = from_zero('SKDHolisticLoss', 'penalty_weight', penalty_weight)
+        self.condition_on_image = boolean('SKDHolisticLoss', 'condition_on_image', condition_on_image)
+        self.mask_ignored = boolean('SKDHolisticLoss', 'mask_ignored', mask_ignored)
         self.optimizer: Dict[str, Any] = dict(OPTIMIZER if optimizer is None else optimizer)
         try:
             make_optimizer([torch.zeros(1)], self.optimizer)  # whether there is such

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_mm.checks import boolean, from_zero, positive, whole
 from kd_mm.functional import nonzero, unit_vectors
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
@@ -136,13 +137,10 @@ class SKDPairwiseLoss(KDLoss):
     def __init__(self, kernel: int = 2, scale: Optional[float] = None, detach_norm: bool = False, eps: float = 0.0,
                  loss_weight: Any = 10.0):
         super().__init__(loss_weight)
-        if not (isinstance(kernel, int) and kernel >= 1):
-            raise ValueError(f'SKDPairwiseLoss: kernel={kernel!r} must be a whole number from 1')
-        if scale is not None and not 0 < scale <= 1:
-            raise ValueError(f'SKDPairwiseLoss: scale={scale!r} must be above 0 and at most 1')
-        if not eps >= 0:
-            raise ValueError(f'SKDPairwiseLoss: eps={eps!r} must not be negative')
-        self.kernel, self.scale, self.detach_norm, self.eps = kernel, scale, detach_norm, eps
+        self.kernel = whole('SKDPairwiseLoss', 'kernel', kernel)
+        self.scale = None if scale is None else positive('SKDPairwiseLoss', 'scale', scale, 1)
+        self.detach_norm = boolean('SKDPairwiseLoss', 'detach_norm', detach_norm)
+        self.eps = from_zero('SKDPairwiseLoss', 'eps', eps)
 
     def nodes(self, features: Tensor, mask: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
         """Unit vectors (N, C, P) of the nodes, and their weights."""

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor
 
-from kd_mm.functional import SAMPLES, one_of, relation_rows, safe_sqrt, sample_limit, seeded_generator
+from kd_mm.checks import one_of, sample_limit
+from kd_mm.functional import SAMPLES, relation_rows, safe_sqrt, seeded_generator
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch

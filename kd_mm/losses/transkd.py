@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.functional import nonzero, one_of, parameter_options, weighted_mean
+from kd_mm.checks import boolean, entries, from_zero, one_of, whole
+from kd_mm.functional import nonzero, parameter_options, weighted_mean
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.targets import images
@@ -180,15 +181,10 @@ class TransKDLoss(KDLoss):
                  add: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.embedding = one_of('TransKDLoss', 'embedding', embedding, EMBEDDINGS)
-        for name, value in (('middle', middle), ('heads', heads)):
-            if int(value) != value or value < 1:
-                raise ValueError(f'TransKDLoss: {name}={value!r} must be a whole number from 1')
-        self.middle, self.heads, self.add = int(middle), int(heads), add
-        self.embed_weights = [float(weight) for weight in embed_weights]
-        if not feature_weight >= 0 or not all(weight >= 0 for weight in self.embed_weights):
-            raise ValueError(f'TransKDLoss: feature_weight={feature_weight!r} and embed_weights={embed_weights!r} must '
-                             'not be negative')
-        self.feature_weight = feature_weight
+        self.middle, self.heads = whole('TransKDLoss', 'middle', middle), whole('TransKDLoss', 'heads', heads)
+        self.add = boolean('TransKDLoss', 'add', add)
+        self.embed_weights = entries('TransKDLoss', 'embed_weights', embed_weights, from_zero)
+        self.feature_weight = from_zero('TransKDLoss', 'feature_weight', feature_weight)
         self.fusions = nn.ModuleList()  # the deepest first
         self.linears = nn.ModuleList()
         self.mixer: Optional[nn.Module] = None

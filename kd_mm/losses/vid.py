@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.functional import parameter_options, positive, weighted_mean
+from kd_mm.checks import positive
+from kd_mm.functional import parameter_options, weighted_mean
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
@@ -71,9 +72,9 @@ class VIDLoss(KDLoss):
     def __init__(self, init_variance: float = 5.0, eps: float = 1e-5, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.eps = positive('VIDLoss', 'eps', eps)
-        if not init_variance > eps:
+        self.init_variance = positive('VIDLoss', 'init_variance', init_variance)
+        if self.init_variance <= self.eps:
             raise ValueError(f'VIDLoss: init_variance={init_variance!r} must be above eps={eps!r}')
-        self.init_variance = float(init_variance)
         self.regressors = nn.ModuleList()
         self.log_scales = nn.ParameterList()
 

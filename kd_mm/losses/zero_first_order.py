@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.blocks import BLOCK, sum_in_blocks
-from kd_mm.functional import apply_weights, nonzero, positive, weighted_mean
+from kd_mm.checks import boolean, from_zero, positive
+from kd_mm.functional import apply_weights, nonzero, weighted_mean
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -146,12 +147,10 @@ class ZeroFirstOrderLoss(KDLoss):
     def __init__(self, zero: float = 1.0, first: float = 0.1, tau: float = 1.0, mask_ignored: bool = True,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        for name, value in (('zero', zero), ('first', first)):
-            if not value >= 0:
-                raise ValueError(f'ZeroFirstOrderLoss: {name}={value!r} must not be negative')
-        self.zero, self.first = zero, first
+        self.zero = from_zero('ZeroFirstOrderLoss', 'zero', zero)
+        self.first = from_zero('ZeroFirstOrderLoss', 'first', first)
         self.tau = positive('ZeroFirstOrderLoss', 'tau', tau)
-        self.mask_ignored = mask_ignored
+        self.mask_ignored = boolean('ZeroFirstOrderLoss', 'mask_ignored', mask_ignored)
 
     def terms(self, student: Tensor, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Dict[str, Tensor]:
         """The two terms without their weights: zero and first."""

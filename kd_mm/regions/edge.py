@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.functional import one_of, parameter_options
+from kd_mm.checks import one_of, whole
+from kd_mm.functional import parameter_options
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
 from kd_mm.targets import seg_map
@@ -28,9 +29,10 @@ def odd_width(owner: str, width: int) -> int:
         >>> odd_width('EdgeRegion', 7)
         7
     """
-    if not (isinstance(width, int) and width >= 3 and width % 2):
+    found = whole(owner, 'width', width, 3)
+    if found % 2 == 0:
         raise ValueError(f'{owner}: width={width!r} must be an odd whole number from 3')
-    return width
+    return found
 
 
 def label_edges(labels: Tensor, width: int, ignore_index: int) -> Tuple[Tensor, Tensor]:

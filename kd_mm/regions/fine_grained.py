@@ -6,6 +6,7 @@ from typing import List, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from kd_mm.checks import boolean, entries, number, positive
 from kd_mm.functional import nonzero
 from kd_mm.regions.base import RegionMask
 from kd_mm.regions.gt_box import BLOCK, batch_boxes
@@ -105,13 +106,11 @@ class FineGrainedRegion(RegionMask):
     def __init__(self, strides: Sequence[float], scales: Sequence[float] = (4, 4 * 2**(1 / 3), 4 * 2**(2 / 3)),
                  ratios: Sequence[float] = (0.5, 1, 2), iou_factor: float = 0.5, legacy: bool = False):
         super().__init__()
-        for name, values in (('strides', strides), ('scales', scales), ('ratios', ratios)):
-            if not list(values) or not all(value > 0 for value in values):
-                raise ValueError(f'FineGrainedRegion: {name}={values!r} must be a list of numbers above 0')
-        if not 0 <= iou_factor <= 1:
-            raise ValueError(f'FineGrainedRegion: iou_factor={iou_factor!r} must be within 0..1')
-        self.strides, self.scales, self.ratios = list(strides), list(scales), list(ratios)
-        self.iou_factor, self.legacy = iou_factor, legacy
+        self.strides = entries('FineGrainedRegion', 'strides', strides, positive)
+        self.scales = entries('FineGrainedRegion', 'scales', scales, positive)
+        self.ratios = entries('FineGrainedRegion', 'ratios', ratios, positive)
+        self.iou_factor = number('FineGrainedRegion', 'iou_factor', iou_factor, 0, 1)
+        self.legacy = boolean('FineGrainedRegion', 'legacy', legacy)
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
         if len(self.strides) != len(features):

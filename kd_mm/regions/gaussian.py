@@ -4,7 +4,8 @@ from typing import Optional, Sequence
 
 import torch
 
-from kd_mm.functional import nonzero, positive
+from kd_mm.checks import boolean, class_indices, positive
+from kd_mm.functional import nonzero
 from kd_mm.regions.base import RegionMask
 from kd_mm.regions.gt_box import BLOCK, batch_boxes
 from kd_mm.registry import MODELS
@@ -41,8 +42,8 @@ class GaussianBoxRegion(RegionMask):
     def __init__(self, spread: float = 0.25, inside: bool = True, classes: Optional[Sequence[int]] = None):
         super().__init__()
         self.spread = positive('GaussianBoxRegion', 'spread', spread)
-        self.inside = inside
-        self.classes = None if classes is None else list(classes)
+        self.inside = boolean('GaussianBoxRegion', 'inside', inside)
+        self.classes = class_indices('GaussianBoxRegion', 'classes', classes)
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
         boxes, real, _ = batch_boxes(batch, 'input', features[0], self.classes)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kd_mm.functional import one_of, parameter_options
+from kd_mm.checks import class_indices, one_of
+from kd_mm.functional import parameter_options
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
 from kd_mm.targets import gt_boxes, gt_labels, img_shapes, input_shape
@@ -173,7 +174,7 @@ class GTBoxRegion(RegionMask):
         super().__init__()
         self.mode = one_of('GTBoxRegion', 'mode', mode, MODES)
         self.frame = one_of('GTBoxRegion', 'frame', frame, FRAMES)
-        self.classes = None if classes is None else list(classes)
+        self.classes = class_indices('GTBoxRegion', 'classes', classes)
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
         boxes, real, frames = batch_boxes(batch, self.frame, features[0], self.classes)

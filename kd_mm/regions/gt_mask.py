@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kd_mm.checks import one_of
 from kd_mm.functional import parameter_options
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
@@ -53,9 +54,7 @@ class GTMaskRegion(RegionMask):
 
     def __init__(self, mode: str = 'soft'):
         super().__init__()
-        if mode not in ('soft', 'foreground', 'background'):
-            raise ValueError(f"GTMaskRegion: mode={mode!r} is not one of 'soft', 'foreground', 'background'")
-        self.mode = mode
+        self.mode = one_of('GTMaskRegion', 'mode', mode, ('soft', 'foreground', 'background'))
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
         frame, options = input_shape(batch), parameter_options(features[0])

@@ -5,7 +5,7 @@ from typing import Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from kd_mm.functional import positive
+from kd_mm.checks import entries, positive
 from kd_mm.regions.base import RegionMask
 from kd_mm.regions.gt_box import batch_boxes
 from kd_mm.registry import MODELS
@@ -89,7 +89,7 @@ class LevelBoxRegion(RegionMask):
 
     def __init__(self, strides: Optional[Sequence[float]] = None, scale: float = 56.0):
         super().__init__()
-        self.strides = None if strides is None else [positive('LevelBoxRegion', 'strides', value) for value in strides]
+        self.strides = None if strides is None else entries('LevelBoxRegion', 'strides', strides, positive)
         self.scale = positive('LevelBoxRegion', 'scale', scale)
 
     def forward(self, features: Features, batch: KDBatch) -> Features:

@@ -4,6 +4,7 @@ from typing import Optional, Sequence
 
 import torch
 
+from kd_mm.checks import class_indices
 from kd_mm.functional import parameter_options
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
@@ -35,9 +36,7 @@ class SegClassRegion(RegionMask):
 
     def __init__(self, classes: Optional[Sequence[int]] = None):
         super().__init__()
-        if classes is not None and not list(classes):
-            raise ValueError('SegClassRegion: classes is empty; None means every labelled pixel')
-        self.classes = None if classes is None else list(classes)
+        self.classes = class_indices('SegClassRegion', 'classes', classes)
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
         masks = []

@@ -328,7 +328,7 @@ def test_plain_module_teaches_a_backbone(det):
 
 def test_bad_preprocess(det):
     for preprocess, message in ((dict(means=[0]), "preprocess has no 'means'"),
-                                (dict(channels='gbr'), "neither 'rgb'")):
+                                (dict(channels='gbr'), "channels='gbr' is not one of 'rgb', 'bgr'")):
         with pytest.raises(ValueError, match=message):
             Distiller(student_of(det), dict(type=f'{__name__}.Foundation', preprocess=preprocess),
                       dict(loss_hint=dict(type='FitNetLoss', student_at='backbone.layer4', teacher_at='patch')),

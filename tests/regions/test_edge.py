@@ -67,7 +67,7 @@ def test_an_ignored_label_is_no_class(ignored):
     assert edges.any(dim=1).sum() == 2 + (ignored == 9)
 
 
-@pytest.mark.parametrize('options', [dict(mode='inside'), dict(width=4), dict(width=1), dict(width=3.0)])
+@pytest.mark.parametrize('options', [dict(mode='inside'), dict(width=4), dict(width=1), dict(width=3.5)])
 def test_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         build(dict(type='EdgeRegion', **options))

@@ -35,7 +35,7 @@ def test_the_nearest_pixel_labels_a_cell():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match='classes is empty'):
+    with pytest.raises(ValueError, match=r'classes=\[\] must be a list that is not empty'):
         build(dict(type='SegClassRegion', classes=[]))
     with pytest.raises(ValueError, match='segmentation map'):
         SegClassRegion()((torch.zeros(1, 3, 2, 2), ), KDBatch())
