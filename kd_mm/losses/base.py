@@ -131,7 +131,7 @@ class KDLoss(nn.Module):
             student = tuple(lift(tensor) for tensor in student)
             teacher = tuple(lift(tensor.detach()) for tensor in teacher)
             self.prepare(student, teacher)
-            masks = [None] * len(student) if region is None else list(region(teacher, batch))
+            masks: List[Optional[Tensor]] = [None] * len(student) if region is None else list(region(teacher, batch))
             if self.pools_to is not None:  # after the region, whose strides are those of the teacher's own map
                 student, teacher, masks = self._pooled(student, teacher, masks)
             if self.joint:

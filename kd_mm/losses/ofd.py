@@ -87,7 +87,8 @@ class OFDLoss(KDLoss):
     The published connector is ``ConvAdapter(bias=False, always=True, norm=True)``.
 
     As published (authors, mdistiller): level ``i`` of ``L`` has the weight ``2^(i+1-L)``, which is
-    ``loss_weight=[.25e-3, .5e-3, 1e-3]`` for three.  mmrazor divides by 1000 inside (its weight 1 is 1e-3 here) and gives all levels one weight.
+    ``loss_weight=[.25e-3, .5e-3, 1e-3]`` for three.  mmrazor divides by 1000 inside (its weight 1 is 1e-3 here) and
+    gives all levels one weight.
 
     Args:
         margin: 'norm' (from the tapped teacher batch norm), 'batch' (mean of the negative values of this batch), or

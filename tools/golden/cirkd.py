@@ -15,7 +15,9 @@ def cirkd_minibatch(v: Vector) -> None:
 
 @recipe('cirkd_memory')
 def cirkd_memory(v: Vector) -> None:
-    classes = v.number('num_classes')
+    classes, ignored = v.number('num_classes'), v.number('ignore_label', default=255)
+    batch = v.batch()
+    batch.ignore_index = ignored
     loss = dict(
         type='CIRKDMemoryLoss', num_classes=classes, tau=v.number('contrast_temperature'),
         kd_tau=v.number('contrast_kd_temperature'), pixel_memory=v.number('pixel_memory_size'),
@@ -40,9 +42,9 @@ def cirkd_memory(v: Vector) -> None:
     rules = [(r'project_([03])_weight', r'loss.projections.0.\1.weight'),
              (r'project_bn_(weight|bias)', r'loss.projections.0.1.\1')]
     for prefix, enqueue in (('', 'published'), ('fixed_', 'class')):
-        outcome = v.run(dict(loss, enqueue=enqueue), rules=rules, setup=setup, prefix=prefix)
+        outcome = v.run(dict(loss, enqueue=enqueue), rules=rules, setup=setup, prefix=prefix, batch=batch)
         method = outcome.modules['loss']
-        for kind, term in method.terms(0, outcome.student[0], outcome.teacher[0], v.batch()).items():
+        for kind, term in method.terms(0, outcome.student[0], outcome.teacher[0], batch).items():
             v.check(f'{prefix}loss_{kind}', term)
         v.check(f'{prefix}pixel_queue_after', method.queues[0]['pixel'].vectors)
         v.check('region_queue_after', method.queues[0]['region'].vectors)

@@ -17,6 +17,14 @@ def transkd(v: Vector) -> None:
         for stage, tokens in enumerate(v.series(f'{side}_embed_')):
             size = features[index][stage].shape[2:]
             features[index].append(tokens.transpose(1, 2).reshape(len(tokens), -1, *size).contiguous())
+    for name, side in (('in_channels', 0), ('out_channels', 1)):
+        v.agree(name, [tensor.shape[1] for tensor in features[side][:stages]])
+    v.only('embed', 5)  # all stages have patch embeddings
+    v.agree('fuse_weights', [v.tensor(f'param_fuse_weights.{index}').item()
+                             for index in range(len(v.series('param_fuse_weights.')))])
+    for name in ('atten_weight', 'conv_weight'):
+        if f'param_{name}' in v:
+            v.agree(name, v.tensor(f'param_{name}').item())
     loss = dict(type='TransKDLoss', middle=v.number('mid_channel'), embedding=EMBEDDINGS[v.report.name],
                 feature_weight=v.number('review_kd_loss_weight'), embed_weights=v.number('embed_weights'),
                 heads=v.number('num_heads', default=4), add=v.number('add', default=True))
