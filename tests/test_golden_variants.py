@@ -428,6 +428,41 @@ def test_one_image(check):
     check('at_cirkd', dict(loss_weight=50.0), pairs([(1, 3, 4, 9)], [(1, 2, 4, 9)]), formula)
 
 
+@pytest.mark.parametrize('size, pointer, stored', [((8, 12), 0, 9), ((9, 10), 21, 5), ((5, 4), 3, 50)])
+def test_cirkdv2_channel(check, size, pointer, stored):
+    count, inside, width, memory, keys = 3, 4, 5, 24, 11
+    cells = math.ceil(size[0] / 4) * math.ceil(size[1] / 4)
+    given = dict(
+        draw(param_project_0_weight=(width, inside, 1, 1), param_project_bn_weight=(width, ),
+             param_project_bn_bias=(width, ), param_project_3_weight=(width, width, 1, 1)),
+        queue_before=F.normalize(torch.randn(memory, cells).double(), dim=1), ptr_before=torch.tensor([pointer]),
+        enqueue_perm=torch.randperm(count * width), contrast_index=torch.randperm(memory)[:keys])
+
+    def kl(s, t, tau):
+        return (t.softmax(-1) * (t.log_softmax(-1) - s.log_softmax(-1))).sum(-1).mean() * tau**2
+
+    def formula(x):
+        s, t = (F.avg_pool2d(x[f'{side}_0'], 4, 4, ceil_mode=True) for side in ('student', 'teacher'))
+        s = F.batch_norm(F.conv2d(s, given['param_project_0_weight']), None, None, given['param_project_bn_weight'],
+                         given['param_project_bn_bias'], training=True).relu()
+        s, t = (F.normalize(part.flatten(2), dim=2) for part in (F.conv2d(s, given['param_project_3_weight']), t))
+        rows, queue = given['enqueue_perm'][:stored], given['queue_before'].clone()
+        start, after = (pointer, pointer + len(rows)) if pointer + len(rows) < memory else (memory - len(rows), 0)
+        queue[start:start + len(rows)] = t.flatten(0, 1)[rows]
+        batch = sum(kl(s[i] @ s[j].T / 0.2, t[i] @ t[j].T / 0.2, 1) for i in range(count) for j in range(count))
+        drawn = queue[given['contrast_index']]
+        numbers = dict(loss_minibatch_channel=batch / count**2, loss_channel_mse=(s - t).square().mean(),
+                       loss_memory_channel=kl(*(part.flatten(0, 1) @ drawn.T / 0.2 / 1.5 for part in (s, t)), 1.5),
+                       queue_after=queue, ptr_after=torch.tensor([after]))
+        return dict(numbers, loss=2 * numbers['loss_minibatch_channel'] + 3 * numbers['loss_memory_channel']
+                    + 4 * numbers['loss_channel_mse'])
+
+    check('cirkdv2_channel', dict(channel_contrast_size=keys, channel_memory_size=memory, channel_update_freq=stored,
+                                  contrast_kd_temperature=1.5, contrast_temperature=0.2, lambda_channel_kd=4.0,
+                                  lambda_memory_channel=3.0, lambda_minibatch_channel=2.0),
+          pairs([(count, inside, *size)], [(count, width, *size)]), formula, given)
+
+
 @pytest.mark.parametrize('eps', [1e-5, 0.1])
 def test_cwd_norm(check, eps):
     given = draw(param_adapter_0_conv_weight=(4, 3, 1, 1), param_adapter_0_conv_bias=(4, ))

@@ -24,6 +24,8 @@ def cirkd_memory(v: Vector) -> None:
         region_memory=v.number('region_memory_size'), pixels_per_image=v.number('pixel_update_freq'),
         pixel_keys=v.number('pixel_contrast_size'), region_keys=v.number('region_contrast_size'),
         pixel_weight=v.number('lambda_memory_pixel'), region_weight=v.number('lambda_memory_region'))
+    for kind in ('pixel', 'region'):
+        v.agree(f'{kind}_contrast_size', len(v.tensor(f'{kind}_index')))
     labels = v.tensor('label_at_feature').long().flatten(1)
     cells = torch.zeros(len(labels), classes, v.number('pixel_update_freq'), dtype=torch.long)
     for image, label, count, order in zip(v.tensor('enqueue_image'), v.tensor('enqueue_class'),

@@ -81,7 +81,8 @@ def query_prior(v: Vector) -> None:
     student = QueryView(*(tensor[None] for tensor in inputs))
     teacher = QueryView(*(tensor[None] for tensor in theirs), assignment=found)
     kind, _, alpha, _, gamma, _, weight = v.number('cls').split()
-    assert kind == 'FocalLoss' and v.number('bg_cls_weight', default=-1.0) == 0
+    assert kind == 'FocalLoss', kind
+    v.only('bg_cls_weight', 0)
     loss: Any = build(dict(
         type='DETRDistillQueryPriorLoss', class_weight=float(weight), alpha=float(alpha), gamma=float(gamma),
         l1_weight=v.number('l1_weight'), giou_weight=v.number('giou_weight')))

@@ -19,6 +19,8 @@ def fgfi(v: Vector) -> None:
     assert torch.equal(anchors.flatten(0, 1), anchors[0, 0] + steps.repeat(1, 2)[:, None]), 'anchors'
     first, offset = anchors[0, 0], float(anchors[0, 0, 0, [0, 2]].mean())
     shapes = [tuple(shape) for shape in (first[:, 2:] - first[:, :2] + 1).tolist()]
+    geometry = [sorted(anchor_shapes(base, scales, ratios, True)) for base in (stride, 16)]
+    assert sorted(shapes) in geometry, 'anchors of other scales or ratios'
     overlap = torch.stack([
         cell_overlap(v.tensor('gt_bboxes_0').double()[None], (height, width), stride, [shape], offset, 1.0)[0]
         for shape in shapes])  # (anchors of a cell, boxes, H, W)
@@ -26,7 +28,7 @@ def fgfi(v: Vector) -> None:
     v.check('mask_0', near.any(dim=1).any(dim=0)[None])
     v.check('mask_count_0', near.sum(dim=(0, 1))[None])
     region: RegionMask = GivenRegion([near.any(dim=1).any(dim=0)[None, None].double()])
-    if (sorted(shapes), offset) == (sorted(anchor_shapes(stride, scales, ratios, True)), (stride - 1) / 2):
+    if (sorted(shapes), offset) == (geometry[0], (stride - 1) / 2):
         # The published code keeps anchors for a stride of 16 whatever the stride is; our region has those of its own.
         region = FineGrainedRegion(strides=[stride], scales=scales, ratios=ratios, iou_factor=factor, legacy=True)
         v.check('mask_0', region((v.tensor('teacher_0'), ), v.batch())[0][:, 0])

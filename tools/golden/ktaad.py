@@ -8,6 +8,7 @@ from kd_mm.losses.ktaad import adaptation_distance, channel_affinity_distance
 
 @recipe('ktaad', 'ktaad_p2')
 def ktaad(v: Vector) -> None:
+    v.only('p', 1, 2)
     v.only('q', 2)
     v.only('reduction', 'mean')
     feature, affinity = (tensor.requires_grad_() for tensor in v.series('student_'))

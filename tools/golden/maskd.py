@@ -49,6 +49,7 @@ def maskd_segmentation(v: Vector) -> None:
 def maskd_token_learning(v: Vector) -> None:
     teacher = v.tensor('teacher_0').requires_grad_()
     v.agree('channels', teacher.shape[1])
+    v.agree('num_tokens', len(v.tensor('param_mask_token')))
     learner = TokenLearner(v.number('num_tokens'), weighted=False)
     learner.prepare((teacher, ))
     module: Any = learner.levels[0]
