@@ -25,4 +25,4 @@ def ft(v: Vector) -> None:
     modules = outcome.modules['loss']
     v.check('factor_student_0', modules.translators[0](outcome.student[0]))
     v.check('factor_teacher_0', modules.paraphrasers[0](outcome.teacher[0]))
-    v.run(dict(loss, p=2), prefix='variant_torchdistill_p2_', **common)
+    v.run(dict(loss, p=2, loss_weight=1.0), prefix='variant_torchdistill_p2_', **common)

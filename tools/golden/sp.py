@@ -10,4 +10,4 @@ def sp(v: Vector) -> None:
     outcome = v.run(loss)
     gap = similarity_gap_factored(outcome.student[0].flatten(1), outcome.teacher[0].flatten(1))
     v.check('loss', v.number('loss_weight') * gap)
-    v.run(dict(loss, norm='l1'), prefix='variant_torchdistill_l1_')
+    v.run(dict(loss, norm='l1', loss_weight=1.0), prefix='variant_torchdistill_l1_')
