@@ -42,6 +42,18 @@ def resize(tensor: Tensor, size: Tuple[int, int], align_corners: bool = False) -
     return F.interpolate(tensor, size=tuple(size), mode='bilinear', align_corners=align_corners)
 
 
+def average_to(tensor: Tensor, size: Tuple[int, int]) -> Tensor:
+    """(N, C, H, W) brought to ``size`` by adaptive average pooling; the tensor itself when it has that size.
+
+    Each cell is the mean of the cells that it touches; towards a finer size cells are repeated.
+
+    Example:
+        >>> average_to(torch.tensor([1., 3., 5., 7.]).view(1, 1, 1, 4), (1, 2)).flatten()
+        tensor([2., 6.])
+    """
+    return tensor if tuple(tensor.shape[2:]) == tuple(size) else F.adaptive_avg_pool2d(tensor, size)
+
+
 def nonzero(divisor: Tensor) -> Tensor:
     """``divisor`` with zeros replaced by one, so that an empty sum divided by it stays zero.
 

@@ -5,13 +5,16 @@
 
 The file name says which method; everything else (hyper-parameters, shapes, parameters, masks) comes from the file.
 Every expected number of a file must be compared, or skipped by name with a reason: one that is neither is an error.
+So is a hyper-parameter or an input that the recipe does not read, and one that contradicts the shapes.
 A line a file, with the largest relative error of the losses, of the terms and of the gradients.
 
 Exit status: 0 all agree, 1 a number is off or a file cannot be read, 2 a file has no implementation (and none is off).
 
 To add a method, write ``tools/golden/<method>.py`` with a function that takes a :class:`golden.vector.Vector` and
 decorate it with ``@recipe('name of the file')`` (shell wildcards are allowed, the longest pattern wins).  It calls
-``Vector.run`` once for each behaviour that the file has numbers of.
+``Vector.run`` once for each behaviour that the file has numbers of, reads every hyper-parameter (``number``, ``words``
+for a text), and says which it has no choice of (``only``), which the arrays repeat (``agree``) and which change nothing
+(``ignore``).
 """
 
 import argparse
@@ -38,6 +41,9 @@ def check_file(path: Path) -> Report:
     if vector.unseen or not report.compared:
         report.status = 'off'
         report.problems.append(f'not compared: {", ".join(sorted(vector.unseen)) or "anything"}')
+    if vector.unread:
+        report.status = 'off'
+        report.problems.append(f'the recipe reads less than the file says: {", ".join(sorted(vector.unread))}')
     return report
 
 

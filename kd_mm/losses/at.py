@@ -2,11 +2,10 @@
 
 from typing import Any, Optional
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.checks import number, one_of
-from kd_mm.functional import attention_vector, resize, safe_sqrt
+from kd_mm.functional import attention_vector, safe_sqrt
 from kd_mm.losses.base import KDLoss
 from kd_mm.registry import MODELS
 from kd_mm.types import KDBatch
@@ -81,6 +80,7 @@ class ATLoss(KDLoss):
 
     same_channels = False
     same_size = False
+    pools_to = 'smaller'
 
     def __init__(self, p: float = 2.0, reduction: str = 'mean', loss_weight: Any = 10000.0):
         super().__init__(loss_weight)
@@ -89,8 +89,4 @@ class ATLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        student, teacher = (tensor if tuple(tensor.shape[2:]) == size else F.adaptive_avg_pool2d(tensor, size)
-                            for tensor in (student, teacher))
-        mask = None if mask is None else resize(mask, size)
         return attention_gap(student, teacher, mask, self.p, self.reduction)

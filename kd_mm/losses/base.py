@@ -1,11 +1,11 @@
 """What every distillation loss shares: levels, weights, precision."""
 
-from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Union, runtime_checkable
+from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Union, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from kd_mm.functional import lift
+from kd_mm.functional import average_to, lift
 from kd_mm.losses.learned import Learner
 from kd_mm.losses.opponent import Opponent
 from kd_mm.schedules import Weight
@@ -93,7 +93,11 @@ class KDLoss(nn.Module):
         joint: the levels are compared together, by :meth:`joint_loss`.
         logits: the loss compares class logits, so student and teacher must have the same classes.
         same_channels: student and teacher channels must be equal; an adapter is added by itself when they are not.
-        same_size: student and teacher H and W must be equal; the student is resized when they are not.
+        same_size: student and teacher H and W must be equal; the automatic adapter resizes the student, bilinearly,
+            when they are not [ours].
+        pools_to: for a loss without ``same_size`` whose authors average-pool maps of different H and W [C]:
+            'smaller' (both sides to the smaller H and the smaller W) or 'student' (the teacher to the student's).
+            The base does it before :meth:`level_loss`, to a region's weights as well, so no adapter resizes anything.
         rows_only: the loss takes rows of proposals (M, ...), not maps.
         needs_boxes, needs_seg_map: the targets without which the loss means nothing.
 
@@ -111,6 +115,7 @@ class KDLoss(nn.Module):
     logits = False
     same_channels = True
     same_size = True
+    pools_to: Optional[str] = None
     rows_only = False
     needs_boxes = False
     needs_seg_map = False
@@ -168,7 +173,9 @@ class KDLoss(nn.Module):
             student = tuple(lift(tensor) for tensor in student)
             teacher = tuple(lift(tensor.detach()) for tensor in teacher)
             self.prepare(student, teacher)
-            masks = [None] * len(student) if region is None else list(region(teacher, batch))
+            masks: List[Optional[Tensor]] = [None] * len(student) if region is None else list(region(teacher, batch))
+            if self.pools_to is not None:  # after the region, whose strides are those of the teacher's own map
+                student, teacher, masks = self._pooled(student, teacher, masks)
             if self.joint:
                 if not all(len(tensor) for tensor in student):
                     return [{'': sum((tensor.sum() * 0 for tensor in student[1:]), student[0].sum() * 0)}]
@@ -198,6 +205,20 @@ class KDLoss(nn.Module):
         terms = self.per_level(student, teacher, batch, region)
         step, max_steps = (batch.step, batch.max_steps) if batch is not None else (0, 0)
         return weighted_sum(terms, self.weight.at(step, max_steps, len(terms)))
+
+    def _pooled(self, student: Features, teacher: Features, masks: Sequence[Optional[Tensor]]) -> Tuple[
+            Features, Features, List[Optional[Tensor]]]:
+        """Maps and region weights of each level at the size of ``pools_to``; what is no map is left alone."""
+        levels = []
+        for s, t, mask in zip(student, teacher, masks):
+            if s.dim() == 4:
+                size = s.shape[2], s.shape[3]
+                if self.pools_to == 'smaller':
+                    size = min(size[0], t.shape[2]), min(size[1], t.shape[3])
+                s, t = average_to(s, size), average_to(t, size)
+                mask = None if mask is None else average_to(mask.to(s.dtype), size)
+            levels.append((s, t, mask))
+        return tuple(level[0] for level in levels), tuple(level[1] for level in levels), [level[2] for level in levels]
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         """Raise a ValueError with level, shapes and mend where student and teacher cannot be compared."""

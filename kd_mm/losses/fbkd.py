@@ -151,7 +151,8 @@ class FBKDLoss(KDLoss):
         tau: temperature of M, above 0. Default 0.5 [C: mmrazor].
         reduction: the non-local blocks work on C / reduction channels. Default 4 [C: mmrazor].
         pool: max-pool edge within the non-local blocks, a number or one a level. Default 4. mmrazor pools twice, by 2
-            and by its ``maxpool_stride``: a stride of 8 on P2 [C] is ``pool=16`` here.
+            and by its ``maxpool_stride``: a stride of 8 on P2 [C] is ``pool=16`` here; without ``sub_sample`` it
+            does not pool: ``pool=1``.
         loss_weight: see :class:`KDLoss`. Default 1 [C: mmrazor].
 
     With a region the squares are weighted by it and the channel means are over its cells; the non-local blocks and the

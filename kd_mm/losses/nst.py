@@ -67,6 +67,9 @@ class NSTLoss(KDLoss):
         offset: not negative. Default 0 [C, P].
         loss_weight: see :class:`KDLoss`. Default 50 [C: mdistiller, classification].
 
+    Where the sizes differ, the larger map is averaged down to the smaller one, of either side [C: mdistiller, which
+    looks at the height alone; here height and width are matched each].
+
     A region weighs the cells in every product; images where it is empty are left out of the mean.
 
     Returns:
@@ -83,6 +86,8 @@ class NSTLoss(KDLoss):
     """
 
     same_channels = False
+    same_size = False
+    pools_to = 'smaller'
 
     def __init__(self, degree: int = 2, offset: float = 0.0, loss_weight: Any = 50.0):
         super().__init__(loss_weight)

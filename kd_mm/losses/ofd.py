@@ -88,13 +88,16 @@ class OFDLoss(KDLoss):
     The published connector is ``ConvAdapter(bias=False, always=True, norm=True)``.
 
     As published (authors, mdistiller): level ``i`` of ``L`` has the weight ``2^(i+1-L)``, which is
-    ``loss_weight=[.25e-3, .5e-3, 1e-3]`` for three; a larger teacher map is average-pooled to the student's size, here
-    the student is resized.  mmrazor divides by 1000 inside (its weight 1 is 1e-3 here) and gives all levels one weight.
+    ``loss_weight=[.25e-3, .5e-3, 1e-3]`` for three.  mmrazor divides by 1000 inside (its weight 1 is 1e-3 here) and
+    gives all levels one weight.
 
     Args:
         margin: 'norm' (from the tapped teacher batch norm), 'batch' (mean of the negative values of this batch), or
             'auto' (default): 'norm' where a batch norm is tapped, else 'batch'.
         loss_weight: see :class:`KDLoss`. Default 1e-3 [C: mdistiller, the last level].
+
+    Where the sizes differ, the teacher is averaged to the size that the student has after the connector, by adaptive
+    average pooling [C: mdistiller]; a smaller teacher's cells are repeated.
 
     A region weighs the squares.  :meth:`set_margins` gives margins by hand.
 
@@ -110,6 +113,9 @@ class OFDLoss(KDLoss):
         >>> loss(torch.full((1, 2, 1, 1), 3.0), torch.ones(1, 2, 1, 1)).item()
         8.0
     """
+
+    same_size = False
+    pools_to = 'student'
 
     def __init__(self, margin: str = 'auto', loss_weight: Any = 1e-3):
         super().__init__(loss_weight)

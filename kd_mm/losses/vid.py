@@ -44,8 +44,10 @@ class VIDLoss(KDLoss):
     variance and stop to pull.  The loss may be negative and is not 0 for equal inputs.
 
     As published, but for the variance: mdistiller keeps the numbers ``a`` out of the parameters that it hands to the
-    optimizer, so that they stay at their start; here they are trained, as in the paper.  Sizes that differ are mended
-    by an adapter (mdistiller pools to squares, by the height alone).
+    optimizer, so that they stay at their start; here they are trained, as in the paper.
+
+    Where the sizes differ, the larger map is averaged down to the smaller one, of either side and before ``mu`` [C:
+    mdistiller, which pools to squares by the height alone; here height and width are matched each].
 
     Args:
         init_variance: variance of all channels at the start, above ``eps``. Default 5 [C].
@@ -68,6 +70,8 @@ class VIDLoss(KDLoss):
     """
 
     same_channels = False
+    same_size = False
+    pools_to = 'smaller'
 
     def __init__(self, init_variance: float = 5.0, eps: float = 1e-5, loss_weight: Any = 1.0):
         super().__init__(loss_weight)

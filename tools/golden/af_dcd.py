@@ -9,6 +9,7 @@ from kd_mm.functional import keep_mask
 
 @recipe('af_dcd', 'af_dcd_enhanced')
 def af_dcd(v: Vector) -> None:
+    v.only('rand_mask', True)
     ratio, mask = v.number('mask_ratio'), v.tensor('mask')
     assert torch.equal(keep_mask(v.tensor('mask_rand'), ratio), mask.double()), 'mask is not that of u'
     loss = dict(type='AfDCDLoss', mask_ratio=ratio, enhanced=v.number('enhance_projector'), tau=v.number('tau_ocd'),

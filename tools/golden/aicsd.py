@@ -5,6 +5,7 @@ from golden.vector import Vector, recipe
 
 @recipe('aicsd')
 def aicsd(v: Vector) -> None:
+    v.agree('num_classes', v.tensor('student_0').shape[1])
     outcome = v.run(dict(type='AICSDLoss', similarity=v.number('lo_lambda'), pixel=v.number('pi_lambda'),
                          channel=v.number('ic_lambda'), tau=v.number('temperature'), matrix='released',
                          mask_ignored=False))

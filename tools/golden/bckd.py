@@ -10,6 +10,7 @@ from kd_mm.views.dense_head import around, centers
 def bckd(v: Vector) -> None:
     inputs = [tensor.requires_grad_() for tensor in v.series('student_')]
     levels, bins = len(inputs) // 2, v.number('reg_max') + 1
+    v.only('loc_loss', 'GIoU eps 1e-6')
     classes, strides = inputs[0].shape[1], v.number('strides')
 
     def view(maps, host=None):

@@ -1,7 +1,7 @@
 """CrossKD: the losses of GFL, RetinaNet and ATSS heads, the rescaling, and the whole pass through a teacher's head."""
 
 import math
-from typing import Any, Sequence
+from typing import Any, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,23 @@ from kd_mm.views import DenseView, align_moments, cross_head_outputs, held_featu
 from kd_mm.views.dense_head import rows
 
 
-def decoded(anchors: Tensor, deltas: Tensor, deviations: Sequence[float]) -> Tensor:
-    """Boxes from centre and size deltas (Faster R-CNN), the size ratio clipped at 16/1000."""
+def box_coder(v: Vector, name: str) -> Tuple[List[float], float]:
+    """Standard deviations and clip ratio of 'DeltaXYWH means 0, stds .1 .1 .2 .2, wh_ratio_clip 16/1000'.
+
+    One deviation is that of all four; means are 0 and the clip is 16/1000, mmdet's default, unless they are named.
+    """
+    found = v.words(name, r'DeltaXYWH(?: means ([\d. ]+))?,? stds ([\d. ]+?)(?:, wh_ratio_clip (\d+)/(\d+))?')
+    if any(float(mean) for mean in (found[0] or '').split()):
+        raise ValueError(f'{name}: only means of 0 are implemented')
+    deviations = [float(part) for part in found[1].split()]
+    return deviations * (4 // len(deviations)), int(found[2] or 16) / int(found[3] or 1000)
+
+
+def decoded(anchors: Tensor, deltas: Tensor, deviations: Sequence[float], clip: float) -> Tensor:
+    """Boxes from centre and size deltas (Faster R-CNN), the size ratio clipped to ``clip`` .. ``1 / clip``."""
     deltas = deltas * deltas.new_tensor(list(deviations))
     centre, size = (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2:] - anchors[..., :2]
-    limit = abs(math.log(16 / 1000))
+    limit = abs(math.log(clip))
     middle, half = centre + deltas[..., :2] * size, size * deltas[..., 2:].clamp(-limit, limit).exp() / 2
     return torch.cat([middle - half, middle + half], dim=-1)
 
@@ -29,6 +41,10 @@ def crosskd_gfl(v: Vector) -> None:
     host = assignment(v.series('label_weights_'), classes, num_pos=v.number('avg_factor') + EPS)
     views = [DenseView(class_rows(maps[:levels], classes), distributions=distribution_rows(maps[levels:], bins),
                        assignment=host) for maps in (inputs, teacher)]
+    v.only('reg_class_reduction', 'sum')
+    total = sum((level.sigmoid().amax(dim=-1) * weight).sum()
+                for level, weight in zip(views[1].logits, v.series('label_weights_')))
+    v.check('reg_weight_sum', total)
     compare(v, gfl_config(v), views[0], views[1], inputs, {'class': 'loss_cls_kd_{}', 'box': 'loss_reg_kd_{}'})
 
 
@@ -41,10 +57,12 @@ def gfl_config(v: Vector, **options: Any) -> dict:
 @recipe('crosskd_retinanet')
 def crosskd_retinanet(v: Vector) -> None:
     inputs, teacher = [tensor.requires_grad_() for tensor in v.series('student_')], v.series('teacher_')
-    levels, classes = len(inputs) // 2, v.number('num_classes')
+    levels, classes, coder = len(inputs) // 2, v.number('num_classes'), box_coder(v, 'bbox_coder')
+    v.agree('num_anchors', inputs[0].shape[1] // classes)
+    v.only('reg_loss', 'GIoU eps 1e-6')
     host = assignment(v.series('label_weights_'), classes, num_pos=v.number('avg_factor') + EPS)
     views = [DenseView(class_rows(maps[:levels], classes), [
-        decoded(anchors, level, (1, 1, 1, 1)) for anchors, level in zip(
+        decoded(anchors, level, *coder) for anchors, level in zip(
             v.series('anchors_'), rows(maps[levels:], 4))], assignment=host) for maps in (inputs, teacher)]
     compare(v, dict(type='CrossKDLoss', class_weight=v.number('cls_loss_weight'), beta=v.number('cls_beta'),
                     box_weight=v.number('reg_loss_weight')), views[0], views[1], inputs,
@@ -54,10 +72,10 @@ def crosskd_retinanet(v: Vector) -> None:
 @recipe('crosskd_atss')
 def crosskd_atss(v: Vector) -> None:
     inputs, teacher = [tensor.requires_grad_() for tensor in v.series('student_')], v.series('teacher_')
-    classes = inputs[0].shape[1]
+    classes, coder = inputs[0].shape[1], box_coder(v, 'coder')
     host = assignment(v.series('label_weights_'), classes, v.series('labels_'), v.number('avg_factor') + EPS)
     views = [DenseView(class_rows(maps[:1], classes), [decoded(
-        v.tensor('anchors_0'), rows(maps[1:2], 4)[0], (0.1, 0.1, 0.2, 0.2))],
+        v.tensor('anchors_0'), rows(maps[1:2], 4)[0], *coder)],
         quality=[rows(maps[2:], 1)[0][..., 0]], assignment=host) for maps in (inputs, teacher)]
     compare(v, dict(type='CrossKDLoss', class_weight=v.number('cls_weight'), box_weight=v.number('reg_weight'),
                     quality_weight=v.number('center_weight'), beta=v.number('beta')), views[0], views[1], inputs,
@@ -79,9 +97,9 @@ class Block(nn.Module):
 
     with_norm, with_activation, norm_name, order = True, True, 'gn', ('conv', 'norm', 'act')
 
-    def __init__(self, width: int, groups: int):
+    def __init__(self, inside: int, width: int, groups: int):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(inside, width, 3, padding=1, bias=False)
         self.gn, self.activate = nn.GroupNorm(groups, width), nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,10 +111,12 @@ class Head(nn.Module):
 
     def __init__(self, v: Vector, side: str):
         super().__init__()
-        width = v.tensor('student_0').shape[1]
-        bins = v.number('reg_max') + 1
+        groups, bins = int(v.words('norm', r'GroupNorm groups=(\d+)')[0]), v.number('reg_max') + 1
         for tower in ('cls_convs', 'reg_convs'):
-            setattr(self, tower, nn.ModuleList(Block(width, 2) for _ in range(v.number('stacked_convs'))))
+            kernels = [v.tensor(f'param_{side}_{tower}_{index}_conv_weight')
+                       for index in range(v.number('stacked_convs'))]
+            setattr(self, tower, nn.ModuleList(Block(part.shape[1], part.shape[0], groups) for part in kernels))
+            width = kernels[-1].shape[0]
         self.gfl_cls = nn.Conv2d(width, v.number('num_classes'), 3, padding=1)
         self.gfl_reg = nn.Conv2d(width, 4 * bins, 3, padding=1)
         self.double()

@@ -9,6 +9,7 @@ from golden.vector import Vector, identical_loss, recipe
 def cwd(v: Vector) -> None:
     tau = v.number('tau')
     outcome = v.run(dict(type='CWDLoss', tau=tau, loss_weight=v.number('loss_weight')))
+    v.agree('num_levels', len(outcome.levels))
     for level, term in enumerate(outcome.levels):
         v.check(f'variant_torchdistiller_{level}_loss', term)
     if 'student_cirkd' not in v:
@@ -23,8 +24,10 @@ def cwd(v: Vector) -> None:
 
 @recipe('cwd_norm')
 def cwd_norm(v: Vector) -> None:
+    eps, = v.words('norm', r'BN affine=False track_running_stats=False eps (\S+)')
+    v.only('student_adapter', '1x1 conv with bias, no norm, no activation')
     v.run(dict(type='CWDLoss', tau=v.number('tau'), loss_weight=v.number('loss_weight')),
-          adapter=dict(type='NormAdapter'),
+          adapter=dict(type='NormAdapter', eps=float(eps)),
           rules=[(r'adapter_(\d+)_conv_(weight|bias)', r'adapter.convs.\1.\2')])
 
 
@@ -32,6 +35,8 @@ def cwd_norm(v: Vector) -> None:
 def cwd_segmentation(v: Vector) -> None:
     loss = dict(type='CWDLoss', tau=v.number('temperature', 'tau'),
                 loss_weight=v.number('loss_weight', 'weight', default=1.0))
+    v.only('norm_type', 'channel')
+    v.only('divergence', 'kl')
     if 'mmseg_distiller' in v.report.name:
         loss['divergence'] = 'cross_entropy'
     if 'cirkd' in v.report.name or 'mmseg_distiller' in v.report.name:

@@ -14,7 +14,7 @@ def defeat(v: Vector) -> None:
     outcome = v.run(
         dict(type='DeFeatLoss', fg=v.number('hint_neck_w'), bg=v.number('hint_neck_back_w'), foreground=foreground),
         student=student[:levels], teacher=teacher[:levels],
-        adapter=dict(type='ConvAdapter', kernel_size=3, always=True),
+        adapter=v.connector('adapter'),
         rules=[(r'adapter_(\d)_(\w+)', r'adapter.convs.\1.\2')], prefix='neck_')
     method, adapter = outcome.modules['loss'], outcome.modules['adapter']
     for level, mask in enumerate(foreground(tuple(teacher[:levels]), v.batch())):

@@ -52,6 +52,7 @@ def feature(v: Vector) -> None:
     inputs, theirs, stages = [tensor.requires_grad_() for tensor in v.series('student_')], [], v.number('num_stages')
     for index in range(len(inputs)):
         theirs.append(v.tensor(f'teacher_{index}'))
+    v.agree('num_stages', len(v.series('query_')))
     scores, boxes, queries = (torch.stack(v.series(name)) for name in ('teacher_logits_', 'teacher_boxes_', 'query_'))
 
     def views(layers: slice):
@@ -73,13 +74,15 @@ def feature(v: Vector) -> None:
 @recipe('detrdistill_query_prior')
 def query_prior(v: Vector) -> None:
     inputs, theirs = [tensor.requires_grad_() for tensor in v.series('student_')], v.series('teacher_')
+    v.ignore('costs of the matching, which the file gives', 'match')
     labels, objects = (torch.stack(v.series(name))[None] for name in ('labels_', 'assigned_gt_'))
     number = (objects >= 0).sum(dim=(1, 2)).double() + EPS
     found = QueryAssignment(labels, objects, inputs[0].shape[2], number)
     student = QueryView(*(tensor[None] for tensor in inputs))
     teacher = QueryView(*(tensor[None] for tensor in theirs), assignment=found)
     kind, _, alpha, _, gamma, _, weight = v.number('cls').split()
-    assert kind == 'FocalLoss' and v.number('bg_cls_weight', default=-1.0) == 0
+    assert kind == 'FocalLoss', kind
+    v.only('bg_cls_weight', 0)
     loss: Any = build(dict(
         type='DETRDistillQueryPriorLoss', class_weight=float(weight), alpha=float(alpha), gamma=float(gamma),
         l1_weight=v.number('l1_weight'), giou_weight=v.number('giou_weight')))

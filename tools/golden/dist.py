@@ -26,6 +26,8 @@ def dist(v: Vector) -> None:
     terms(v, loss['activation'], loss['tau'])
     v.check('variant_authors_loss', outcome.loss / loss['loss_weight'])
     variant = 'variant_seg4d_' if 'variant_seg4d_loss' in v else 'variant_2d_'
+    if variant == 'variant_seg4d_':  # the authors' class for segmentation has neither temperature nor factor
+        loss.update(tau=1.0, loss_weight=1.0)
     v.run(loss, prefix=variant, grads=['grad_student_1'], **second)
     v.check(f'{variant}grad_student_0', torch.zeros_like(v.tensor('student_0')))
     v.skip('variant_mmrazor4d_loss', 'a map given to code for rows: it is correlated over the images at each pixel')
@@ -33,7 +35,7 @@ def dist(v: Vector) -> None:
 
 @recipe('dist_seg')
 def dist_segmentation(v: Vector) -> None:
-    loss = dict(type='DISTLoss', beta=v.number('beta'), gamma=v.number('gamma'), tau=v.number('tau'))
+    loss = dict(type='DISTLoss', beta=v.number('beta'), gamma=v.number('gamma'), tau=v.number('tau', default=1.0))
     v.run(loss)
-    terms(v)
+    terms(v, tau=loss['tau'])
     v.check('loss_identical', identical_loss(v, loss))

@@ -25,10 +25,15 @@ def evaluation_norm(modules: nn.ModuleDict) -> None:
 
 @recipe('fbkd')
 def fbkd(v: Vector) -> None:
-    assert v.number('sub_sample') and v.number('mode') == 'dot_product'
+    v.only('mode', 'dot_product')
+    v.only('norm', 'BN on conv_out of the non-local block, TRAIN mode (batch statistics)')
+    v.ignore('temperature of the channel attention, which the published code computes and does not use', 'channel_T')
+    # g and phi are pooled by 2 and then by the stride, or not at all.
+    pool = 2 * v.number('maxpool_stride', default=1) if v.number('sub_sample') else 1
+    v.ignore('edge of a pooling that is switched off', *(() if v.number('sub_sample') else ('maxpool_stride', )))
     loss = dict(type='FBKDLoss', feature=v.number('mask_l2_weight'), channel=v.number('channel_weight'),
                 spatial=v.number('spatial_weight'), nonlocal_=v.number('nonlocal_weight'), tau=v.number('spatial_T'),
-                reduction=v.number('reduction'), pool=2 * v.number('maxpool_stride'),
+                reduction=v.number('reduction'), pool=pool,
                 loss_weight=v.number('loss_weight'))
     outcome = v.run(loss, rules=RULES)
     terms = outcome.modules['loss'].terms(0, outcome.student[0], outcome.teacher[0])

@@ -9,8 +9,9 @@ from golden.vector import Vector, recipe
 def fgd(v: Vector) -> None:
     loss = dict(type='FGDLoss', tau=v.number('temp'), alpha=v.number('alpha_fgd'), beta=v.number('beta_fgd'),
                 gamma=v.number('gamma_fgd'), lambda_=v.number('lambda_fgd'))
+    v.agree('num_levels', len(v.series('student_')))
     common: Dict[str, Any] = dict(
-        adapter=dict(type='ConvAdapter') if 'param_0_align_weight' in v else None,
+        adapter=v.connector('adapter'),
         rules=[(r'(\d+)_align_(weight|bias)', r'adapter.convs.\1.\2'),
                (r'(\d+)_conv_mask_([st])_(weight|bias)', r'loss.context_\2.\1.conv_mask.\3'),
                (r'(\d+)_channel_add_conv_([st])_(\d)_(weight|bias)', r'loss.context_\2.\1.channel_add.\3.\4')])
@@ -27,6 +28,6 @@ def fgd(v: Vector) -> None:
         v.check(f'loss_{name}', total)
     v.run(dict(loss, frame='input'), prefix='variant_padded_frame_', **common)
     empty = v.batch()
-    assert empty.boxes is not None
-    empty.boxes[1] = empty.boxes[1][:0]
-    v.run(dict(loss, frame='image'), prefix='variant_empty_gt_', batch=empty, **common)
+    if empty.boxes is not None and len(empty.boxes) > 1:
+        empty.boxes[1] = empty.boxes[1][:0]
+        v.run(dict(loss, frame='image'), prefix='variant_empty_gt_', batch=empty, **common)

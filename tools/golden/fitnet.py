@@ -9,7 +9,7 @@ from golden.vector import Vector, recipe
 def fitnet(v: Vector) -> None:
     first = dict(student=[v.tensor('student_0')], teacher=[v.tensor('teacher_0')])
     v.run(dict(type='FitNetLoss', loss_weight=1.0), rules=[(r'adapter_(\d+)_weight', r'adapter.convs.\1.weight')],
-          adapter=dict(type='ConvAdapter', bias=False, always=True), **first)
+          adapter=v.connector('adapter'), **first)
     v.check('grad_student_1', torch.zeros_like(v.tensor('student_1')))
     second = dict(student=[v.tensor('student_1')], teacher=[v.tensor('teacher_1')])
     variants = {

@@ -9,10 +9,12 @@ from kd_mm.registry import build
 
 @recipe('freekd')
 def freekd(v: Vector) -> None:
-    assert v.number('wave') == 'haar' and v.number('mode') == 'zero'
+    v.only('wave', 'haar')
+    v.only('mode', 'zero')
     depth = v.number('J')
     student, teacher = v.series('student_'), v.series('teacher_')
     tokens = [v.tensor(f'param_{level}_mask_token') for level in range(len(student))]
+    v.agree('num_tokens', tokens[0].shape[1])
     config = dict(type='FreeKDLoss', depth=depth, tokens=tokens, loss_weight=v.number('loss_weight'))
     v.run(config)
     for level, features in enumerate(teacher):

@@ -9,10 +9,11 @@ from kd_mm.types import KDBatch
 def frs(v: Vector) -> None:
     student, teacher = v.series('student_'), v.series('teacher_')
     levels = len(student) // 2  # features first, class logits after
+    v.agree('num_classes', teacher[levels].shape[1] // v.number('num_anchors', default=1))
     batch, region = KDBatch(teacher_logits=tuple(teacher[levels:])), TeacherScoreRegion('head')
     features = v.run(
         dict(type='FRSLoss', loss_weight=v.number('distill_feat_weight')), student=student[:levels],
-        teacher=teacher[:levels], adapter=dict(type='ConvAdapter', kernel_size=3, always=True), region=region,
+        teacher=teacher[:levels], adapter=v.connector('adapter'), region=region,
         batch=batch, rules=[(r'adapter_(\d)_(\w+)', r'adapter.convs.\1.\2')], prefix='feature_',
         grads=[f'grad_student_{level}' for level in range(levels)])
     classes = v.run(

@@ -11,6 +11,10 @@ from kd_mm.views.query_head import to_corners
 
 @recipe('dfine_golsd')
 def dfine_golsd(v: Vector) -> None:
+    v.ignore('of the localisation loss against the ground truth', 'num_boxes', 'reg_scale', 'ref_points', 'up')
+    v.ignore('it cancels', 'batch_reference')
+    v.ignore('a factor that the published code applies to this loss outside', 'loss_weight_outside')
+    v.ignore('the union of matchings of several layers is the host\'s', 'go_*')
     student, bins = v.tensor('student_0').requires_grad_(), v.number('reg_max') + 1
     images, queries = student.shape[:2]
     scores = v.tensor('teacher_1')

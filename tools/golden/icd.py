@@ -9,7 +9,13 @@ from kd_mm.registry import build
 
 @recipe('icd')
 def icd(v: Vector) -> None:
-    assert v.number('att_layers') == 1 and v.number('loss_form') == 'mse' and not v.number('pos_on_v', default=0)
+    v.only('att_layers', 1)
+    v.only('loss_form', 'mse')
+    v.only('pos_on_v', False)
+    v.only('use_pos_embedding', True)
+    v.only('project_pos', True)
+    v.only('distill_norm', 'ln (LayerNorm over head_dim, no affine, eps 1e-5)')
+    v.ignore('instances for the auxiliary task; ins_mask_gt has those that count', 'ins_mask')
     hidden, positions, padding = v.number('hidden_dim'), v.series('pos_'), v.series('padding_')
     frame, shapes = v.tensor('batch_input_shape').tolist(), torch.stack(v.series('img_shape_')).double()
     for embedding, outside in zip(positions, padding):
@@ -21,7 +27,8 @@ def icd(v: Vector) -> None:
     # One matrix for query, key and value in the file, three here.
     for kind in ('weight', 'bias'):
         for index, name in enumerate(('query', 'key', 'value')):
-            v.arrays[f'param_{name}_{kind}'] = v.arrays[f'param_in_proj_{kind}'][index * hidden:(index + 1) * hidden]
+            rows = v.tensor(f'param_in_proj_{kind}')[index * hidden:(index + 1) * hidden]
+            v.arrays[f'param_{name}_{kind}'] = rows.numpy()
 
     loss = build(dict(type='ICDLoss', heads=v.number('att_heads'), tau=v.number('temp_value'),
                       distill=v.number('weight_value'), auxiliary=0.0))

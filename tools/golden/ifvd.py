@@ -2,13 +2,15 @@
 
 from golden.vector import Vector, identical_loss, recipe
 from kd_mm.losses.ifvd import class_similarity
-from kd_mm.targets import class_members
+from kd_mm.targets import class_members, seg_map
 
 
 @recipe('ifvd_official', 'ifvd_cirkd')
 def ifvd(v: Vector) -> None:
     loss = dict(type='IFVDLoss', count_ignored=True, num_classes=v.number('num_classes'),
                 loss_weight=v.number('loss_weight'))
+    features = v.tensor('student_0')
+    v.check('label_at_feature', seg_map(v.batch(), (features.shape[2], features.shape[3])))
     v.run(loss)
     v.check('loss_identical', identical_loss(v, loss))
     for side in ('student', 'teacher'):

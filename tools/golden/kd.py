@@ -41,8 +41,10 @@ PIXEL_KD = {
 def pixel_kd(v: Vector) -> None:
     tau = v.number('temperature', 'tau')
     common = dict(type='SoftmaxKDLoss', tau=tau, loss_weight=v.number('loss_weight', default=1.0), mask_ignored=False)
+    v.only('divergence', 'kl')
+    v.only('norm_type', 'spatial')
     if 'reduction' in v.hyper:
-        common['reduction'] = MMRAZOR_REDUCTIONS[v.hyper['reduction']]
+        common['reduction'] = MMRAZOR_REDUCTIONS[v.number('reduction')]
     else:
         found = max((name for name in PIXEL_KD if v.report.name.startswith(f'pixel_kd_{name}')), key=len)
         common.update(PIXEL_KD[found])

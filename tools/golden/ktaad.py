@@ -8,7 +8,9 @@ from kd_mm.losses.ktaad import adaptation_distance, channel_affinity_distance
 
 @recipe('ktaad', 'ktaad_p2')
 def ktaad(v: Vector) -> None:
-    assert v.number('q') == 2 and v.number('reduction') == 'mean'
+    v.only('p', 1, 2)
+    v.only('q', 2)
+    v.only('reduction', 'mean')
     feature, affinity = (tensor.requires_grad_() for tensor in v.series('student_'))
     code = v.tensor('teacher_0')
     kta = adaptation_distance(feature, code, v.number('p'))

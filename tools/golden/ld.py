@@ -13,6 +13,7 @@ PUBLISHED = dict(type='LDLoss', bins='mean', normalise=False, valuable_weight=0)
 @recipe('ld')
 def ld(v: Vector) -> None:
     """Rows of positives and their weights; here the weights come from scores."""
+    v.only('reduction', 'mean')
     bins, tau, weight = v.number('reg_max') + 1, v.number('T'), v.number('loss_weight')
     student, teacher = v.tensor('student_0').requires_grad_(), v.tensor('teacher_0')
     scores = v.tensor('weight_0').view(-1, 4)[:, :1]
@@ -33,6 +34,9 @@ def ld(v: Vector) -> None:
 @recipe('ld_head')
 def ld_head(v: Vector) -> None:
     """The head's ``loss_ld`` given the labels; the rest of the head is the host's own."""
+    v.ignore('of the assignment, whose labels the file gives', 'assigner', 'octave_base_scale', 'scales_per_octave',
+             'ratios', 'strides', 'gt_*', 'img_shape_*', 'batch_input_shape')
+    v.ignore('a loss of the host\'s head, not of the distillation', 'loss_cls', 'loss_bbox', 'loss_dfl')
     inputs = [tensor.requires_grad_() for tensor in v.series('student_')]
     levels, classes, bins = len(inputs) // 2, v.number('num_classes'), v.number('reg_max') + 1
     logits = class_rows(inputs[:levels], classes)

@@ -19,7 +19,7 @@ def ofd(v: Vector) -> None:
 
     weight, last = v.number('feat_loss_weight'), len(margins) - 1
     outcome = v.run(dict(type='OFDLoss', loss_weight=[weight * 2.0**(level - last) for level in margins]),
-                    adapter=dict(type='ConvAdapter', bias=False, always=True, norm=True), setup=setup,
+                    adapter=v.connector('connector'), setup=setup,
                     rules=[(r'connector_(\d)_conv_weight', r'adapter.convs.\1.weight'),
                            (r'connector_(\d)_bn_(\w+)', r'adapter.norms.\1.\2')])
     for level, term in enumerate(outcome.levels):

@@ -6,6 +6,8 @@ from golden.vector import Vector, recipe
 
 @recipe('reviewkd')
 def reviewkd(v: Vector) -> None:
+    for name, side in (('in_channels', 'student_'), ('out_channels', 'teacher_')):
+        v.agree(name, [tensor.shape[1] for tensor in v.series(side)])
     last = len(v.series('student_')) - 1
     rules = []
     for index in range(last + 1):  # the file counts the blocks from the deepest one

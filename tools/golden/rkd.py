@@ -7,6 +7,8 @@ from golden.vector import Vector, recipe
 
 @recipe('rkd')
 def rkd(v: Vector) -> None:
+    v.only('squared', False)
+    v.only('eps', 1e-12)
     weights = {name: v.number(f'{name}_weight') for name in ('distance', 'angle')}
     loss = dict(type='RKDLoss', beta=v.number('smooth_l1_beta'), **{f'{k}_weight': w for k, w in weights.items()})
     rows = dict(student=[v.tensor('student_0')], teacher=[v.tensor('teacher_0')])

@@ -54,11 +54,12 @@ def terms(v: Vector) -> None:
 @recipe('skd_holistic_*')
 def holistic(v: Vector) -> None:
     objective = v.number('adv_loss_type')
-    assert v.number('preprocess_GAN_mode') == 1  # batch norm
+    v.only('preprocess_GAN_mode', 1)  # batch norm
     options: Dict[str, Any] = dict(
         type='SKDHolisticLoss', objective=objective, condition_on_image=False, mask_ignored=False,
         width=v.number('conv_dim'), discriminator_weight=v.number('lambda_d'), loss_weight=v.number('lambda_adv'),
         optimizer=dict(type='SGD', lr=0.1))
+    v.ignore('there is no gradient penalty', *(() if objective == 'wgan-gp' else ('lambda_gp', )))
     if objective == 'wgan-gp':
         options['penalty_weight'] = v.number('lambda_gp')
     loss: Any = build(options)

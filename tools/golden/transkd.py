@@ -17,10 +17,22 @@ def transkd(v: Vector) -> None:
         for stage, tokens in enumerate(v.series(f'{side}_embed_')):
             size = features[index][stage].shape[2:]
             features[index].append(tokens.transpose(1, 2).reshape(len(tokens), -1, *size).contiguous())
+    for name, side in (('in_channels', 0), ('out_channels', 1)):
+        v.agree(name, [tensor.shape[1] for tensor in features[side][:stages]])
+    v.only('embed', 5)  # all stages have patch embeddings
+    v.agree('fuse_weights', [v.tensor(f'param_fuse_weights.{index}').item()
+                             for index in range(len(v.series('param_fuse_weights.')))])
+    for name in ('atten_weight', 'conv_weight'):
+        if f'param_{name}' in v:
+            v.agree(name, v.tensor(f'param_{name}').item())
     loss = dict(type='TransKDLoss', middle=v.number('mid_channel'), embedding=EMBEDDINGS[v.report.name],
                 feature_weight=v.number('review_kd_loss_weight'), embed_weights=v.number('embed_weights'),
                 heads=v.number('num_heads', default=4), add=v.number('add', default=True))
     batch = KDBatch(images=v.tensor('image') if 'image' in v else None)
+
+    single = features[0][0].shape[0] == 1 and any('.fc1.' in name for name in v.arrays)
+    squeeze, other = ('fc1', 'fc') if single else ('fc', 'fc1')
+    v.ignore('the published code has one layer for one image and another for more', f'param_skfs.*.{other}.*')
 
     def one_based(modules: nn.ModuleDict) -> None:
         """Names in the file that count from 1, which no pattern can turn into ours."""
@@ -33,7 +45,7 @@ def transkd(v: Vector) -> None:
                     part = getattr(method.assistants[index], ours)
                     part.weight.data = v.tensor(f'param_patch_embed{index + 1}.{theirs}.weight')
                     part.bias.data = v.tensor(f'param_patch_embed{index + 1}.{theirs}.bias')
-        pairs = {r'skfs.{}.conv1.': 'enter', r'skfs.{}.conv2.': 'leave', r'skfs.{}.fc.': 'squeeze',
+        pairs = {r'skfs.{}.conv1.': 'enter', r'skfs.{}.conv2.': 'leave', 'skfs.{}.' + squeeze + '.': 'squeeze',
                  r'skfs.{}.fcs.': 'select'}
         state = {f'fusions.{index}.{ours}.{name[len(theirs.format(index)) + 6:]}': name
                  for index in range(stages) for theirs, ours in pairs.items()
@@ -46,7 +58,7 @@ def transkd(v: Vector) -> None:
             state.update({f'mixer.{ours}.{kind}': f'param_{theirs}.{kind}' for kind in ('weight', 'bias')
                           for ours, theirs in (('value', 'conv1'), ('gate', 'conv2'))})
         parameters = dict(method.named_parameters())
-        used = {name for name in v.arrays if name.startswith('param_')}
+        used = {name for name in v.arrays if name.startswith('param_') and name not in v.report.skipped}
         for ours, theirs in state.items():
             assert parameters[ours].shape == v.arrays[theirs].shape, (ours, theirs)
             parameters[ours].data = v.tensor(theirs)

@@ -94,26 +94,88 @@ class Vector:
         self.hyper: Dict[str, Any] = self.meta['hyper_parameters']
         self.report = Report(path.stem)
         self.unseen = {name for name in self.arrays if EXPECTED.match(name)}
+        #: hyper-parameters and inputs that nobody has asked for yet; what is left at the end was not tested.
+        self.unread = set(self.hyper) | (set(self.arrays) - self.unseen)
         grads = [abs(value).max() for name, value in self.arrays.items()
                  if re.match(r'grad(norm)?_', name) and value.size]
         #: gradients that are 0 in theory come out as rounding noise; their errors are relative to this.
         self.floor = 1e-3 * float(max(grads, default=0.0))
+        for side, short in (('student', 's'), ('teacher', 't')):
+            for name in (f'{side}_channels', f'{short}_channels'):
+                if f'{side}_0' in self:
+                    self.agree(name, self.arrays[f'{side}_0'].shape[1])
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
 
     def tensor(self, name: str) -> Tensor:
         """An input array as a tensor, integers and floats as they are."""
+        self.unread.discard(name)
         return torch.from_numpy(np.array(self.arrays[name]))
 
     def number(self, *names: str, default: Any = None) -> Any:
         """The hyper-parameter of the first of ``names`` that the file has."""
         for name in names:
             if name in self.hyper:
+                self.unread.discard(name)
                 return self.hyper[name]
         if default is None:
             raise KeyError(f'no hyper-parameter {" or ".join(names)} in {sorted(self.hyper)}')
         return default
+
+    def words(self, name: str, pattern: str) -> Tuple[str, ...]:
+        """The groups of ``pattern`` in a hyper-parameter that is a text, such as 'GroupNorm groups=2'.
+
+        Raises:
+            ValueError: the whole text does not match: it says something that the recipe does not know.
+        """
+        text = str(self.number(name))
+        found = re.fullmatch(pattern, text)
+        if found is None:
+            raise ValueError(f'{name} is {text!r}; the recipe can read {pattern!r}')
+        return found.groups()
+
+    def connector(self, name: str) -> Optional[Dict[str, Any]]:
+        """The adapter that a text such as '3x3 conv pad 1 + ReLU' or 'conv1x1 (no bias) + BN, train mode' describes.
+
+        Returns:
+            Its config, or None for 'none'.  The convolution is there also where the channels agree.
+        """
+        text = str(self.number(name)).lower()
+        if text == 'none':
+            return None
+        kernel = re.search(r'\b(?:conv)?([13])x\1\b', text)
+        if kernel is None:
+            raise ValueError(f'{name} is {text!r}; the recipe can read one convolution, 1x1 or 3x3')
+        return dict(type='ConvAdapter', kernel_size=int(kernel[1]), always=True, bias='no bias' not in text,
+                    norm='+ bn' in text, relu='+ relu' in text)
+
+    def only(self, name: str, *values: Any) -> None:
+        """A hyper-parameter for which our code has these values and no others; a file need not have it.
+
+        Raises:
+            ValueError: the file has another value.
+        """
+        if name in self.hyper and self.number(name) not in values:
+            raise ValueError(f'{name} is {self.hyper[name]!r}; only {", ".join(map(repr, values))} is implemented')
+
+    def agree(self, name: str, found: Any) -> None:
+        """A hyper-parameter that the arrays say as well; a file need not have it.
+
+        Raises:
+            ValueError: the two differ.
+        """
+        if name not in self.hyper:
+            return
+        if np.shape(self.number(name)) != np.shape(found) or not np.allclose(self.hyper[name], found, atol=0):
+            raise ValueError(f'{name} is {self.hyper[name]!r}, and the arrays say {found!r}')
+
+    def ignore(self, reason: str, *patterns: str) -> None:
+        """Hyper-parameters and inputs, by shell patterns, on which no number of the file depends."""
+        for name in sorted(self.unread):
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                self.unread.discard(name)
+                self.report.skipped[name] = reason
 
     def series(self, prefix: str) -> List[Tensor]:
         """The inputs ``<prefix>0``, ``<prefix>1``, ... as far as they go."""
@@ -140,6 +202,7 @@ class Vector:
         wanted = np.asarray(self.arrays[name], dtype=np.float64)
         got = value.detach().double().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
         self.unseen.discard(name)
+        self.unread.discard(name)
         self.report.compared += 1
         kind = 'gradients' if 'grad' in name else 'loss' if name == 'loss' else 'terms'
         if wanted.shape != got.shape:
@@ -236,3 +299,14 @@ def identical_loss(v: Vector, loss: Dict[str, Any]) -> Tensor:
     """The loss for a student that equals the teacher."""
     teacher = tuple(v.series('teacher_'))
     return build(loss)(teacher, teacher, v.batch())
+
+
+def identity_check(v: Vector, loss: Dict[str, Any]) -> None:
+    """Compare the loss for a student that equals the teacher with that of the file's ``meta``, if it has one."""
+    wanted = v.meta.get('identity_check', {}).get('loss(student==teacher)')
+    if wanted is not None:
+        scale = float(abs(v.arrays['loss']).max())
+        found = float(identical_loss(v, loss))
+        if not abs(found - wanted) <= TOLERANCE * scale:
+            v.report.status = 'off'
+            v.report.problems.append(f'loss of equal inputs: {found:.3e} instead of {wanted:.3e}')
