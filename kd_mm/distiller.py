@@ -15,7 +15,7 @@ from kd_mm import distributed
 from kd_mm.dry_pass import DryPass
 from kd_mm.losses.opponent import Opponent
 from kd_mm.peer import PeerTeacher
-from kd_mm.taps import Recorded, Tap, image_size
+from kd_mm.taps import Recorded, Tap, TokenSize, image_size
 from kd_mm.teacher import Teacher, forward_tensor, inherit_weights, task_of
 from kd_mm.teacher_sources import SELF, build_teachers
 from kd_mm.terms import Problems, Term
@@ -146,25 +146,31 @@ class Distiller(nn.Module):
         return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, PeerTeacher)}
 
     def _make_taps(self, term: Term) -> None:
-        def add(taps: Dict[Any, Tap], key: Any, model: nn.Module, path: str, side: str) -> None:
+        def add(taps: Dict[Any, Tap], key: Any, model: nn.Module, path: str, side: str,
+                tokens: Optional[TokenSize]) -> None:
             if key not in taps:
                 taps[key] = Tap(model, path, side)
-            taps[key].structured |= term.structured(path)
+            tap = taps[key]
+            tap.structured |= term.structured(path)
+            if tokens is not None and tap.tokens not in (None, tokens):
+                raise ValueError(f'tokens={tokens} at the tap {path!r} of the {side}, where another loss says '
+                                 f'tokens={tap.tokens}')
+            tap.tokens = tap.tokens if tokens is None else tokens
 
         try:
             for path in term.locate('student', self.student):
-                add(self._student_taps, path, self.student, path, 'student')
+                add(self._student_taps, path, self.student, path, 'student', term.tokens['student'])
         except (KeyError, ValueError) as error:
             self.problems.add(f'{term.name}: {error.args[0]}')
         for source in term.sources:
             try:
                 if source == SELF:
                     for path in term.locate('teacher', self.student):
-                        add(self._student_taps, path, self.student, path, 'student')
+                        add(self._student_taps, path, self.student, path, 'student', term.tokens['teacher'])
                 elif source in self.teachers:
                     model = self.teachers[source].model
                     for path in term.locate('teacher', model):
-                        add(self._teacher_taps, (source, path), model, path, self._side(source))
+                        add(self._teacher_taps, (source, path), model, path, self._side(source), term.tokens['teacher'])
                 term.pair_stages(self.student, self._model_of(source))
                 if term.shared and source in self.teachers and self.teachers[source].size is not None:
                     raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher '

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.synthetic import synthetic_batch
-from kd_mm.taps import Recorded, image_size, read_taps
+from kd_mm.taps import Recorded, TokenSizeError, image_size, read_taps
 from kd_mm.teacher import eval_mode, forward_tensor, preserved_random_state, task_of
 from kd_mm.teacher_sources import SELF
 from kd_mm.terms import Term
@@ -143,21 +143,49 @@ class DryPass:
         errors: Dict[str, str] = {}
         for shape in dry_shapes(distiller.student, *(teacher.model for teacher in distiller.teachers.values())):
             try:
-                data = random_data(distiller.student, shape)
-                batch = distiller._batch(data['inputs'], data['data_samples'])
-                student = self._student(data)
-                found: Dict[Tuple[str, str], Recorded] = {}
-                for source, teacher in distiller.teachers.items():
-                    taps = {key: tap for key, tap in distiller._teacher_taps.items() if key[0] == source}
-                    teacher.run(data['inputs'], data['data_samples'], list(taps.values()), batch, full=True)
-                    found.update({key: tap.read() for key, tap in taps.items() if tap.fired})
-                return student, found, batch
+                passed = self._pass(shape)
+                self._judge_tokens(shape)
+                return passed
+            except TokenSizeError as error:  # it would be a guess at any other size, too
+                distiller._clear()
+                distiller.problems.add(error)
+                return None
             except Exception as error:  # models raise anything at sizes they cannot take
                 errors.setdefault(f'{type(error).__name__}: {error}', f'{shape[0]}x{shape[1]}')
                 distiller._clear()
         tried = '; '.join(f'at {size}: {message}' for message, size in errors.items())
         distiller.problems.add(f'the forward pass of student or teacher on random images fails. {tried}')
         return None
+
+    def _pass(self, shape: Tuple[int, int]) -> Tuple[Dict[str, Recorded], Dict[Tuple[str, str], Recorded], KDBatch]:
+        """Features of all taps on random images of one size."""
+        distiller = self.distiller
+        data = random_data(distiller.student, shape)
+        batch = distiller._batch(data['inputs'], data['data_samples'])
+        student = self._student(data)
+        found: Dict[Tuple[str, str], Recorded] = {}
+        for source, teacher in distiller.teachers.items():
+            taps = {key: tap for key, tap in distiller._teacher_taps.items() if key[0] == source}
+            teacher.run(data['inputs'], data['data_samples'], list(taps.values()), batch, full=True)
+            found.update({key: tap.read() for key, tap in taps.items() if tap.fired})
+        return student, found, batch
+
+    def _judge_tokens(self, shape: Tuple[int, int]) -> None:
+        """One more pass on oblong images where tokens became maps by a guess: on square ones HxW and WxH are the same.
+
+        Raises:
+            TokenSizeError: the guess is not safe.
+        """
+        distiller = self.distiller
+        taps = (*distiller._student_taps.values(), *distiller._teacher_taps.values())
+        if shape[0] != shape[1] or not any(tap.token_size_note and tap.tokens is None for tap in taps):
+            return
+        try:
+            self._pass((shape[0], 2 * shape[1]))
+        except TokenSizeError:
+            raise
+        except Exception:  # a model for square images alone, which will see no others
+            distiller._clear()
 
     def _student(self, data: Dict[str, Any]) -> Dict[str, Recorded]:
         distiller = self.distiller

@@ -33,9 +33,10 @@ _SWAPPED = {'student_at': 'teacher_at', 'teacher_at': 'student_at'}
 def mirrored(cfg: Dict[str, Any]) -> Dict[str, Any]:
     """The config of a loss with the two sides exchanged."""
     content = {_SWAPPED.get(key, key): value for key, value in dict(cfg).items() if key != 'teacher'}
-    levels = content.get('levels')
-    if hasattr(levels, 'get'):
-        content['levels'] = {'student': levels.get('teacher'), 'teacher': levels.get('student')}  # type: ignore
+    for key in ('levels', 'tokens'):
+        sides = content.get(key)
+        if hasattr(sides, 'get') and set(sides or ()) <= {'student', 'teacher'}:
+            content[key] = {'student': sides.get('teacher'), 'teacher': sides.get('student')}  # type: ignore
     return content
 
 

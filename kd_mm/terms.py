@@ -12,13 +12,14 @@ from kd_mm.losses.head_base import HeadLoss
 from kd_mm.places import MARK, SHARED, find
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.taps import Recorded, expand_paths, module_at, resolve
+from kd_mm.taps import Recorded, TokenSize, expand_paths, looks_like_token_size, module_at, resolve, token_sizes
 from kd_mm.teacher import eval_mode
 from kd_mm.types import Features, KDBatch
 from kd_mm.views import dense_view, roi_head
 
 Pick = Callable[[Features], Features]
-TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher', 'proposals')
+TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher', 'proposals',
+            'tokens')
 #: ``classes=`` for every class name that both models have.
 COMMON = 'common'
 
@@ -44,7 +45,10 @@ class Term(nn.Module):
             (``'common'`` or a list of names); with several teachers ``teacher``: the name of one, or names whose
             outputs are averaged.  At a place of shared proposals (``'@roi_logits'`` and its like, see
             :mod:`kd_mm.views.roi_head`) ``levels`` are the stages of a cascade and ``proposals`` says whose they are:
-            ``'student'`` (default) or ``'teacher'``.
+            ``'student'`` (default) or ``'teacher'``.  ``tokens`` says what map the (N, L, C) tokens at the taps make:
+            (H, W) in cells, or one whole number, the stride in pixels; for both sides or ``dict(student=...,
+            teacher=...)``.  Default: from the call or the input, see :class:`kd_mm.taps.Tap`.  (Of a loss with an
+            argument ``tokens`` of its own, any other value is that.)
     """
 
     def __init__(self, name: str, cfg: Any):
@@ -66,9 +70,15 @@ class Term(nn.Module):
         self.student_levels, self.teacher_levels = _levels(cfg.get('levels'))
         #: the place of shared proposals; None for taps.
         self.shared: Optional[str] = self._shared_place(cfg.get('proposals'))
+        of_taps = looks_like_token_size(cfg.get('tokens'))
+        try:
+            self.tokens: Dict[str, Optional[TokenSize]] = token_sizes(cfg['tokens'] if of_taps else None)
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from error
         self.proposals = cfg.get('proposals', roi_head.PROPOSALS[0])
         try:
-            self.loss = build({key: value for key, value in cfg.items() if key not in TAP_KEYS}, KDLoss, 'loss')
+            self.loss = build({key: value for key, value in cfg.items()
+                               if key not in TAP_KEYS or (key == 'tokens' and not of_taps)}, KDLoss, 'loss')
             region = cfg.get('region')
             self.region = None if region is None else build(region, RegionMask, 'region')
             self.adapter_cfg = cfg.get('adapter', 'auto')
@@ -95,6 +105,7 @@ class Term(nn.Module):
         if self.region is not None and self.region.logits_at and len(self.sources) > 1:
             raise ValueError(f'{name}: {type(self.region).__name__} looks at the logits of one teacher; name one')
         given = [key for key in ('levels', 'adapter', 'region', 'classes') if cfg.get(key) is not None]
+        given += ['tokens'] if of_taps else []
         if self.of_heads and (given or len(self.sources) > 1):
             raise ValueError(f'{name}: {type(self.loss).__name__} compares one head with one: remove '
                              f'{", ".join(given) or "all teachers but one"} (loss_weight may be a list, with 0 for a '
