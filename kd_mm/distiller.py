@@ -20,6 +20,7 @@ from kd_mm.losses.base import Adversarial, opponents_of
 from kd_mm.losses.opponent import Opponent
 from kd_mm.peer import PeerTeacher
 from kd_mm.problems import Problems
+from kd_mm.swap import Swap
 from kd_mm.teacher import Teacher, forward_tensor, inherit_weights, task_of
 from kd_mm.teacher_sources import SELF, build_teachers
 
@@ -74,7 +75,7 @@ class Distiller(nn.Module):
         self._idle: Dict[Tuple[str, str], int] = {}  # steps of the others so far
         self.terms = nn.ModuleDict()
         self.problems = Problems()
-        self._skipping = False
+        self._skipped: Optional[Swap] = None  # of the student's own loss, where it counts nothing
         self._opened = False
 
         if not hasattr(losses, 'items') or not losses:
@@ -182,7 +183,7 @@ class Distiller(nn.Module):
 
         def locate(side: str, name: str) -> None:
             for path in term.reader.locate(side, step.model(name)):
-                step.add_tap(name, path, term.reader.keeps_calls(path))
+                step.add_tap(name, path, term.reader.keeps_calls(path), term.tokens[side])
 
         def attempt(call: Any, *args: Any) -> None:
             try:
@@ -331,13 +332,12 @@ class Distiller(nn.Module):
             forward_tensor(student, inputs, data_samples, paths)
             return {}
 
-        object.__setattr__(student, 'loss', loss)
-        self._skipping = True
+        self._skipped = Swap(student, 'loss', loss).on()
 
     def _restore_task_loss(self) -> None:
-        if self._skipping:
-            object.__delattr__(self.student, 'loss')
-            self._skipping = False
+        if self._skipped is not None:
+            self._skipped.off()
+            self._skipped = None
 
     def end(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         """The student's loss dict with the distillation terms; called after its training forward."""

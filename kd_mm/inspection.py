@@ -28,7 +28,7 @@ from kd_mm.modes import eval_mode, preserved_random_state
 from kd_mm.problems import Problems
 from kd_mm.registry import accepted_arguments
 from kd_mm.synthetic import synthetic_batch
-from kd_mm.taps import Tap
+from kd_mm.taps import Tap, TokenSizeError
 from kd_mm.teacher import (
     RANDOM,
     build_model,
@@ -321,6 +321,8 @@ def observe(model: nn.Module, shape: Tuple[int, int]) -> List[Output]:
                     shapes = [tuple(tensor.shape) for tensor in tap.read()]
                 except RuntimeError:  # it was not called, or returned no tensor
                     shapes = []
+                except TokenSizeError as error:  # a loss there has to say tokens=
+                    shapes = error.shapes
                 rows.append(Output(tap.path, owner, tap.calls, shapes))
             return rows
         finally:

@@ -20,6 +20,7 @@ from kd_mm.losses.base import KDLoss, Pretrained
 from kd_mm.losses.learned import RANDOM, Learner
 from kd_mm.problems import Problems
 from kd_mm.registry import MODELS, choices
+from kd_mm.swap import swapped
 from kd_mm.taps import StopForward, expand_paths, resolve
 from kd_mm.teacher import Teacher, forward_tensor
 
@@ -41,18 +42,14 @@ class Exchange:
         self.places = [(path, *resolve(model, path, 'teacher')) for path in paths]
 
     def __enter__(self) -> 'Exchange':
-        self.before = []
-        for path, owner, name in self.places:
-            self.before.append(vars(owner).get(name))
-            object.__setattr__(owner, name, self._wrap(path, getattr(owner, name)))
+        with contextlib.ExitStack() as stack:
+            for path, owner, name in self.places:
+                stack.enter_context(swapped(owner, name, self._wrap(path, getattr(owner, name))))
+            self._swaps = stack.pop_all()
         return self
 
     def __exit__(self, *unused: Any) -> None:
-        for (_, owner, name), before in zip(self.places, self.before):
-            if before is None:
-                object.__delattr__(owner, name)
-            else:
-                object.__setattr__(owner, name, before)
+        self._swaps.close()
 
     def _wrap(self, path: str, original: Callable[..., Any]) -> Callable[..., Any]:
         count = itertools.count()

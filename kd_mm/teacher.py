@@ -19,6 +19,7 @@ from kd_mm import checkpoint as ckpt
 from kd_mm import targets
 from kd_mm.functional import resize
 from kd_mm.modes import preserved_random_state
+from kd_mm.swap import swapped
 from kd_mm.taps import StopForward, Tap
 from kd_mm.types import KDBatch
 
@@ -356,21 +357,15 @@ def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequenc
     if len(wanted) == len(paths):
         features.append(model.extract_feat(inputs))
     else:
-        original, before = model.extract_feat, vars(model).get('extract_feat')
+        original = model.extract_feat
 
         def extract_feat(images: Tensor) -> Any:
             features.append(original(images))
             return features[-1]
 
         # The auxiliary heads read the features of this very pass; a second one would fire the other taps twice.
-        object.__setattr__(model, 'extract_feat', extract_feat)
-        try:
+        with swapped(model, 'extract_feat', extract_feat):
             output = model(inputs, data_samples, mode='tensor')
-        finally:
-            if before is None:
-                object.__delattr__(model, 'extract_feat')
-            else:
-                object.__setattr__(model, 'extract_feat', before)
     heads: Any = auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]
     for head in heads:
         head.forward(features[-1])

@@ -13,7 +13,7 @@ from kd_mm.registry import MODELS, choices
 ROOT = Path(__file__).resolve().parent.parent
 #: From the bottom up; a module may import from its own layer's left and from every layer below.
 LAYERS = (
-    ('version', ), ('registry', 'types', 'modes', 'problems', 'checks'),
+    ('version', 'swap'), ('registry', 'types', 'modes', 'problems', 'checks'),
     ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'), ('blocks', ),
     ('targets', 'taps'), ('adapters', 'regions', 'views'), ('losses', ), ('teacher', ), ('peer', ),
     ('teacher_sources', ), ('engine', ), ('terms', 'distiller'), ('hooks', ),

@@ -52,6 +52,18 @@ def test_exchange_changes_what_the_model_goes_on_with_and_leaves_no_trace():
     assert model(torch.ones(1)).item() == 1.0 and 'forward' not in vars(model[0])
 
 
+def test_exchange_leaves_no_trace_of_a_module_named_twice_or_of_a_start_that_fails():
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    with learning.Exchange(model, ['0', '0'], lambda path, number, tensor: tensor + 1):
+        assert model(torch.ones(1)).item() == 3.0
+    assert 'forward' not in vars(model[0])
+    started = learning.Exchange(model, ['0', '1'], lambda path, number, tensor: tensor)
+    started.places[1] = ('1', model[1], 'gone')
+    with pytest.raises(AttributeError), started:
+        pass
+    assert 'forward' not in vars(model[0])
+
+
 def test_exchange_keeps_the_structure_of_the_output():
     class Split(nn.Module):
         def forward(self, x):

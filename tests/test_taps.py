@@ -1,6 +1,9 @@
 """Taps: what they record, and that they leave nothing."""
 
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -8,11 +11,13 @@ from torch import nn
 from kd_mm.taps import (
     StopForward,
     Tap,
+    TokenSizeError,
     expand_paths,
-    guess_size,
+    guess_sizes,
     module_at,
     resolve,
     tensors_in,
+    token_sizes,
     tokens_to_map,
 )
 
@@ -134,8 +139,139 @@ def test_tokens_become_maps(model):
     # without a size, below the backbone, the input's shape tells: 16 tokens of a 16x16 input have stride 4
     found = record(model, 'backbone.0', lambda: model.backbone[0](torch.randn(2, 16, 7), None))
     assert found[0].shape == (2, 7, 4, 4)
-    assert guess_size(12, (48, 64)) == (3, 4) and guess_size(7, (48, 64)) is None
+    assert guess_sizes(12, (48, 64)) == [(3, 4)] and guess_sizes(11, (48, 64)) == []
     assert tokens_to_map(tokens, (2, 6)).shape == (2, 7, 2, 6)
+
+
+def attend(model, count, *size, input_shape=(16, 16), **options):
+    """A tap that has recorded tokens (1, count, 3) of a call with these arguments."""
+    tap = Tap(model, 'backbone.0', 'teacher', **options)
+    tap.arm(input_shape)
+    model.backbone[0](torch.arange(count * 3.0).view(1, count, 3), *size)
+    return tap
+
+
+def test_an_exact_size_comes_before_one_that_leaves_tokens_over(model):
+    # 4x4 is the map; 2x2, the next stage's, would leave 12 of the 16 tokens.
+    value, = attend(model, 16, [(2, 2), (4, 4)]).read()
+    assert value.shape == (1, 3, 4, 4)
+    assert attend(model, 17, [(0, 0), (1, 20), (4, 4)]).read()[0].shape == (1, 3, 4, 4)
+
+
+@pytest.mark.parametrize('count, size, input_shape, found', [
+    (128, ((8, 16), (16, 8)), (16, 16), '128 tokens, and their map could be 8x16 or 16x8 .named by its call'),
+    (101, ((10, 10), (9, 11)), (16, 16), '10x10 or 9x11'),
+    # all tokens, or all but a class token, by two strides of the input
+    (3, (None, ), (96, 160), "1x3 or 1x2 .by the input's 96x160")])
+def test_an_ambiguous_size_is_refused_with_the_mend(model, count, size, input_shape, found):
+    tap = attend(model, count, size if len(size) > 1 else None, input_shape=input_shape)
+    with pytest.raises(TokenSizeError, match=f"teacher: the tap 'backbone.0' gives .*{found}.*tokens=.H, W.") as error:
+        tap.read()
+    assert error.value.shapes == [(1, count, 3)] and not tap.fired and 'forward' not in vars(model.backbone[0])
+    # Whoever reads the calls as they were is not concerned.
+    tap = attend(model, count, size if len(size) > 1 else None, input_shape=input_shape, structured=True)
+    assert tap.read()[0].shape == (1, count, 3) and 'left as they are' in tap.token_size_note
+
+
+def test_sizes_that_agree_are_not_ambiguous(model):
+    assert attend(model, 128, [(8, 16), (8, 16), (7, 7)]).read()[0].shape == (1, 3, 8, 16)
+
+
+def test_given_tokens_decide(model):
+    both = ((8, 16), (16, 8))
+    value, = attend(model, 128, both, tokens=(16, 8)).read()
+    assert value.shape == (1, 3, 16, 8) and value[0, 0, 1, 0] == 2 * 3 * 8
+    # a stride in pixels, for inputs of any size, padded or cut; tokens in front are dropped
+    assert attend(model, 128, both, tokens=16, input_shape=(250, 128)).read()[0].shape == (1, 3, 16, 8)
+    value, = attend(model, 29, None, tokens=16, input_shape=(64, 112)).read()
+    assert value.shape == (1, 3, 4, 7) and value[0, 0, 0, 0] == 2 * 3
+    assert attend(model, 24, None, tokens=16, input_shape=(64, 100)).read()[0].shape == (1, 3, 4, 6)
+    for tokens, shape, text in (((8, 8), (16, 16), 'an input of 16x16, and tokens=.8, 8. makes a map of 8x8'),
+                                (32, (64, 128), 'tokens=32 makes a map of 2x4'), (32, None, 'a map of unknown')):
+        with pytest.raises(ValueError, match=f'128 tokens.*{text}.*tokens=STRIDE') as error:
+            attend(model, 128, both, tokens=tokens, input_shape=shape).read()
+        assert not isinstance(error.value, TokenSizeError)  # another input may fit
+    with pytest.raises(ValueError, match='2x2 or 1x1 .tokens=16') as error:
+        attend(model, 5, None, tokens=16, input_shape=(20, 20)).read()
+    assert not isinstance(error.value, TokenSizeError)
+
+
+def test_what_was_taken_is_noted_once(model):
+    tap = attend(model, 13, (3, 4))
+    assert tap.token_size_note is None
+    tap.read()
+    note = "teacher 'backbone.0': 13 tokens are a map of 3x4 after the first 1 (named by its call)"
+    assert tap.token_size_note == note
+    tap.arm()
+    model.backbone[0](torch.zeros(1, 6, 3), (2, 3))
+    assert tap.read()[0].shape == (1, 3, 2, 3) and tap.token_size_note == note
+    other = attend(model, 16, None)
+    other.read()
+    assert other.token_size_note.endswith("16 tokens are a map of 4x4 (by the input's 16x16)")
+    maps = Tap(model, 'block')
+    maps.arm()
+    model.block(IMAGE)
+    maps.read()
+    assert maps.token_size_note is None
+
+
+@pytest.mark.parametrize('tokens', [0, -1, True, 2.0, (4, ), (4, 0), (4, 4, 4), (4, 2.0), 'x'])
+def test_tokens_that_are_no_size(model, tokens):
+    with pytest.raises(ValueError, match='tokens=.* must be .H, W.'):
+        Tap(model, 'backbone.0', tokens=tokens)
+    with pytest.raises(ValueError, match='tokens=.* must be .H, W.'):
+        token_sizes(dict(student=16, teacher=tokens))
+
+
+def test_tokens_that_are_overwritten_in_place(model):
+    """A map without its class token is a view that does not begin where the tokens do."""
+    tap = Tap(model, 'backbone.0')
+    for _ in range(3):
+        tap.arm()
+        output, _ = model.backbone[0](torch.ones(1, 5, 3), (2, 2))
+        output.zero_()
+        assert tap.read()[0].min() == 2
+
+
+def alive(references):
+    gc.collect()
+    return [reference() is not None for reference in references]
+
+
+def test_a_read_tap_holds_nothing(model):
+    """Neither what it recorded, nor the originals of its copies, nor arguments."""
+    for structured in (False, True):
+        for overwrite in (False, True):
+            tap = Tap(model, 'block.targets', structured=structured)
+            for _ in range(2):
+                tap.arm()
+                given = torch.ones(2, 3)
+                output = model.block.targets(given)
+                if overwrite:
+                    output.mul_(2)
+                references = [weakref.ref(given), weakref.ref(output)]
+                del given, output
+                found = tap.read()
+                assert found[0].max() == 2
+                del found
+                assert alive(references) == [False, False]
+    # Where copies are needed, the originals are not held until the end of the step.
+    tap.structured = False
+    tap.arm()
+    given = torch.ones(2, 3)
+    references = [weakref.ref(given), weakref.ref(model.block.targets(given))]
+    del given
+    assert alive(references) == [False, False] and tap.fired
+
+
+def test_a_part_of_a_larger_tensor_does_not_keep_all_of_it(model):
+    model.block.part = lambda x: torch.cat([x, x, x])[:1]
+    tap = Tap(model, 'block.part')
+    for _ in range(2):
+        tap.arm()
+        model.block.part(torch.ones(1, 5))
+        value, = tap.read()
+        assert value.untyped_storage().nbytes() == value.nbytes
 
 
 def test_nothing_is_left_and_disarmed_taps_see_nothing(model):

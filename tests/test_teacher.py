@@ -1,6 +1,8 @@
 """The teacher: its own normalisation, its weights, its limits."""
 
 import copy
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -102,6 +104,47 @@ def test_runs_as_far_as_needed_and_gives_the_same(det, student):
     second = tap.read()
     assert calls == [1] and torch.equal(first[0], second[0]) and not second[0].requires_grad
     assert teacher.calls == {'backbone.layer2': 1}
+
+
+def test_after_a_run_only_what_was_tapped_is_alive(det, student):
+    """Also where the signal that stops the forward, or an error, has passed through all of its frames."""
+    teacher = Teacher.build(teacher_of(det), student, 'random', scope='mmdet')
+    data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), False)
+    batch = KDBatch(input_shape=(64, 64), data_samples=data['data_samples'])
+    tap, seen = Tap(teacher.model, 'neck.fpn_convs.1.conv', 'teacher'), {}
+
+    def look(name, value):
+        if isinstance(value, torch.Tensor):
+            seen[name] = weakref.ref(value)
+        elif isinstance(value, (tuple, list)):
+            for index, item in enumerate(value):
+                look(f'{name}/{index}', item)
+
+    for name, module in teacher.model.named_modules():
+        module.register_forward_hook(lambda _, given, output, name=name: look(name, output))
+
+    def alive():
+        return {id(reference()): name for name, reference in seen.items() if reference() is not None}
+
+    gc.disable()  # what only the collector of cycles would free is alive until it comes
+    try:
+        for full in (True, False, False):
+            seen.clear()
+            teacher.run(data['inputs'], data['data_samples'], [tap], batch, full=full)
+            # The signal passes the hooks of the tapped module, so that its output is not among those seen.
+            assert len(seen) > 20 and len(alive()) == int(full)
+            assert tap.read()[0].shape[1] == 16 and not alive()
+        later = teacher.model.neck.fpn_convs[2]
+        later.forward = lambda x: 1 / 0
+        other = Tap(teacher.model, 'neck.fpn_convs.2', 'teacher')
+        seen.clear()
+        with pytest.raises(ZeroDivisionError) as error:
+            teacher.run(data['inputs'], data['data_samples'], [tap, other], batch)
+        del error
+        tap.clear()
+        assert not alive()
+    finally:
+        gc.enable()
 
 
 def test_pretrained_backbones_are_not_downloaded(det, student):

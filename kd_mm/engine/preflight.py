@@ -12,7 +12,7 @@ from kd_mm.engine.term import STUDENT, Term
 from kd_mm.modes import eval_mode, preserved_random_state
 from kd_mm.problems import Problems
 from kd_mm.synthetic import synthetic_batch
-from kd_mm.taps import Recorded, Tap, image_size
+from kd_mm.taps import Recorded, Tap, TokenSizeError, image_size
 from kd_mm.teacher import forward_tensor, task_of
 from kd_mm.teacher_sources import SELF
 from kd_mm.types import KDBatch
@@ -145,27 +145,52 @@ class Preflight:
         errors: Dict[str, str] = {}
         for shape in dry_shapes(step.student, *(teacher.model for teacher in step.teachers.values())):
             try:
-                data = random_data(step.student, shape)
-                inputs, samples = data['inputs'], data['data_samples']
-                batch = step.batch_of(inputs, samples)
-                records: Dict[str, Dict[str, Recorded]] = {
-                    STUDENT: self._learner(STUDENT, step.student, inputs, samples)}
-                for name, teacher in step.teachers.items():
-                    if name in step.peers:
-                        with eval_mode(teacher.model):
-                            records[name] = self._learner(name, teacher.model, teacher.renormalise(inputs, batch),
-                                                          samples)
-                        continue
-                    taps = {path: tap for (owner, path), tap in step.taps.items() if owner == name}
-                    teacher.run(inputs, samples, list(taps.values()), batch, full=True)
-                    records[name] = {path: tap.read() for path, tap in taps.items() if tap.fired}
-                return records, batch
+                passed = self._pass(shape)
+                self._judge_tokens(shape)
+                return passed
+            except TokenSizeError as error:  # it would be a guess at any other size, too
+                step.clear()
+                self.problems.add(error)
+                return None
             except Exception as error:  # models raise anything at sizes they cannot take
                 errors.setdefault(f'{type(error).__name__}: {error}', f'{shape[0]}x{shape[1]}')
                 step.clear()
         tried = '; '.join(f'at {size}: {message}' for message, size in errors.items())
         self.problems.add(f'the forward pass of student or teacher on random images fails. {tried}')
         return None
+
+    def _pass(self, shape: Tuple[int, int]) -> Tuple[Dict[str, Dict[str, Recorded]], KDBatch]:
+        """What all taps record on random images of one size."""
+        step = self.step
+        data = random_data(step.student, shape)
+        inputs, samples = data['inputs'], data['data_samples']
+        batch = step.batch_of(inputs, samples)
+        records: Dict[str, Dict[str, Recorded]] = {STUDENT: self._learner(STUDENT, step.student, inputs, samples)}
+        for name, teacher in step.teachers.items():
+            if name in step.peers:
+                with eval_mode(teacher.model):
+                    records[name] = self._learner(name, teacher.model, teacher.renormalise(inputs, batch), samples)
+                continue
+            taps = {path: tap for (owner, path), tap in step.taps.items() if owner == name}
+            teacher.run(inputs, samples, list(taps.values()), batch, full=True)
+            records[name] = {path: tap.read() for path, tap in taps.items() if tap.fired}
+        return records, batch
+
+    def _judge_tokens(self, shape: Tuple[int, int]) -> None:
+        """One more pass on oblong images where tokens became maps by a guess: on square ones HxW and WxH are the same.
+
+        Raises:
+            TokenSizeError: the guess is not safe.
+        """
+        if shape[0] != shape[1] or not any(tap.token_size_note and tap.tokens is None
+                                           for tap in self.step.taps.values()):
+            return
+        try:
+            self._pass((shape[0], 2 * shape[1]))
+        except TokenSizeError:
+            raise
+        except Exception:  # a model for square images alone, which will see no others
+            self.step.clear()
 
     def _learner(self, name: str, model: nn.Module, inputs: Tensor, samples: Any) -> Dict[str, Recorded]:
         """What the taps of a model that trains record: in a forward pass, and where that is not enough in one with

@@ -33,7 +33,7 @@ from kd_mm.engine.term import STUDENT, Term
 from kd_mm.losses.base import total
 from kd_mm.modes import preserved_random_state
 from kd_mm.peer import PeerTeacher
-from kd_mm.taps import Recorded, Tap, image_size, tensors_in
+from kd_mm.taps import Recorded, Tap, TokenSize, image_size, tensors_in
 from kd_mm.teacher import Teacher
 from kd_mm.teacher_sources import SELF
 from kd_mm.types import Features, KDBatch
@@ -112,15 +112,27 @@ class Step:
                   for path in term.teacher_paths]
         return list(dict.fromkeys(found))
 
-    def add_tap(self, name: str, path: str, calls: bool) -> None:
-        """Make the tap of a path, or let the one that is there keep whole calls too.
+    def add_tap(self, name: str, path: str, calls: bool, tokens: Optional[TokenSize] = None) -> None:
+        """Make the tap of a path, or let the one that is there do what another term wants besides.
+
+        Args:
+            name: of the model.
+            path: in it.
+            calls: whether whole calls are kept.
+            tokens: what map tokens make, see :class:`kd_mm.taps.Tap`.
 
         Raises:
             KeyError: the model has no such module.
+            ValueError: two terms say different ``tokens``.
         """
         if (name, path) not in self.taps:
             self.taps[name, path] = Tap(self.model(name), path, self.word(name))
-        self.taps[name, path].structured |= calls
+        tap = self.taps[name, path]
+        tap.structured |= calls
+        if tokens is not None and tap.tokens not in (None, tokens):
+            raise ValueError(f'tokens={tokens} at the tap {path!r} of the {self.word(name)}, where another loss says '
+                             f'tokens={tap.tokens}')
+        tap.tokens = tap.tokens if tokens is None else tokens
 
     def word(self, name: str) -> str:
         """Name of a model for messages."""

@@ -13,9 +13,11 @@ from kd_mm.modes import eval_mode
 from kd_mm.places import SHARED
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
+from kd_mm.taps import TokenSize, looks_like_token_size, token_sizes
 from kd_mm.views import roi_head
 
-TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher', 'proposals')
+TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher', 'proposals',
+            'tokens')
 #: ``classes=`` for every class name that both models have.
 COMMON = 'common'
 #: Name of the student among the models of a step.
@@ -43,9 +45,10 @@ def mirrored(cfg: Any) -> Dict[str, Any]:
     """
     content: Dict[str, Any] = {
         str(_SWAPPED.get(key, key)): value for key, value in dict(cfg).items() if key != 'teacher'}
-    levels: Any = content.get('levels')
-    if hasattr(levels, 'get'):
-        content['levels'] = {'student': levels.get('teacher'), 'teacher': levels.get('student')}
+    for key in ('levels', 'tokens'):
+        sides: Any = content.get(key)
+        if hasattr(sides, 'get') and set(sides or ()) <= {'student', 'teacher'}:
+            content[key] = {'student': sides.get('teacher'), 'teacher': sides.get('student')}
     region: Any = content.get('region')
     logits_at: Any = region.get('logits_at') if hasattr(region, 'get') else None
     if hasattr(logits_at, 'get'):
@@ -64,7 +67,10 @@ class Term(nn.Module):
             (``'common'`` or a list of names); with several teachers ``teacher``: the name of one, or names whose
             outputs are averaged.  At a place of shared proposals (``'@roi_logits'`` and its like, see
             :mod:`kd_mm.views.roi_head`) ``levels`` are the stages of a cascade and ``proposals`` says whose they are:
-            ``'student'`` (default) or ``'teacher'``.
+            ``'student'`` (default) or ``'teacher'``.  ``tokens`` says what map the (N, L, C) tokens at the taps make:
+            (H, W) in cells, or one whole number, the stride in pixels; for both sides or ``dict(student=...,
+            teacher=...)``.  Default: from the call or the input, see :class:`kd_mm.taps.Tap`.  (For a loss with an
+            argument ``tokens`` of its own, any other value is that.)
         learner: name of the model that learns; another than the student's for the mirror of a term with a peer.
 
     Attributes:
@@ -90,8 +96,14 @@ class Term(nn.Module):
         cfg = dict(cfg)
         at, levels = self._at(cfg), _levels(cfg.get('levels'))
         shared = self._shared_place(at, cfg.get('proposals'))
-        self._build(cfg)
-        self._check(cfg, shared)
+        of_taps = looks_like_token_size(cfg.get('tokens'))
+        try:
+            #: what map the tokens at the taps make, by side.
+            self.tokens: Dict[str, Optional[TokenSize]] = token_sizes(cfg['tokens'] if of_taps else None)
+        except ValueError as error:
+            raise ValueError(f'{self.title}: {error}') from error
+        self._build(cfg, of_taps)
+        self._check(cfg, shared, of_taps)
         self.reader = self._reader(at, levels, shared, cfg)
         #: with ``classes``: which ones to compare, by source.
         self.chosen: Dict[str, ClassPair] = {}
@@ -124,9 +136,10 @@ class Term(nn.Module):
                              "'@roi_logits'")
         return places[0] if places else None
 
-    def _build(self, cfg: Dict[str, Any]) -> None:
+    def _build(self, cfg: Dict[str, Any], of_taps: bool) -> None:
         try:
-            self.loss = build({key: value for key, value in cfg.items() if key not in TAP_KEYS}, KDLoss, 'loss')
+            self.loss = build({key: value for key, value in cfg.items()
+                               if key not in TAP_KEYS or (key == 'tokens' and not of_taps)}, KDLoss, 'loss')
             region = cfg.get('region')
             self.region = None if region is None else build(region, RegionMask, 'region')
             self.adapter_cfg = cfg.get('adapter', 'auto')
@@ -138,7 +151,7 @@ class Term(nn.Module):
         except (KeyError, ValueError) as error:
             raise ValueError(f'{self.title}: {error.args[0]}') from error
 
-    def _check(self, cfg: Dict[str, Any], shared: Optional[str]) -> None:
+    def _check(self, cfg: Dict[str, Any], shared: Optional[str], of_taps: bool) -> None:
         name = type(self.region or self.loss).__name__
         picks = isinstance(self.loss, PicksInstances) and self.loss.heads_at is not None
         if shared and (self.region is not None or self.loss.needs_boxes or self.loss.needs_seg_map
@@ -158,6 +171,7 @@ class Term(nn.Module):
         if len(self.sources) > 1 and self.region is not None and self.region.logits_at:
             raise ValueError(f'{self.title}: {name} looks at the logits of one teacher; name one')
         given = [key for key in ('levels', 'adapter', 'region', 'classes') if cfg.get(key) is not None]
+        given += ['tokens'] if of_taps else []
         if self.of_heads and (given or len(self.sources) > 1):
             raise ValueError(f'{self.title}: {type(self.loss).__name__} compares one head with one: remove '
                              f'{", ".join(given) or "all teachers but one"} (loss_weight may be a list, with 0 for a '

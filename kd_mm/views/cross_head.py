@@ -6,13 +6,14 @@ auxiliary branches are the teacher's, whatever its kind.  Its parameters ask for
 mode (:class:`kd_mm.teacher.Teacher` sees to both); the gradient goes through it to the student.
 """
 
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
+from contextlib import ExitStack
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_mm.functional import lift, one_of
+from kd_mm.swap import swapped
 
 #: Names of the towers of a head: RetinaNet, FCOS, ATSS, GFL and most others; YOLOX; YOLOF.
 TOWERS = (('cls_convs', 'reg_convs'), ('multi_level_cls_convs', 'multi_level_reg_convs'), ('cls_subnet', 'bbox_subnet'))
@@ -112,22 +113,6 @@ def align_moments(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor
     return (student - mean) / (std + eps) * wanted[0] + wanted[1]
 
 
-@contextmanager
-def _replaced(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """``forward`` of some modules replaced inside, on the instances alone."""
-    before = {module: vars(module).get('forward') for module in forwards}
-    for module, forward in forwards.items():
-        object.__setattr__(module, 'forward', forward)
-    try:
-        yield
-    finally:
-        for module, forward in before.items():
-            if forward is None:
-                object.__delattr__(module, 'forward')
-            else:
-                object.__setattr__(module, 'forward', forward)
-
-
 def cross_head_outputs(head: nn.Module, inputs: Any, student: Mapping[str, Sequence[Tensor]],
                        teacher: Mapping[str, Sequence[Tensor]], index: int, align: bool = True,
                        eps: float = 1e-6) -> Any:
@@ -163,7 +148,9 @@ def cross_head_outputs(head: nn.Module, inputs: Any, student: Mapping[str, Seque
                 forwards[head.get_submodule(path)] = _hand_on
             block = head.get_submodule(paths[index - 1])
             forwards[block] = _hand_out(block, list(zip(features, others)), align, eps)
-    with _replaced(forwards):
+    with ExitStack() as stack:
+        for module, forward in forwards.items():
+            stack.enter_context(swapped(module, 'forward', forward))
         return head(inputs)
 
 
