@@ -100,7 +100,8 @@ def test_two_losses_must_agree(cfg, student):
     with pytest.raises(ConfigProblems, match='loss_c: tokens=4 at the tap .* another loss says tokens=8'):
         Distiller(student, teacher, losses, teacher_ckpt='random', scope='mmseg')
     losses.pop('loss_c')
-    assert Distiller(student, teacher, losses, teacher_ckpt='random', scope='mmseg').current.taps['student', AT].tokens == 8
+    built = Distiller(student, teacher, losses, teacher_ckpt='random', scope='mmseg')
+    assert built.current.taps['student', AT].tokens == 8
 
 
 def test_the_key_of_a_loss():
