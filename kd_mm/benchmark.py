@@ -457,8 +457,8 @@ def allocation_peak(call: Callable[[], Any]) -> Optional[int]:
     """Highest sum of allocations less releases on the CPU during ``call()``; None on a torch that tells it otherwise.
 
     Example:
-        >>> allocation_peak(lambda: torch.zeros(1024) + 1)
-        8192
+        >>> allocation_peak(lambda: torch.zeros(1024) + 1) // 1024  # two tensors of 4 KiB
+        8
     """
     with _quiet_stderr(), torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()

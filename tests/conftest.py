@@ -5,6 +5,7 @@ narrowed by overrides.
 """
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)  # the models are tiny: threads cost more than they give
+# The models are tiny: threads cost more than they give. More of them add in another order: no test may depend on that.
+torch.set_num_threads(int(os.environ.get('KD_MM_TEST_THREADS', '1')))
 # mmengine formats every config it logs, for seconds; the text means the same unformatted.
 mmengine.config.config.FormatCode = lambda text, **_: (text, True)
 # For the log, mmengine notes the mean of every parameter after each of its initialisers: a fifth of a model's set-up.

@@ -34,8 +34,8 @@ def decoupled_terms(student: Tensor, teacher: Tensor, target: Tensor, tau: float
 
     Example:
         >>> z = torch.tensor([[0., 1., 2.]])
-        >>> decoupled_terms(z, z, torch.tensor([1]))
-        (tensor([0.]), tensor([0.]))
+        >>> [abs(term.item()) < 1e-5 for term in decoupled_terms(z, z, torch.tensor([1]))]
+        [True, True]
     """
     index = target[:, None]
     hidden = torch.zeros_like(student, dtype=torch.bool).scatter_(1, index, True)
@@ -94,8 +94,8 @@ class DKDLoss(KDLoss):
         >>> loss = build(dict(type='DKDLoss'))
         >>> batch = KDBatch(seg_map=torch.randint(0, 5, (2, 32, 32)))
         >>> z = torch.randn(2, 5, 8, 8)
-        >>> loss(z, z, batch).item()
-        0.0
+        >>> abs(loss(z, z, batch).item()) < 1e-5
+        True
     """
 
     logits = True

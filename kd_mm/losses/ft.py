@@ -44,8 +44,9 @@ def factor_gap(student: Tensor, teacher: Tensor, p: int, mask: Optional[Tensor] 
 
     Example:
         >>> import torch
-        >>> factor_gap(torch.ones(2, 3, 4, 4), 5 * torch.ones(2, 3, 4, 4), 2)
-        tensor(0.)
+        >>> x = torch.randn(2, 3, 4, 4)
+        >>> factor_gap(x, 5 * x, 2).item() < 1e-5, round(factor_gap(x, -x, 2).item(), 4)
+        (True, 2.0)
     """
     gap = unit_norm(apply_weights(student, mask)) - unit_norm(apply_weights(teacher, mask))
     if p == 1:
