@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the bottom up; a module may import from its own layer's left and from every layer below.
 LAYERS = (
     ('version', ), ('registry', 'types'),
-    ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'), ('blocks', ),
+    ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'), ('blocks', 'norms'),
     ('targets', 'taps'), ('adapters', 'regions', 'views'), ('losses', ), ('teacher', ), ('terms', ), ('peer', ),
     ('teacher_sources', ), ('dry_pass', ), ('distiller', ), ('hooks', ),
     ('inspection', 'benchmark', 'learning'))
