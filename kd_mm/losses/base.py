@@ -177,6 +177,22 @@ def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
+def needs_channels(owner: str, features: Features, least: int, reason: str, side: str = 'student') -> None:
+    """Raise a ValueError where a level has so few channels (classes) that the loss is the same for every student.
+
+    Args:
+        owner: class name of the loss.
+        features: L tensors (N, C, ...) or (M, C).
+        least: the smallest C that has something to learn.
+        reason: why fewer have not, and the mend.
+        side: whose features.
+    """
+    for level, tensor in enumerate(features):
+        if tensor.shape[1] < least:
+            raise ValueError(f'{owner}, level {level}: {side} {tuple(tensor.shape)} has {tensor.shape[1]} channel(s) '
+                             f'and {least} are needed, or nothing is learned: {reason}')
+
+
 def labelled(logits: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Optional[Tensor]:
     """Region weights with the ignored pixels set to 0; None when nothing is to be left out.
 

@@ -8,9 +8,9 @@ from mmengine.dist import get_rank
 from torch import Tensor
 
 from kd_mm.functional import SAMPLES, one_of, positive, relation_rows, safe_sqrt, sample_limit, seeded_generator
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 KERNELS = ('gaussian', 'bilinear')
 DISTANCES = ('squared', 'norm')
@@ -91,6 +91,12 @@ class CCLoss(KDLoss):
         self.limit = sample_limit('CCLoss', limit)
         self.same_size = samples == 'cell'
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if self.normalize and self.samples == 'cell':
+            needs_channels('CCLoss', student, 2,
+                           'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
+
     def relations(self, rows: Tensor) -> Tensor:
         """(M, D) -> (M, M)."""
         if self.normalize:
@@ -101,5 +107,7 @@ class CCLoss(KDLoss):
                    mask: Optional[Tensor]) -> Tensor:
         generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
         s, t = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
+        if self.normalize and len(s) < 2:  # a unit vector with itself; what rounding leaves is no gradient
+            return student.sum() * 0
         total = (self.relations(s) - self.relations(t)).square().sum()
         return (safe_sqrt(total) if self.distance == 'norm' else total) / max(s.shape[0], 1)**2

@@ -16,7 +16,8 @@ from kd_mm.functional import (
     seeded_generator,
     unit_vectors,
 )
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.norms import BatchNorm
 from kd_mm.registry import MODELS
 from kd_mm.targets import seg_map
 from kd_mm.types import Features, KDBatch
@@ -106,6 +107,11 @@ class CIRKDMiniBatchLoss(KDLoss):
         self.max_block = None if max_block is None else int(positive('CIRKDMiniBatchLoss', 'max_block', max_block))
         self.gather = gather
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('CIRKDMiniBatchLoss', student, 2,
+                       'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
+
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
         if min(student.shape[2:]) >= self.pool_above:
@@ -163,7 +169,7 @@ def projection(student: Tensor, teacher: Tensor) -> nn.Sequential:
     options, width = parameter_options(teacher), teacher.shape[1]
     return nn.Sequential(
         nn.Conv2d(student.shape[1], width, 1, bias=False, **options),
-        nn.BatchNorm2d(width, track_running_stats=False, **options),
+        BatchNorm(width, track_running_stats=False, **options),
         nn.ReLU(),
         nn.Conv2d(width, width, 1, bias=False, **options))
 
@@ -310,6 +316,12 @@ class CIRKDMemoryLoss(KDLoss):
         #: (a golden vector's, for example).
         self.fixed_cells: Optional[List[Tensor]] = None
         self.fixed_slots: Optional[List[Dict[str, Tensor]]] = None
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('CIRKDMemoryLoss', teacher, 2,
+                       'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss',
+                       'teacher')
 
     def prepare(self, student: Features, teacher: Features) -> None:
         if len(self.projections) == 0:

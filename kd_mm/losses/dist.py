@@ -6,9 +6,9 @@ from torch import Tensor
 
 from kd_mm.blocks import sum_in_blocks
 from kd_mm.functional import apply_weights, nonzero, one_of, positive, safe_sqrt
-from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.losses.base import KDLoss, labelled, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 ACTIVATIONS = ('softmax', 'sigmoid')
 
@@ -161,6 +161,17 @@ class DISTLoss(KDLoss):
         self.anchors = anchors
         self.mask_ignored = mask_ignored
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        for tensor in student:
+            if self.anchors > 1 and (tensor.dim() != 4 or tensor.shape[1] % self.anchors):
+                raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(tensor.shape)}')
+        if self.activation == 'softmax' or not self.gamma:
+            # Across the classes the correlation of two numbers with two others is 1 or -1.
+            needs_channels('DISTLoss', student, self.anchors * (2 if self.gamma else 3),
+                           "it correlates scores that compete. Use activation='sigmoid' with gamma above 0, "
+                           'SigmoidKDLoss or CWDLoss')
+
     def scores(self, logits: Tensor) -> Tensor:
         """Class scores of logits."""
         logits = logits / self.tau
@@ -170,8 +181,6 @@ class DISTLoss(KDLoss):
         """Logits whose anchors have become images of their own."""
         if self.anchors == 1:
             return logits
-        if logits.dim() != 4 or logits.shape[1] % self.anchors:
-            raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(logits.shape)}')
         return logits.reshape(-1, logits.shape[1] // self.anchors, *logits.shape[2:])
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,

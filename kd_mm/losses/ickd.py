@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.functional import channel_affinity, resize
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 
 def into_patches(features: Tensor, patches: int) -> Tensor:
@@ -75,6 +75,11 @@ class ICKDLoss(KDLoss):
         if not (isinstance(patches, int) and patches >= 1):
             raise ValueError(f'ICKDLoss: patches={patches!r} must be a whole number from 1')
         self.patches = patches
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('ICKDLoss', student, 2,
+                       'one channel has no other to be correlated with. Use CWDLoss or FitNetLoss')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from kd_mm.functional import class_centres, nonzero, one_of, safe_sqrt
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
 from kd_mm.targets import class_members
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 CENTRES = ('image', 'batch')
 
@@ -92,6 +92,11 @@ class IFVDLoss(KDLoss):
             raise ValueError(f'IFVDLoss: num_classes={num_classes!r} must be at least 1')
         self.count_ignored = count_ignored
         self.num_classes = num_classes
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('IFVDLoss', student, 2,
+                       'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

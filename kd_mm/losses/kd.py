@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kd_mm.blocks import sum_in_blocks
 from kd_mm.functional import apply_weights, nonzero, one_of, positive
-from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.losses.base import KDLoss, labelled, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 REDUCTIONS = ('pixel_mean', 'element_mean', 'batch_mean', 'spatial_mean', 'sum')
 DIVERGENCES = ('kl', 'cross_entropy')
@@ -128,6 +128,11 @@ class SoftmaxKDLoss(KDLoss):
         self.divergence = one_of('SoftmaxKDLoss', 'divergence', divergence, DIVERGENCES)
         self.factor = self.tau**2 if tau_squared else 1.0
         self.mask_ignored = mask_ignored
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('SoftmaxKDLoss', student, 2,
+                       'the softmax over one class is always 1. Use SigmoidKDLoss or CWDLoss')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -6,9 +6,9 @@ from mmengine.dist import get_rank
 from torch import Tensor
 
 from kd_mm.functional import SAMPLES, one_of, positive, relation_rows, safe_sqrt, sample_limit, seeded_generator
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 
 def neighbour_probabilities(rows: Tensor, eps: float = 1e-7) -> Tensor:
@@ -76,9 +76,17 @@ class PKTLoss(KDLoss):
         self.limit = sample_limit('PKTLoss', limit)
         self.same_size = samples == 'cell'
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if self.samples == 'cell':
+            needs_channels('PKTLoss', student, 2,
+                           'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
+
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
         generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
-        s, t = (neighbour_probabilities(rows, self.eps) for rows in relation_rows(
-            student, teacher, mask, self.samples, self.limit, generator))
+        rows = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
+        if len(rows[0]) < 2:  # a sample alone has no neighbour; what rounding leaves is no gradient
+            return student.sum() * 0
+        s, t = (neighbour_probabilities(side, self.eps) for side in rows)
         return (t * ((t + self.eps) / (s + self.eps)).log()).sum() / max(t.numel(), 1)

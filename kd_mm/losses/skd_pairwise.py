@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.functional import nonzero, unit_vectors
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 #: most numbers of a block of affinities, of all images of the batch together.
 BLOCK = 2**21
@@ -143,6 +143,12 @@ class SKDPairwiseLoss(KDLoss):
         if not eps >= 0:
             raise ValueError(f'SKDPairwiseLoss: eps={eps!r} must not be negative')
         self.kernel, self.scale, self.detach_norm, self.eps = kernel, scale, detach_norm, eps
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if not self.detach_norm:
+            needs_channels('SKDPairwiseLoss', student, 2,
+                           'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
 
     def nodes(self, features: Tensor, mask: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
         """Unit vectors (N, C, P) of the nodes, and their weights."""
