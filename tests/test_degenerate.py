@@ -5,14 +5,19 @@ or a ValueError that names the class.  A new class is swept without being named 
 anything from is refused where the shapes tell, see the end.
 """
 
+import copy
 import functools
 import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+from heads import head_config
+from mmengine.registry import DefaultScope
+from stock import detector, hook, make_runner, segmentor, teacher_of, train
 
 from kd_mm.adapters import Adapter
+from kd_mm.distiller import Distiller
 from kd_mm.functional import lift
 from kd_mm.losses import KDLoss
 from kd_mm.losses.head_base import HeadLoss
@@ -21,6 +26,7 @@ from kd_mm.losses.query_base import QueryLoss
 from kd_mm.norms import BatchNorm
 from kd_mm.regions import RegionMask
 from kd_mm.registry import MODELS, accepted_arguments, build, choices
+from kd_mm.teacher import build_model
 from kd_mm.types import KDBatch
 from kd_mm.views import Assignment, DenseView, MaskQueryView, QueryAssignment, QueryView, align_moments
 
@@ -472,3 +478,60 @@ def test_one_bin_is_refused(name):
         [torch.tensor([[1, 3]])], [torch.ones(1, 2)], 3, [torch.tensor([[0, -1]])]))
     with pytest.raises(ValueError, match=f'{name}.*reg_max'):
         build(dict(type=name))(student, student, KDBatch(boxes=[torch.ones(1, 4)], input_shape=(8, 8)))
+
+
+# ------------------------------------------------------------------ in real models
+
+LOGIT_LOSSES = [name for name in LOSSES if MODELS.module_dict[name].logits and not is_head(name)
+                and not MODELS.module_dict[name].rows_only and not MODELS.module_dict[name].adversarial]
+
+
+@pytest.fixture(scope='module')
+def binary(cityscapes_root, tmp_path_factory):
+    """A segmentor of two classes told apart by one sigmoid channel."""
+    cfg = segmentor(cityscapes_root, tmp_path_factory.mktemp('binary'), classes=2)
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        head.update(out_channels=1, threshold=0.3, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    return cfg
+
+
+def test_logit_losses_of_one_channel(binary):
+    """What one channel teaches nothing stops while building, all in one message with the mend."""
+    student, losses = make_runner(binary).model, {}
+    for name in LOGIT_LOSSES:
+        losses[f'loss_{name}'] = dict(type=name, at='@logits')
+    with pytest.raises(ValueError) as caught:
+        Distiller(student, teacher_of(binary), losses, scope='mmseg', teacher_ckpt='random')
+    refused = {name for name in LOGIT_LOSSES if f'loss_{name}: ' in str(caught.value)}
+    assert refused == {'SoftmaxKDLoss', 'DISTLoss', 'AICSDLoss', 'DKDLoss'}
+    assert 'has 1 channel(s) and 2 are needed, or nothing is learned: the softmax over one class is always 1. Use ' \
+        'SigmoidKDLoss or CWDLoss' in str(caught.value)
+    Distiller(student, teacher_of(binary), {key: loss for key, loss in losses.items() if loss['type'] not in refused},
+              scope='mmseg', teacher_ckpt='random')
+
+
+def test_a_dense_detector_of_one_class():
+    cfg = head_config('gfl')
+    cfg.model.bbox_head.num_classes = 1
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        student = build_model(cfg, 'mmdet')
+    with pytest.raises(ValueError, match='SoftmaxKDLoss, level 0: .* has 1 channel.*SigmoidKDLoss'):
+        Distiller(student, cfg, dict(loss_kd=dict(type='SoftmaxKDLoss', at='@logits')), scope='mmdet',
+                  teacher_ckpt='random')
+
+
+@pytest.mark.parametrize('loss', [
+    dict(type='CrossKDLoss', at='bbox_head'),
+    dict(type='ReviewKDLoss', at='neck'),
+    dict(type='FitNetLoss', at='neck', adapter=dict(type='GraphAdapter')),
+    dict(type='FitNetLoss', at='neck', adapter=dict(type='NormAdapter')),
+    dict(type='FitNetLoss', at='neck', adapter=dict(type='ConvAdapter', norm=True, always=True))])
+def test_training_on_one_small_image_at_a_time(loss, coco_root, tmp_path):
+    """P6 and P7 of 64x64 are one cell."""
+    cfg = detector(coco_root, tmp_path)
+    cfg.model.bbox_head.stacked_convs = 2  # CrossKD keeps all but one the student's
+    cfg.train_dataloader.batch_size = 1
+    teacher = teacher_of(cfg) if loss['type'] != 'CrossKDLoss' else copy.deepcopy(cfg)
+    runner, recorder = train(cfg, [hook(teacher, dict(loss_kd=loss), teacher_ckpt='random')])
+    assert all(abs(value) < float('inf') for step in recorder.losses for value in step.values())
+    assert finite(runner.model.state_dict().values())

@@ -92,7 +92,8 @@ class AICSDLoss(KDLoss):
         A scalar per level; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, or a region together with ``matrix='released'``, or RoI rows.
+        ValueError: an option has a bad value, one class only (or two, where the first term is the only one, which is
+            then 0), a region together with ``matrix='released'``, or RoI rows.
 
     Example:
         >>> import torch

@@ -24,6 +24,10 @@ class KDLoss(nn.Module):
     inputs stay float64), the teacher is detached, and the result is connected to the student even when a region is
     empty.
 
+    What a batch does not hold adds 0, with a gradient of 0: no object, every pixel ignored, one cell for a loss on the
+    differences between cells, one image for relations between images.  What the classes or channels of a model can
+    never give is an error of :meth:`check_shapes`.
+
     Class attributes:
         joint: the levels are compared together, by :meth:`joint_loss`.
         logits: the loss compares class logits, so student and teacher must have the same classes.

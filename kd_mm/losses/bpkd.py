@@ -47,7 +47,8 @@ class BPKDLoss(KDLoss):
         A scalar per level; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, the data has no segmentation map, or RoI rows.
+        ValueError: an option has a bad value, one class only with ``body=0``, the data has no segmentation map, or RoI
+            rows.
 
     Example:
         >>> from kd_mm.registry import build

@@ -55,6 +55,7 @@ class CCLoss(KDLoss):
         normalize: make the samples unit vectors first. Default True.
         distance: 'squared' (default, the mean of the squares [P]) or 'norm' (their root over M^2).
         samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+            One sample has no relation: 0, without gradient.
         limit: the most samples; more are drawn at random, for each step anew. None for all. Default 1024.
         loss_weight: see :class:`KDLoss`. Default 1; torchdistill's 0.003 is for 'norm' [C].
 
@@ -64,7 +65,7 @@ class CCLoss(KDLoss):
         A scalar per level, per pair of samples; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value.
+        ValueError: an option has a bad value, or cells of one channel are made unit vectors.
 
     Example:
         >>> import torch

@@ -84,7 +84,7 @@ class ChenClassLoss(KDLoss):
         A scalar per level, per row; summed over levels.
 
     Raises:
-        ValueError: an option is out of range, or the logits are maps.
+        ValueError: an option is out of range, there is one logit a row only, or the logits are maps.
 
     Example:
         >>> import torch

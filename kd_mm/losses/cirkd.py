@@ -88,7 +88,8 @@ class CIRKDMiniBatchLoss(KDLoss):
         A scalar per level, per pair and cell; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value; with ``gather``, batches of different sizes on the ranks.
+        ValueError: an option has a bad value, or the student has one channel only; with ``gather``, batches of
+            different sizes on the ranks.
 
     Example:
         >>> from kd_mm.registry import build
@@ -267,8 +268,8 @@ class CIRKDMemoryLoss(KDLoss):
         A scalar per level, per labelled cell; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, the data has no segmentation map, or a label is not below
-            ``num_classes``.
+        ValueError: an option has a bad value, the teacher has one channel only, the data has no segmentation map, or a
+            label is not below ``num_classes``.
 
     Example:
         >>> from kd_mm.registry import build

@@ -138,7 +138,7 @@ class DeFeatClassLoss(KDLoss):
         A scalar per level, per row of its part; summed over levels.
 
     Raises:
-        ValueError: an option is out of range, there are no labels, or the logits are maps.
+        ValueError: an option is out of range, there are no labels, one logit a row only, or the logits are maps.
 
     Example:
         >>> from kd_mm.registry import build

@@ -133,7 +133,8 @@ class DISTLoss(KDLoss):
         A scalar per level, 0 to 4 for the default weights; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, the channels are no multiple of ``anchors``, or a region for RoI rows.
+        ValueError: an option has a bad value, the channels are no multiple of ``anchors``, one class only (with a
+            sigmoid ``gamma`` still teaches), or a region for RoI rows.
 
     Example:
         >>> import torch

@@ -72,7 +72,7 @@ class GOLSDLoss(HeadLoss):
         One term for all levels (not a scalar per level: rows of all are counted together), per side of a box.
 
     Raises:
-        ValueError: a head has no distributions, or the bins differ.
+        ValueError: a head has no distributions or one bin, or the bins differ.
 
     Example:
         >>> from kd_mm.registry import build

@@ -58,7 +58,7 @@ class ICKDLoss(KDLoss):
         A scalar per level, 0 to 4: mean over images, pieces and channels; summed over levels.
 
     Raises:
-        ValueError: ``patches`` is no whole number from 1.
+        ValueError: ``patches`` is no whole number from 1, or there is one channel only.
 
     Example:
         >>> import torch

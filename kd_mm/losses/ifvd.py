@@ -71,7 +71,7 @@ class IFVDLoss(KDLoss):
         A scalar per level, 0 to 4: mean over cells; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, or the data has no segmentation map.
+        ValueError: an option has a bad value, the student has one channel only, or the data has no segmentation map.
 
     Example:
         >>> from kd_mm.registry import build

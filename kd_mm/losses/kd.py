@@ -107,7 +107,8 @@ class SoftmaxKDLoss(KDLoss):
         A scalar per level, per valid pixel (default); summed over levels.
 
     Raises:
-        ValueError: an option is not among its choices, tau is not positive, or a region is given for RoI rows.
+        ValueError: an option is not among its choices, tau is not positive, there is one class only, or a region is
+            given for RoI rows.
 
     Example:
         >>> import torch

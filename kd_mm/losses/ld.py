@@ -135,7 +135,7 @@ class LDLoss(HeadLoss):
         A scalar per level: per box side in the region (default); summed over levels.
 
     Raises:
-        ValueError: an option is not among its choices, a head has no distributions, or their bins differ.
+        ValueError: an option is not among its choices, a head has no distributions or one bin, or their bins differ.
 
     Example:
         >>> from kd_mm.registry import build

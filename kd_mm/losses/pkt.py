@@ -46,6 +46,7 @@ class PKTLoss(KDLoss):
     Args:
         eps: added to norms and probabilities, above 0. Default 1e-7 [C].
         samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+            One sample has no relation: 0, without gradient.
         limit: the most samples; more are drawn at random, for each step anew. None for all. Default 1024.
         loss_weight: see :class:`KDLoss`. Default 30000 [C: mdistiller, for 64 images a batch]. The mean is over M^2 and
             a row sums to 1, so the loss goes as 1 / M.
@@ -56,7 +57,7 @@ class PKTLoss(KDLoss):
         A scalar per level, per pair of samples; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value.
+        ValueError: an option has a bad value, or the cells have one channel only.
 
     Example:
         >>> import torch

@@ -71,7 +71,7 @@ class RKDLoss(KDLoss):
         A scalar per level, per pair and per triple of samples; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value.
+        ValueError: an option has a bad value, or cells of one channel have nothing but angles or are made unit vectors.
 
     Example:
         >>> from kd_mm.registry import build

@@ -123,7 +123,7 @@ class SKDPairwiseLoss(KDLoss):
         A scalar per level, 0 to 4: mean over images and pairs; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value.
+        ValueError: an option has a bad value, or the student has one channel only (but for ``detach_norm``).
 
     Example:
         >>> from kd_mm.registry import build

@@ -132,7 +132,7 @@ class ZeroFirstOrderLoss(KDLoss):
         A scalar per level, per pixel; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, or RoI rows.
+        ValueError: an option has a bad value, one class only without the second term, or RoI rows.
 
     Example:
         >>> from kd_mm.registry import build
