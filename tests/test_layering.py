@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the bottom up; a module may import from its own layer's left and from every layer below.
 LAYERS = (
     ('version', 'swap'), ('registry', 'types', 'modes', 'problems', 'checks'),
-    ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'), ('blocks', ),
+    ('schedules', 'functional', 'checkpoint', 'distributed', 'synthetic', 'places', 'levels'), ('blocks', 'norms'),
     ('targets', 'taps'), ('adapters', 'regions', 'views'), ('losses', ), ('teacher', ), ('peer', ),
     ('teacher_sources', ), ('engine', ), ('terms', 'distiller'), ('hooks', ),
     ('inspection', 'benchmark', 'learning'))

@@ -8,6 +8,7 @@ from torch import nn
 from kd_mm.adapters.base import Adapter, check_maps
 from kd_mm.checks import boolean, one_of
 from kd_mm.functional import lift, parameter_options
+from kd_mm.norms import BatchNorm
 from kd_mm.registry import MODELS
 from kd_mm.types import Features
 
@@ -53,7 +54,7 @@ class ConvAdapter(Adapter):
             options = parameter_options(s)
             self.convs.append(nn.Conv2d(s.shape[1], t.shape[1], self.kernel_size, padding=self.kernel_size // 2,
                                         bias=self.bias, **options) if needed else nn.Identity())
-            self.norms.append(nn.BatchNorm2d(t.shape[1], **options) if needed and self.norm else nn.Identity())
+            self.norms.append(BatchNorm(t.shape[1], **options) if needed and self.norm else nn.Identity())
 
     def forward(self, student: Features, teacher: Features) -> Tuple[Features, Features]:
         self.prepare(student, teacher)

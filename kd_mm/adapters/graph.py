@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from kd_mm.adapters.base import Adapter, check_maps
 from kd_mm.checks import boolean
 from kd_mm.functional import lift, parameter_options
+from kd_mm.norms import BatchNorm
 from kd_mm.registry import MODELS
 from kd_mm.types import Features
+
+#: Largest logit of a relation: float32 tells logits of 1/8 apart there.
+LARGEST_RELATION = 2.0**20
 
 
 class GraphBlock(nn.Module):
@@ -24,16 +28,22 @@ class GraphBlock(nn.Module):
         middle = max(channels // 2, 1)
         self.query, self.key, self.value = (nn.Conv2d(channels, middle, 1, bias=False, **options) for _ in range(3))
         self.spread = nn.Sequential(nn.Conv2d(middle, channels, 1, bias=False, **options),
-                                    nn.BatchNorm2d(channels, track_running_stats=False, **options), nn.ReLU())
+                                    BatchNorm(channels, track_running_stats=False, **options), nn.ReLU())
         self.fuse = nn.Sequential(nn.Conv2d(2 * channels, channels, 1, bias=False, **options),
-                                  nn.BatchNorm2d(channels, track_running_stats=False, **options), nn.ReLU())
+                                  BatchNorm(channels, track_running_stats=False, **options), nn.ReLU())
 
     def forward(self, features: Tensor) -> Tensor:
         # The fused kernel, which never holds the (H*W)^2 relations, takes contiguous rows only.
         query, key, value = (conv(features).flatten(2).transpose(1, 2).contiguous()
                              for conv in (self.query, self.key, self.value))
+        # On the fused kernel's way back the exponentials of relations beyond 2^24 overflow, for want of digits. A
+        # softmax over such has been one cell's long before.
+        with torch.no_grad():
+            largest = query.norm(dim=2).amax(dim=1) * key.norm(dim=2).amax(dim=1) / query.shape[2]**0.5
+            share = (LARGEST_RELATION / largest.clamp(min=LARGEST_RELATION))[:, None, None]
+        query = query * share
         context = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
-        context = context.transpose(1, 2).reshape(features.shape[0], -1, *features.shape[2:])
+        context = context.transpose(1, 2).unflatten(2, features.shape[2:])
         return self.fuse(torch.cat([features, self.spread(context)], dim=1))
 
 

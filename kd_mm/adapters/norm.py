@@ -3,24 +3,14 @@
 from typing import Tuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from kd_mm.adapters.base import Adapter, check_maps
 from kd_mm.checks import boolean, from_zero
 from kd_mm.functional import lift, parameter_options
+from kd_mm.norms import batch_standardise
 from kd_mm.registry import MODELS
 from kd_mm.types import Features
-
-
-def batch_standardise(features: Tensor, eps: float = 1e-5) -> Tensor:
-    """``(F - mean) / sqrt(var + eps)`` for each channel over images and cells, with the biased variance.
-
-    Example:
-        >>> batch_standardise(torch.tensor([0., 2.]).view(1, 1, 1, 2)).flatten().round()
-        tensor([-1.,  1.])
-    """
-    return F.batch_norm(features, None, None, training=True, eps=eps)
 
 
 @MODELS.register_module()
@@ -28,7 +18,7 @@ class NormAdapter(Adapter):
     """Both sides normalised for each channel by the statistics of the batch, the student after a 1x1 convolution.
 
     The distillation recipe of RTMDet in MMYOLO [C]: no affine, no running statistics (the batch's own in evaluation
-    too), so that only the pattern over images and cells is compared.
+    too), so that only the pattern over images and cells is compared. One image of one cell has none: both sides are 0.
 
     Args:
         eps: added to the variance. Default 1e-5 [C].
@@ -37,7 +27,7 @@ class NormAdapter(Adapter):
             Default True [C].
 
     Raises:
-        ValueError: inputs that are no maps, widths other than the prepared ones, or one value a channel.
+        ValueError: inputs that are no maps, or widths other than the prepared ones.
 
     Example:
         >>> student, teacher = NormAdapter()((torch.randn(2, 4, 8, 8), ), (torch.randn(2, 6, 8, 8), ))

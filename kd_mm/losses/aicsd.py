@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kd_mm.checks import boolean, from_zero, one_of, positive
 from kd_mm.functional import channel_affinity, spatial_log_softmax, unit_vectors
-from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.losses.base import KDLoss, labelled, needs_channels
 from kd_mm.losses.kd import mean_divergence
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 SIMILARITIES = ('kl', 'released')
 
@@ -93,7 +93,8 @@ class AICSDLoss(KDLoss):
         A scalar per level; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, or a region together with ``matrix='released'``, or RoI rows.
+        ValueError: an option has a bad value, one class only (or two, where the first term is the only one, which is
+            then 0), a region together with ``matrix='released'``, or RoI rows.
 
     Example:
         >>> import torch
@@ -113,6 +114,13 @@ class AICSDLoss(KDLoss):
         self.tau = positive('AICSDLoss', 'tau', tau)
         self.matrix = one_of('AICSDLoss', 'matrix', matrix, SIMILARITIES)
         self.mask_ignored = boolean('AICSDLoss', 'mask_ignored', mask_ignored)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        # Rows of K numbers of length 1, 0 in their own column: of two classes each has one entry, which is 1.
+        least = 2 if self.weights['pixel'] or self.weights['channel'] else 3
+        needs_channels('AICSDLoss', student, least,
+                       'it compares classes with each other. Use SigmoidKDLoss or CWDLoss')
 
     def terms(self, student: Tensor, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Dict[str, Tensor]:
         """The three terms without their weights: similarity, pixel and channel."""

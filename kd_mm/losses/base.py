@@ -89,6 +89,10 @@ class KDLoss(nn.Module):
     inputs stay float64), the teacher is detached, and the result is connected to the student even when a region is
     empty.
 
+    What a batch does not hold adds 0, with a gradient of 0: no object, every pixel ignored, one cell for a loss on the
+    differences between cells, one image for relations between images.  What the classes or channels of a model can
+    never give is an error of :meth:`check_shapes`.
+
     Class attributes:
         joint: the levels are compared together, by :meth:`joint_loss`.
         logits: the loss compares class logits, so student and teacher must have the same classes.
@@ -259,6 +263,22 @@ def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for term, weight in zip(terms[1:], weights[1:]):
         total = total + term * weight
     return total
+
+
+def needs_channels(owner: str, features: Features, least: int, reason: str, side: str = 'student') -> None:
+    """Raise a ValueError where a level has so few channels (classes) that the loss is the same for every student.
+
+    Args:
+        owner: class name of the loss.
+        features: L tensors (N, C, ...) or (M, C).
+        least: the smallest C that has something to learn.
+        reason: why fewer have not, and the mend.
+        side: whose features.
+    """
+    for level, tensor in enumerate(features):
+        if tensor.shape[1] < least:
+            raise ValueError(f'{owner}, level {level}: {side} {tuple(tensor.shape)} has {tensor.shape[1]} channel(s) '
+                             f'and {least} are needed, or nothing is learned: {reason}')
 
 
 def labelled(logits: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Optional[Tensor]:

@@ -9,13 +9,13 @@ from torch import Tensor
 from kd_mm.blocks import BLOCK, sum_in_blocks
 from kd_mm.checks import from_zero, positive
 from kd_mm.functional import nonzero
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.losses.cwd import channel_wise_divergence
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.regions.edge import class_edges, label_edges, odd_width, window_classes
 from kd_mm.registry import MODELS
 from kd_mm.targets import seg_map
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 
 @MODELS.register_module()
@@ -48,7 +48,8 @@ class BPKDLoss(KDLoss):
         A scalar per level; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, the data has no segmentation map, or RoI rows.
+        ValueError: an option has a bad value, one class only with ``body=0``, the data has no segmentation map, or RoI
+            rows.
 
     Example:
         >>> from kd_mm.registry import build
@@ -67,6 +68,12 @@ class BPKDLoss(KDLoss):
         self.edge, self.body = from_zero('BPKDLoss', 'edge', edge), from_zero('BPKDLoss', 'body', body)
         self.tau = positive('BPKDLoss', 'tau', tau)
         self.width = odd_width('BPKDLoss', width)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if not self.body:
+            needs_channels('BPKDLoss', student, 2,
+                           'the softmax over one class is always 1. Use body above 0 or SigmoidKDLoss')
 
     def terms(self, student: Tensor, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Dict[str, Tensor]:
         """The two terms without their weights: edge and body."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kd_mm.checks import boolean, one_of, positive, sample_limit, whole
 from kd_mm.functional import SAMPLES, relation_rows, safe_sqrt, seeded_generator
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 KERNELS = ('gaussian', 'bilinear')
 DISTANCES = ('squared', 'norm')
@@ -56,6 +56,7 @@ class CCLoss(KDLoss):
         normalize: make the samples unit vectors first. Default True.
         distance: 'squared' (default, the mean of the squares [P]) or 'norm' (their root over M^2).
         samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+            One sample has no relation: 0, without gradient.
         limit: the most samples; more are drawn at random, for each step anew. None for all. Default 1024.
         loss_weight: see :class:`KDLoss`. Default 1; torchdistill's 0.003 is for 'norm' [C].
 
@@ -65,7 +66,7 @@ class CCLoss(KDLoss):
         A scalar per level, per pair of samples; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value.
+        ValueError: an option has a bad value, or cells of one channel are made unit vectors.
 
     Example:
         >>> import torch
@@ -90,6 +91,12 @@ class CCLoss(KDLoss):
         self.limit = sample_limit('CCLoss', limit)
         self.same_size = samples == 'cell'
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if self.normalize and self.samples == 'cell':
+            needs_channels('CCLoss', student, 2,
+                           'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
+
     def relations(self, rows: Tensor) -> Tensor:
         """(M, D) -> (M, M)."""
         if self.normalize:
@@ -100,5 +107,7 @@ class CCLoss(KDLoss):
                    mask: Optional[Tensor]) -> Tensor:
         generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
         s, t = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
+        if self.normalize and len(s) < 2:  # a unit vector with itself; what rounding leaves is no gradient
+            return student.sum() * 0
         total = (self.relations(s) - self.relations(t)).square().sum()
         return (safe_sqrt(total) if self.distance == 'norm' else total) / max(s.shape[0], 1)**2

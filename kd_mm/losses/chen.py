@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.checks import number, one_of, positive
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
 from kd_mm.targets import row_targets
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 DIVISORS = ('sampled', 'positive')
 
@@ -84,7 +84,7 @@ class ChenClassLoss(KDLoss):
         A scalar per level, per row; summed over levels.
 
     Raises:
-        ValueError: an option is out of range, or the logits are maps.
+        ValueError: an option is out of range, there is one logit a row only, or the logits are maps.
 
     Example:
         >>> import torch
@@ -101,6 +101,11 @@ class ChenClassLoss(KDLoss):
         super().__init__(loss_weight)
         self.background_weight = positive('ChenClassLoss', 'background_weight', background_weight)
         self.tau = positive('ChenClassLoss', 'tau', tau)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('ChenClassLoss', student, 2,
+                       'the softmax over one class is always 1. The background needs a logit of its own')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

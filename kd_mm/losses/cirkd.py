@@ -10,7 +10,8 @@ from kd_mm import distributed
 from kd_mm.blocks import relation_divergence
 from kd_mm.checks import boolean, from_zero, one_of, positive, whole
 from kd_mm.functional import nonzero, parameter_options, seeded_generator, unit_vectors
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.norms import BatchNorm
 from kd_mm.registry import MODELS
 from kd_mm.targets import seg_map
 from kd_mm.types import Features, KDBatch
@@ -81,7 +82,8 @@ class CIRKDMiniBatchLoss(KDLoss):
         A scalar per level, per pair and cell; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value; with ``gather``, batches of different sizes on the ranks.
+        ValueError: an option has a bad value, or the student has one channel only; with ``gather``, batches of
+            different sizes on the ranks.
 
     Example:
         >>> from kd_mm.registry import build
@@ -99,6 +101,11 @@ class CIRKDMiniBatchLoss(KDLoss):
         self.pool_above = whole('CIRKDMiniBatchLoss', 'pool_above', pool_above)
         self.max_block = None if max_block is None else whole('CIRKDMiniBatchLoss', 'max_block', max_block)
         self.gather = boolean('CIRKDMiniBatchLoss', 'gather', gather)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('CIRKDMiniBatchLoss', student, 2,
+                       'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
@@ -157,7 +164,7 @@ def projection(student: Tensor, teacher: Tensor) -> nn.Sequential:
     options, width = parameter_options(teacher), teacher.shape[1]
     return nn.Sequential(
         nn.Conv2d(student.shape[1], width, 1, bias=False, **options),
-        nn.BatchNorm2d(width, track_running_stats=False, **options),
+        BatchNorm(width, track_running_stats=False, **options),
         nn.ReLU(),
         nn.Conv2d(width, width, 1, bias=False, **options))
 
@@ -255,8 +262,8 @@ class CIRKDMemoryLoss(KDLoss):
         A scalar per level, per labelled cell; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, the data has no segmentation map, or a label is not below
-            ``num_classes``.
+        ValueError: an option has a bad value, the teacher has one channel only, the data has no segmentation map, or a
+            label is not below ``num_classes``.
 
     Example:
         >>> from kd_mm.registry import build
@@ -303,6 +310,12 @@ class CIRKDMemoryLoss(KDLoss):
         #: (a golden vector's, for example).
         self.fixed_cells: Optional[List[Tensor]] = None
         self.fixed_slots: Optional[List[Dict[str, Tensor]]] = None
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('CIRKDMemoryLoss', teacher, 2,
+                       'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss',
+                       'teacher')
 
     def prepare(self, student: Features, teacher: Features) -> None:
         if len(self.projections) == 0:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_mm.checks import factors, from_zero, positive
 from kd_mm.functional import apply_weights
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.losses.kd import softmax_divergence
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS, build
@@ -137,7 +137,7 @@ class DeFeatClassLoss(KDLoss):
         A scalar per level, per row of its part; summed over levels.
 
     Raises:
-        ValueError: an option is out of range, there are no labels, or the logits are maps.
+        ValueError: an option is out of range, there are no labels, one logit a row only, or the logits are maps.
 
     Example:
         >>> from kd_mm.registry import build
@@ -154,6 +154,11 @@ class DeFeatClassLoss(KDLoss):
         super().__init__(loss_weight)
         self.fg, self.bg = factors('DeFeatClassLoss', fg=fg, bg=bg)
         self.tau = positive('DeFeatClassLoss', 'tau', tau)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('DeFeatClassLoss', student, 2,
+                       'the softmax over one class is always 1. The background needs a logit of its own')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor
 from kd_mm.blocks import sum_in_blocks
 from kd_mm.checks import boolean, from_zero, one_of, positive, whole
 from kd_mm.functional import apply_weights, nonzero, safe_sqrt
-from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.losses.base import KDLoss, labelled, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 ACTIVATIONS = ('softmax', 'sigmoid')
 
@@ -134,7 +134,8 @@ class DISTLoss(KDLoss):
         A scalar per level, 0 to 4 for the default weights; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, the channels are no multiple of ``anchors``, or a region for RoI rows.
+        ValueError: an option has a bad value, the channels are no multiple of ``anchors``, one class only (with a
+            sigmoid ``gamma`` still teaches), or a region for RoI rows.
 
     Example:
         >>> import torch
@@ -157,6 +158,17 @@ class DISTLoss(KDLoss):
         self.anchors = whole('DISTLoss', 'anchors', anchors)
         self.mask_ignored = boolean('DISTLoss', 'mask_ignored', mask_ignored)
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        for tensor in student:
+            if self.anchors > 1 and (tensor.dim() != 4 or tensor.shape[1] % self.anchors):
+                raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(tensor.shape)}')
+        if self.activation == 'softmax' or not self.gamma:
+            # Across the classes the correlation of two numbers with two others is 1 or -1.
+            needs_channels('DISTLoss', student, self.anchors * (2 if self.gamma else 3),
+                           "it correlates scores that compete. Use activation='sigmoid' with gamma above 0, "
+                           'SigmoidKDLoss or CWDLoss')
+
     def scores(self, logits: Tensor) -> Tensor:
         """Class scores of logits."""
         logits = logits / self.tau
@@ -166,8 +178,6 @@ class DISTLoss(KDLoss):
         """Logits whose anchors have become images of their own."""
         if self.anchors == 1:
             return logits
-        if logits.dim() != 4 or logits.shape[1] % self.anchors:
-            raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(logits.shape)}')
         return logits.reshape(-1, logits.shape[1] // self.anchors, *logits.shape[2:])
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,

@@ -9,10 +9,10 @@ from torch import Tensor
 from kd_mm.blocks import sum_in_blocks
 from kd_mm.checks import boolean, from_zero, one_of, positive
 from kd_mm.functional import nonzero
-from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.losses.base import KDLoss, labelled, needs_channels
 from kd_mm.registry import MODELS
 from kd_mm.targets import row_labels, seg_map
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 TARGETS = ('labels', 'teacher_argmax')
 
@@ -108,6 +108,12 @@ class DKDLoss(KDLoss):
         self.target = one_of('DKDLoss', 'target', target, TARGETS)
         self.mask_ignored = boolean('DKDLoss', 'mask_ignored', mask_ignored)
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        # With two classes there is one that is not the target: nothing to rank.
+        needs_channels('DKDLoss', student, 2 if self.alpha else 3,
+                       'there are no other classes to rank. Use SigmoidKDLoss')
+
     def targets(self, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor],
                 level: int = 0) -> Tuple[Tensor, Tensor]:
         """Class indices (M,) or (N, H, W), and the weights of the same shape: 0 where there is no target."""
@@ -130,9 +136,6 @@ class DKDLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        if student.shape[1] < 2:
-            raise ValueError(f'DKDLoss, level {level}: {student.shape[1]} class has no other classes to rank. Use '
-                             'SigmoidKDLoss')
         target, weights = self.targets(teacher, batch, mask, level)
 
         def total_of(one: Tensor, other: Tensor, index: Tensor, shares: Tensor) -> Tuple[Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from kd_mm.checks import boolean, from_zero, one_of, positive, whole
 from kd_mm.functional import apply_weights, nonzero, parameter_options, safe_sqrt, unit_norm
 from kd_mm.losses.base import KDLoss
+from kd_mm.norms import BatchNorm
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
 
@@ -30,7 +31,7 @@ def three_layers(channels: int, middle: int, out: int, norm: bool, transposed: b
     layers = []
     for index, (wide, narrow) in enumerate(((channels, middle), (middle, out), (out, out))):
         layers += [make(wide, narrow, 3, padding=1, **options),
-                   nn.BatchNorm2d(narrow, track_running_stats=False, **options) if norm else nn.Identity(),
+                   BatchNorm(narrow, track_running_stats=False, **options) if norm else nn.Identity(),
                    nn.LeakyReLU(0.1) if last or index < 2 else nn.Identity()]
     return nn.Sequential(*layers)
 

@@ -73,7 +73,7 @@ class GOLSDLoss(HeadLoss):
         One term for all levels (not a scalar per level: rows of all are counted together), per side of a box.
 
     Raises:
-        ValueError: a head has no distributions, or the bins differ.
+        ValueError: a head has no distributions or one bin, or the bins differ.
 
     Example:
         >>> from kd_mm.registry import build
@@ -102,6 +102,9 @@ class GOLSDLoss(HeadLoss):
         if bins[0] != bins[1]:
             raise ValueError(f'GOLSDLoss: {bins[0]} bins of {student.name} and {bins[1]} of {teacher.name}: reg_max '
                              'must be the same')
+        if min(bins[0]) < 2:
+            raise ValueError(f'GOLSDLoss: {bins[0]} bins of {student.name}: the distribution over one bin is always 1; '
+                             'reg_max must be above 0')
         if student.assignment.objects is None:
             raise ValueError(f'GOLSDLoss: {student.name} does not tell which object a positive prior belongs to')
 

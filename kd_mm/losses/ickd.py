@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kd_mm.checks import whole
 from kd_mm.functional import channel_affinity, resize
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 
 def into_patches(features: Tensor, patches: int) -> Tensor:
@@ -59,7 +59,7 @@ class ICKDLoss(KDLoss):
         A scalar per level, 0 to 4: mean over images, pieces and channels; summed over levels.
 
     Raises:
-        ValueError: ``patches`` is no whole number from 1.
+        ValueError: ``patches`` is no whole number from 1, or there is one channel only.
 
     Example:
         >>> import torch
@@ -74,6 +74,11 @@ class ICKDLoss(KDLoss):
     def __init__(self, patches: int = 1, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.patches = whole('ICKDLoss', 'patches', patches)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('ICKDLoss', student, 2,
+                       'one channel has no other to be correlated with. Use CWDLoss or FitNetLoss')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

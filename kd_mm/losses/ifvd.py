@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kd_mm.checks import boolean, one_of, whole
 from kd_mm.functional import class_centres, nonzero, safe_sqrt
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
 from kd_mm.targets import class_members
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 CENTRES = ('image', 'batch')
 
@@ -72,7 +72,7 @@ class IFVDLoss(KDLoss):
         A scalar per level, 0 to 4: mean over cells; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, or the data has no segmentation map.
+        ValueError: an option has a bad value, the student has one channel only, or the data has no segmentation map.
 
     Example:
         >>> from kd_mm.registry import build
@@ -91,6 +91,11 @@ class IFVDLoss(KDLoss):
         self.centres = one_of('IFVDLoss', 'centres', centres, CENTRES)
         self.count_ignored = boolean('IFVDLoss', 'count_ignored', count_ignored)
         self.num_classes = None if num_classes is None else whole('IFVDLoss', 'num_classes', num_classes)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('IFVDLoss', student, 2,
+                       'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

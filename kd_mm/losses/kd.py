@@ -8,9 +8,9 @@ from torch import Tensor
 from kd_mm.blocks import sum_in_blocks
 from kd_mm.checks import boolean, one_of, positive
 from kd_mm.functional import apply_weights, nonzero
-from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.losses.base import KDLoss, labelled, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 REDUCTIONS = ('pixel_mean', 'element_mean', 'batch_mean', 'spatial_mean', 'sum')
 DIVERGENCES = ('kl', 'cross_entropy')
@@ -108,7 +108,8 @@ class SoftmaxKDLoss(KDLoss):
         A scalar per level, per valid pixel (default); summed over levels.
 
     Raises:
-        ValueError: an option is not among its choices, tau is not positive, or a region is given for RoI rows.
+        ValueError: an option is not among its choices, tau is not positive, there is one class only, or a region is
+            given for RoI rows.
 
     Example:
         >>> import torch
@@ -129,6 +130,11 @@ class SoftmaxKDLoss(KDLoss):
         self.divergence = one_of('SoftmaxKDLoss', 'divergence', divergence, DIVERGENCES)
         self.factor = self.tau**2 if boolean('SoftmaxKDLoss', 'tau_squared', tau_squared) else 1.0
         self.mask_ignored = boolean('SoftmaxKDLoss', 'mask_ignored', mask_ignored)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        needs_channels('SoftmaxKDLoss', student, 2,
+                       'the softmax over one class is always 1. Use SigmoidKDLoss or CWDLoss')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

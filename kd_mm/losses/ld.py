@@ -136,7 +136,7 @@ class LDLoss(HeadLoss):
         A scalar per level: per box side in the region (default); summed over levels.
 
     Raises:
-        ValueError: an option is not among its choices, a head has no distributions, or their bins differ.
+        ValueError: an option is not among its choices, a head has no distributions or one bin, or their bins differ.
 
     Example:
         >>> from kd_mm.registry import build
@@ -172,6 +172,9 @@ class LDLoss(HeadLoss):
             if s.shape != t.shape:
                 raise ValueError(f'LDLoss, level {level}: box distributions {tuple(s.shape)} and {tuple(t.shape)} '
                                  'differ; both heads need the same reg_max')
+            if s.shape[3] < 2:
+                raise ValueError(f'LDLoss, level {level}: box distributions {tuple(s.shape)} of one bin are always 1; '
+                                 'reg_max must be above 0')
 
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
         assert student.assignment is not None

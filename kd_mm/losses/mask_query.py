@@ -101,6 +101,9 @@ class MaskQueryLoss(HeadLoss):
             if own != theirs:
                 raise ValueError(f'MaskQueryLoss: {own} {what} of {student.name} and {theirs} of {teacher.name}; the '
                                  'same number is needed')
+        if student.logits.shape[3] < 2:
+            raise ValueError(f'MaskQueryLoss: {student.name} has one class logit; an object class and "no object" are '
+                             'needed')
 
     def draw_points(self, images: int, batch: KDBatch) -> Tensor:
         """(N, P, 2), (x, y) in 0..1 of the padded input, inside each image."""

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kd_mm.checks import one_of, positive, sample_limit
 from kd_mm.functional import SAMPLES, relation_rows, safe_sqrt, seeded_generator
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 
 def neighbour_probabilities(rows: Tensor, eps: float = 1e-7) -> Tensor:
@@ -47,6 +47,7 @@ class PKTLoss(KDLoss):
     Args:
         eps: added to norms and probabilities, above 0. Default 1e-7 [C].
         samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+            One sample has no relation: 0, without gradient.
         limit: the most samples; more are drawn at random, for each step anew. None for all. Default 1024.
         loss_weight: see :class:`KDLoss`. Default 30000 [C: mdistiller, for 64 images a batch]. The mean is over M^2 and
             a row sums to 1, so the loss goes as 1 / M.
@@ -57,7 +58,7 @@ class PKTLoss(KDLoss):
         A scalar per level, per pair of samples; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value.
+        ValueError: an option has a bad value, or the cells have one channel only.
 
     Example:
         >>> import torch
@@ -77,9 +78,17 @@ class PKTLoss(KDLoss):
         self.limit = sample_limit('PKTLoss', limit)
         self.same_size = samples == 'cell'
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if self.samples == 'cell':
+            needs_channels('PKTLoss', student, 2,
+                           'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
+
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
         generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
-        s, t = (neighbour_probabilities(rows, self.eps) for rows in relation_rows(
-            student, teacher, mask, self.samples, self.limit, generator))
+        rows = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
+        if len(rows[0]) < 2:  # a sample alone has no neighbour; what rounding leaves is no gradient
+            return student.sum() * 0
+        s, t = (neighbour_probabilities(side, self.eps) for side in rows)
         return (t * ((t + self.eps) / (s + self.eps)).log()).sum() / max(t.numel(), 1)

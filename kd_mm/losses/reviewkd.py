@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kd_mm.checks import entries, whole
 from kd_mm.functional import nonzero, parameter_options, weighted_mean
 from kd_mm.losses.base import KDLoss
+from kd_mm.norms import BatchNorm
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
 
@@ -60,9 +61,9 @@ class FusionBlock(nn.Module):
     def __init__(self, channels: int, middle: int, out: int, fuse: bool, **options: Any):
         super().__init__()
         self.reduce = nn.Conv2d(channels, middle, 1, bias=False, **options)
-        self.reduce_norm = nn.BatchNorm2d(middle, track_running_stats=False, **options)
+        self.reduce_norm = BatchNorm(middle, track_running_stats=False, **options)
         self.expand = nn.Conv2d(middle, out, 3, padding=1, bias=False, **options)
-        self.expand_norm = nn.BatchNorm2d(out, track_running_stats=False, **options)
+        self.expand_norm = BatchNorm(out, track_running_stats=False, **options)
         self.attention = nn.Conv2d(2 * middle, 2, 1, **options) if fuse else None
         for conv in (self.reduce, self.expand):
             nn.init.kaiming_uniform_(conv.weight, a=1)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kd_mm.checks import boolean, from_zero, one_of, positive, sample_limit
 from kd_mm.functional import SAMPLES, nonzero, relation_rows, seeded_generator
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 
 def relative_distances(rows: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class RKDLoss(KDLoss):
         A scalar per level, per pair and per triple of samples; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value.
+        ValueError: an option has a bad value, or cells of one channel have nothing but angles or are made unit vectors.
 
     Example:
         >>> from kd_mm.registry import build
@@ -94,13 +94,22 @@ class RKDLoss(KDLoss):
         self.limit = sample_limit('RKDLoss', limit)
         self.same_size = samples == 'cell'
 
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if self.samples == 'cell' and (self.normalize or not self.weights['distance']):
+            needs_channels('RKDLoss', student, 2,
+                           'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
+
     def terms(self, student: Tensor, teacher: Tensor) -> Dict[str, Tensor]:
         """The terms whose weight is not 0, without it, of rows (M, Cs) and (M, Ct)."""
         if self.normalize:
             student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         result = {}
         for name, relation in (('distance', relative_distances), ('angle', angles)):
-            if self.weights[name]:
+            # One distance is its own mean, and an angle takes three: what rounding leaves is no gradient.
+            if self.weights[name] and len(student) < 3:
+                result[name] = student.sum() * 0
+            elif self.weights[name]:
                 s, t = relation(student), relation(teacher)
                 result[name] = F.smooth_l1_loss(s, t, beta=self.beta, reduction='sum') / max(t.numel(), 1)
         return result

@@ -12,6 +12,7 @@ from kd_mm.checks import boolean, from_zero, one_of, positive, whole
 from kd_mm.functional import parameter_options, resize, safe_sqrt, seeded_generator
 from kd_mm.losses.base import KDLoss, labelled
 from kd_mm.losses.opponent import Opponent, SpectralConv2d, make_optimizer
+from kd_mm.norms import BatchNorm
 from kd_mm.registry import MODELS
 from kd_mm.types import Features, KDBatch
 
@@ -90,7 +91,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int, width: int, **options: Any):
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, track_running_stats=False, **options)
+        self.norm = BatchNorm(channels, track_running_stats=False, **options)
         widths = [channels, *(width * 2**stage for stage in range(4))]
         self.convs = nn.ModuleList(
             SpectralConv2d(before, after, 4, stride=2, padding=1, **options)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kd_mm.checks import boolean, from_zero, positive, whole
 from kd_mm.functional import nonzero, unit_vectors
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base import KDLoss, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 #: most numbers of a block of affinities, of all images of the batch together.
 BLOCK = 2**21
@@ -124,7 +124,7 @@ class SKDPairwiseLoss(KDLoss):
         A scalar per level, 0 to 4: mean over images and pairs; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value.
+        ValueError: an option has a bad value, or the student has one channel only (but for ``detach_norm``).
 
     Example:
         >>> from kd_mm.registry import build
@@ -141,6 +141,12 @@ class SKDPairwiseLoss(KDLoss):
         self.scale = None if scale is None else positive('SKDPairwiseLoss', 'scale', scale, 1)
         self.detach_norm = boolean('SKDPairwiseLoss', 'detach_norm', detach_norm)
         self.eps = from_zero('SKDPairwiseLoss', 'eps', eps)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if not self.detach_norm:
+            needs_channels('SKDPairwiseLoss', student, 2,
+                           'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
 
     def nodes(self, features: Tensor, mask: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
         """Unit vectors (N, C, P) of the nodes, and their weights."""

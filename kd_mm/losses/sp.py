@@ -74,6 +74,7 @@ class SPLoss(KDLoss):
 
     Args:
         samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+            One sample has no relation: 0, without gradient.
         limit: the most samples; more are drawn at random, for each step anew. Default None: all.
         norm: of the rows of G, 'l2' or 'l1'. Default 'l2' [P].
         loss_weight: see :class:`KDLoss`. Default 3000 [C: mdistiller, for 64 images a batch]. The squares are summed

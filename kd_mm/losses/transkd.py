@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kd_mm.checks import boolean, entries, from_zero, one_of, whole
 from kd_mm.functional import nonzero, parameter_options, weighted_mean
 from kd_mm.losses.base import KDLoss
+from kd_mm.norms import BatchNorm
 from kd_mm.registry import MODELS
 from kd_mm.targets import images
 from kd_mm.types import Features, KDBatch
@@ -54,9 +55,9 @@ def tokens_of(features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
-def batch_norm(channels: int, **options: Any) -> nn.BatchNorm2d:
+def batch_norm(channels: int, **options: Any) -> BatchNorm:
     """By the batch's own statistics always: these parts are used in training only."""
-    return nn.BatchNorm2d(channels, track_running_stats=False, **options)
+    return BatchNorm(channels, track_running_stats=False, **options)
 
 
 class SelectiveFusion(nn.Module):
@@ -83,7 +84,7 @@ class SelectiveFusion(nn.Module):
         if self.squeeze is not None and self.select is not None and deeper is not None:
             deeper = F.interpolate(deeper, mid.shape[2:], mode='nearest')
             # A batch norm cannot look at one value; with one image it is left out.
-            steps = [step for step in self.squeeze if mid.shape[0] > 1 or not isinstance(step, nn.BatchNorm2d)]
+            steps = [step for step in self.squeeze if mid.shape[0] > 1 or not isinstance(step, BatchNorm)]
             summary = nn.Sequential(*steps)(F.adaptive_avg_pool2d(mid + deeper, 1))
             share = torch.stack([branch(summary) for branch in self.select]).softmax(dim=0)
             mid = share[0] * mid + share[1] * deeper

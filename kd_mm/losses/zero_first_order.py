@@ -9,9 +9,9 @@ from torch import Tensor
 from kd_mm.blocks import BLOCK, sum_in_blocks
 from kd_mm.checks import boolean, from_zero, positive
 from kd_mm.functional import apply_weights, nonzero, weighted_mean
-from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.losses.base import KDLoss, labelled, needs_channels
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types import Features, KDBatch
 
 #: one of each two opposite directions to the 8 neighbours: down, right.
 DIRECTIONS = ((0, 1), (1, -1), (1, 0), (1, 1))
@@ -133,7 +133,7 @@ class ZeroFirstOrderLoss(KDLoss):
         A scalar per level, per pixel; summed over levels.
 
     Raises:
-        ValueError: an option has a bad value, or RoI rows.
+        ValueError: an option has a bad value, one class only without the second term, or RoI rows.
 
     Example:
         >>> from kd_mm.registry import build
@@ -151,6 +151,12 @@ class ZeroFirstOrderLoss(KDLoss):
         self.first = from_zero('ZeroFirstOrderLoss', 'first', first)
         self.tau = positive('ZeroFirstOrderLoss', 'tau', tau)
         self.mask_ignored = boolean('ZeroFirstOrderLoss', 'mask_ignored', mask_ignored)
+
+    def check_shapes(self, student: Features, teacher: Features) -> None:
+        super().check_shapes(student, teacher)
+        if not self.first:
+            needs_channels('ZeroFirstOrderLoss', student, 2,
+                           'the softmax over one class is always 1. Use first above 0 or SigmoidKDLoss')
 
     def terms(self, student: Tensor, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Dict[str, Tensor]:
         """The two terms without their weights: zero and first."""

@@ -46,7 +46,7 @@ def pool_instances(features: Tensor, rows: Tensor, frame: Tuple[int, int], size:
 
     Args:
         features: (N, C, H, W), which cover the frame.
-        rows: (M, 5), see :func:`instance_rows`.
+        rows: (M, 5), see :func:`instance_rows`. A box that is inside out counts as its upper left corner.
         frame: (Hin, Win) in pixels.
         size: edge of the pooled grid.
         samples: samples along each edge of a part.
@@ -59,6 +59,8 @@ def pool_instances(features: Tensor, rows: Tensor, frame: Tuple[int, int], size:
     from mmcv.ops import roi_align
     down, across = features.shape[2] / frame[0], features.shape[3] / frame[1]
     cells = rows * rows.new_tensor([1.0, across, down, across, down])
+    # RoIAlign stops at a box that is inside out; such a box is a point, as one without an area.
+    cells = torch.cat([cells[:, :3], torch.maximum(cells[:, 1:3], cells[:, 3:])], dim=1)
     if not len(cells):
         return features[:0].sum(dim=(2, 3))[:, :, None, None].expand(0, features.shape[1], size, size)
     return roi_align(features, cells.to(features.dtype), (size, size), 1.0, samples, 'avg', True)

@@ -107,9 +107,11 @@ def align_moments(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor
         True
     """
     axes = (0, 2, 3)
-    mean, std = student.mean(dim=axes, keepdim=True), student.std(dim=axes, keepdim=True)
+    # The single value of one image of one cell has no unbiased deviation; its own is 0.
+    correction = 0 if student[:, 0].numel() == 1 else 1
+    mean, std = student.mean(dim=axes, keepdim=True), student.std(dim=axes, keepdim=True, correction=correction)
     teacher = teacher.detach()
-    wanted = teacher.std(dim=axes, keepdim=True), teacher.mean(dim=axes, keepdim=True)
+    wanted = teacher.std(dim=axes, keepdim=True, correction=correction), teacher.mean(dim=axes, keepdim=True)
     return (student - mean) / (std + eps) * wanted[0] + wanted[1]
 
 
