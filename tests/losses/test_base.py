@@ -91,14 +91,10 @@ def ideal(loss):
     loss.mask_ratio = 0.0
 
 
-#: Losses that equal inputs do not bring to 0, by design: the file of each says what does.
-NEVER_ZERO = {'ABLoss', 'FTLoss', 'ReviewKDLoss', 'VIDLoss'}
-#: Losses that look at the whole map on purpose: generators, attentions and convolutions reach over the border.
-LOOK_OUTSIDE = {'FBKDLoss', 'FGDLoss', 'FTLoss', 'MGDLoss', 'ReviewKDLoss'}
 JOINT = {name for name in NAMES if MODELS.module_dict[name].joint}
 
 
-@pytest.mark.parametrize('name', sorted(set(NAMES) - NEVER_ZERO))
+@pytest.mark.parametrize('name', NAMES)
 def test_zero_for_equal_inputs(name):
     loss, features = make_loss(name), make_features(dtype=torch.float64)
     loss.prepare(features, features)
@@ -208,7 +204,7 @@ def test_no_boxes_is_finite(name):
     assert torch.isfinite(loss(student, teacher, boxed, GTBoxRegion()))
 
 
-@pytest.mark.parametrize('name', sorted(set(NAMES) - LOOK_OUTSIDE))
+@pytest.mark.parametrize('name', NAMES)
 def test_outside_of_the_region_nothing_counts(name):
     loss, (student, teacher) = make_loss(name), make_pair(dtype=torch.float64)
     batch, region = make_batch(), GTBoxRegion()
