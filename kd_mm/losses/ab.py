@@ -49,7 +49,8 @@ class ABLoss(KDLoss):
     A region weighs the cells.
 
     Returns:
-        A scalar per level, per element (default); summed over levels.
+        Reduction: per level; mean over elements
+        By default; summed over levels.
 
     Raises:
         ValueError: ``margin`` is not positive, or ``reduction`` is not among its choices.

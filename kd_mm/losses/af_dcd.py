@@ -119,7 +119,9 @@ class AfDCDLoss(KDLoss):
     The authors clip the gradient of this module at norm 15.
 
     Returns:
-        A scalar per level, per image; summed over levels.
+        Reduction: per level; sum over elements; divided by images
+        Reduction: per level; mean over cells
+        The squares, then the contrast; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or ``groups`` does not divide the channels.

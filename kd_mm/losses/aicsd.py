@@ -89,7 +89,10 @@ class AICSDLoss(KDLoss):
     With a region the distributions are over its cells and the pixels are weighed by it.
 
     Returns:
-        A scalar per level; summed over levels.
+        Reduction: per level; mean over pairs
+        Reduction: per level; mean over elements
+        Reduction: per level; mean over channels
+        The three terms in turn; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or a region together with ``matrix='released'``, or RoI rows.

@@ -81,7 +81,8 @@ class ChenClassLoss(KDLoss):
     Inputs are rows (M, K + 1), the background last.
 
     Returns:
-        A scalar per level, per row; summed over levels.
+        Reduction: per level; mean over rows
+        Summed over levels.
 
     Raises:
         ValueError: an option is out of range, or the logits are maps.
@@ -131,7 +132,8 @@ class ChenBoxLoss(KDLoss):
     rows were sampled.
 
     Returns:
-        A scalar per level, per sampled row; summed over levels.
+        Reduction: per level; sum over positives; divided by rows
+        By default; summed over levels.
 
     Raises:
         ValueError: ``divisor`` is not among its choices, or there are no targets.

@@ -84,7 +84,8 @@ class CIRKDMiniBatchLoss(KDLoss):
     A region weighs the cells on both sides: rows by their share, keys as part of the softmax.
 
     Returns:
-        A scalar per level, per pair and cell; summed over levels.
+        Reduction: per level; mean over cells, pairs
+        Over the cells of one image and the pairs of images; summed over levels.
 
     Raises:
         ValueError: an option has a bad value; with ``gather``, batches of different sizes on the ranks.
@@ -258,7 +259,8 @@ class CIRKDMemoryLoss(KDLoss):
     A region weighs the cells that are compared; what is stored comes from all labelled cells.
 
     Returns:
-        A scalar per level, per labelled cell; summed over levels.
+        Reduction: per level; mean over cells
+        Over the labelled cells; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, the data has no segmentation map, or a label is not below

@@ -62,7 +62,10 @@ class CIRKDChannelLoss(KDLoss):
     A region, pooled to the grid, weighs the cells of both vectors before they are divided by their lengths.
 
     Returns:
-        A scalar per level, per channel; summed over levels.
+        Reduction: per level; mean over channels, pairs
+        Reduction: per level; mean over channels
+        Reduction: per level; mean over elements
+        The three terms in turn; summed over levels.
 
     Raises:
         ValueError: an option has a bad value.

@@ -69,7 +69,8 @@ class CWDLoss(KDLoss):
     With a region the distributions are over its cells and the mean is over the images that have any.
 
     Returns:
-        A scalar per level: the mean over images and channels; summed over levels.
+        Reduction: per level; mean over channels
+        Summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, or ``student_channels`` is missing or of the wrong length.

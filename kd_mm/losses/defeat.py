@@ -76,7 +76,8 @@ class DeFeatLoss(KDLoss):
     A ``region`` weighs both parts and enters both divisors.
 
     Returns:
-        One number: the mean over the levels of a scalar per level, per element of its part.
+        Reduction: all levels; mean over levels, elements
+        Half of the mean of each part.
 
     Raises:
         ValueError: a weight is negative, or ``foreground`` is not a region.
@@ -135,7 +136,8 @@ class DeFeatClassLoss(KDLoss):
     Inputs are rows (M, K + 1), the background last, with ``KDBatch.row_labels``.
 
     Returns:
-        A scalar per level, per row of its part; summed over levels.
+        Reduction: per level; mean over rows
+        Over the rows of each part; summed over levels.
 
     Raises:
         ValueError: an option is out of range, there are no labels, or the logits are maps.

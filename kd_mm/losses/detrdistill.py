@@ -75,7 +75,8 @@ class DETRDistillLogitsLoss(QueryLoss):
     number of queries may differ, denoising queries are left out.
 
     Returns:
-        A scalar per level (a decoder layer), per matched pair; summed over layers.
+        Reduction: per level; mean over pairs
+        A level is a decoder layer; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the heads do not fit.
@@ -159,7 +160,8 @@ class DETRDistillFeatureLoss(QueryLoss):
     the teacher's also logits, boxes and ``queries``.
 
     Returns:
-        One term: a scalar per level of the memory and per decoder layer, per element, summed over both.
+        Reduction: all levels; mean over elements
+        Summed over the decoder layers and the levels of the memory.
 
     Raises:
         ValueError: an option is out of range, or the features do not fit.
@@ -263,7 +265,8 @@ class DETRDistillQueryPriorLoss(QueryLoss):
     queries, and the teacher's has the assignment.
 
     Returns:
-        A scalar per level (a decoder layer), per positive of the batch; summed over layers.
+        Reduction: per level; sum over queries; divided by positives
+        A level is a decoder layer; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the heads do not fit.

@@ -130,7 +130,9 @@ class DISTLoss(KDLoss):
     Inputs are logits (N, K, H, W) or (M, K).  A region weighs the cells; RoI rows take none.
 
     Returns:
-        A scalar per level, 0 to 4 for the default weights; summed over levels.
+        Reduction: per level; mean over cells
+        Reduction: per level; mean over classes
+        The two terms in turn, together 0 to 4 for the default weights; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, the channels are no multiple of ``anchors``, or a region for RoI rows.

@@ -83,7 +83,8 @@ class DKDLoss(KDLoss):
     A region weighs the pixels; RoI rows take none.
 
     Returns:
-        A scalar per level, per row or valid pixel; summed over levels.
+        Reduction: per level; mean over cells
+        Over valid pixels, or rows; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, there are less than two classes, or there are no labels.

@@ -144,7 +144,8 @@ class FreeKDLoss(KDLoss):
     they are taken apart; the mean is over the whole map.
 
     Returns:
-        A scalar per level, per element; summed over levels.
+        Reduction: per level; mean over elements
+        Summed over decompositions and levels.
 
     Raises:
         ValueError: an option has a bad value, there is no such file, or its tokens belong to another teacher.

@@ -103,8 +103,8 @@ class FTLoss(KDLoss):
     normalised, and weighs the rebuilding error.
 
     Returns:
-        A scalar per level, per image: the factor term (0..2 for p=2) and the rebuilding term (about 0..1); summed over
-        levels.
+        Reduction: per level; mean over images
+        The factor term (0..2 for p=2) and the rebuilding term (about 0..1); summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or there are pre-training steps and nothing to train.

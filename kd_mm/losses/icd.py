@@ -149,7 +149,8 @@ class ICDLoss(KDLoss):
     All levels must have the same channels.  A region weighs the attention; the decoder looks at the whole map.
 
     Returns:
-        One number for all levels, not a scalar per level: a mean over images, heads and channels.
+        Reduction: all levels; mean over channels
+        Channels of each attention head and image.
 
     Raises:
         ValueError: an option is out of range, levels differ in channels, a label is too high, or data have no boxes.

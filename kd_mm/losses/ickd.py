@@ -55,7 +55,8 @@ class ICKDLoss(KDLoss):
     Sizes may differ where ``patches`` is 1.  A region weighs the cells, and the mean is over the pieces that have any.
 
     Returns:
-        A scalar per level, 0 to 4: mean over images, pieces and channels; summed over levels.
+        Reduction: per level; mean over channels
+        Of every piece, 0 to 4; summed over levels.
 
     Raises:
         ValueError: ``patches`` is no whole number from 1.

@@ -59,7 +59,8 @@ class IDDLoss(KDLoss):
     A region weighs the cells in the centres.
 
     Returns:
-        A scalar per level: mean over pairs; summed over levels.
+        Reduction: per level; mean over pairs
+        Summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the data has no segmentation map.

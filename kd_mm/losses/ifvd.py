@@ -68,7 +68,8 @@ class IFVDLoss(KDLoss):
     A region weighs the cells, in the centres and in the mean.
 
     Returns:
-        A scalar per level, 0 to 4: mean over cells; summed over levels.
+        Reduction: per level; mean over cells
+        0 to 4; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the data has no segmentation map.

@@ -104,7 +104,8 @@ class SoftmaxKDLoss(KDLoss):
     Inputs are logits (N, K, H, W) or (M, K).  A region weighs the pixels; RoI rows take none.
 
     Returns:
-        A scalar per level, per valid pixel (default); summed over levels.
+        Reduction: per level; mean over cells
+        By default, over the valid pixels; summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, tau is not positive, or a region is given for RoI rows.

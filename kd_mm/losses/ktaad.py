@@ -151,7 +151,9 @@ class KTAADLoss(KDLoss):
     A region, averaged to the size of the code, weighs the cells of both codes before they are compared.
 
     Returns:
-        A scalar per level, per image; summed over levels.
+        Reduction: per level; mean over elements
+        Reduction: per level; mean over images
+        Adaptation, then affinity, by default; summed over levels.
 
     Raises:
         ValueError: without an auto-encoder, or with one of another teacher; an option has a bad value.

@@ -117,7 +117,8 @@ class MasKDLoss(KDLoss):
     A region weighs the cells in both sums.
 
     Returns:
-        A scalar per level, per image and channel; summed over levels.
+        Reduction: per level; mean over channels
+        In each the sum over the tokens; summed over levels.
 
     Raises:
         ValueError: without tokens, or tokens of another teacher; an option has a bad value.

@@ -44,7 +44,8 @@ class MGDLoss(KDLoss):
     A region multiplies the squares, after the generator.
 
     Returns:
-        A scalar per level, per image (sum over elements divided by N); summed over levels.
+        Reduction: per level; sum over elements; divided by images
+        Summed over levels.
 
     Raises:
         ValueError: ``mask_ratio`` outside 0..1, or ``mask_on`` is not among its choices.

@@ -34,7 +34,8 @@ class MimicLoss(KDLoss):
     A region weighs both maps before they are pooled.
 
     Returns:
-        A scalar per level, per element of the pooled features; 0 without boxes; summed over levels.
+        Reduction: per level; mean over elements
+        Half of it, over the pooled features; 0 without boxes; summed over levels.
 
     Raises:
         ValueError: an option is out of range, or the data has no boxes.

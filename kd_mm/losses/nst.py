@@ -69,7 +69,8 @@ class NSTLoss(KDLoss):
     A region weighs the cells in every product; images where it is empty are left out of the mean.
 
     Returns:
-        A scalar per level, per image and pair of channels; summed over levels.
+        Reduction: per level; mean over pairs
+        Summed over levels.
 
     Raises:
         ValueError: ``degree`` is no whole number from 1, or ``offset`` is negative.

@@ -98,7 +98,8 @@ class OFDLoss(KDLoss):
     A region weighs the squares.  :meth:`set_margins` gives margins by hand.
 
     Returns:
-        A scalar per level, per image (sum over elements divided by N); summed over levels.
+        Reduction: per level; sum over elements; divided by images
+        Summed over levels.
 
     Raises:
         ValueError: ``margin`` is not among its choices, or is 'norm' and no batch norm is tapped.

@@ -27,7 +27,8 @@ class PFILoss(KDLoss):
     Without a region it is the mean squared difference; any region may take the place of the gap.
 
     Returns:
-        A scalar per level, per element; summed over levels.
+        Reduction: per level; mean over elements
+        Summed over levels.
 
     Example:
         >>> import torch

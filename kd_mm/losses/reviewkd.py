@@ -97,7 +97,8 @@ class ReviewKDLoss(KDLoss):
     A region weighs the comparison; the fusion looks at the whole map.
 
     Returns:
-        One number: the sum over the levels of a scalar per level, a mean over elements.
+        Reduction: all levels; mean over elements
+        Summed over levels.
 
     Raises:
         ValueError: ``channels`` or an entry of ``pools`` is not positive.

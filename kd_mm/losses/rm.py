@@ -59,7 +59,8 @@ class RMLoss(HeadLoss):
     ``at='bbox_head'``: any dense head that tells the object of each positive (not FoveaBox).
 
     Returns:
-        One scalar for all levels (others give a scalar per level), per object.
+        Reduction: all levels; mean over instances
+        Objects of the batch.
 
     Raises:
         ValueError: an option is not among its choices, or the host's head does not tell which object a prior has.

@@ -132,7 +132,8 @@ class SigmoidKDLoss(KDLoss):
     Inputs are logits (N, A*K, H, W) or (M, K).  A region weighs the cells; RoI rows take none.
 
     Returns:
-        A scalar per level, per cell (default); summed over levels.
+        Reduction: per level; mean over cells
+        By default, a sum over channels in each cell; summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, or a region is given for RoI rows.

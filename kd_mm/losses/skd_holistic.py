@@ -144,7 +144,8 @@ class SKDHolisticLoss(KDLoss):
     A region multiplies both maps before D sees them.  Images of which nothing is left do not count.
 
     Returns:
-        A scalar per level, the mean over images and scores with its sign changed; summed over levels.
+        Reduction: per level; mean over images
+        The mean score with its sign changed; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the batch has no images to condition on.

@@ -120,7 +120,8 @@ class SKDPairwiseLoss(KDLoss):
     A region leaves cells out of the windows, weighs the nodes, and the mean is over the pairs that are left.
 
     Returns:
-        A scalar per level, 0 to 4: mean over images and pairs; summed over levels.
+        Reduction: per level; mean over pairs
+        0 to 4; summed over levels.
 
     Raises:
         ValueError: an option has a bad value.

@@ -158,7 +158,8 @@ class TransKDLoss(KDLoss):
     A region multiplies the differences of the features and weighs the cells of the embeddings.
 
     Returns:
-        One term for all levels, a scalar per level averaged over elements and summed.
+        Reduction: all levels; mean over elements
+        Features and embeddings; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, the levels are not two of each stage, or ``embed_weights`` has another

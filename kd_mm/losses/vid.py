@@ -54,7 +54,8 @@ class VIDLoss(KDLoss):
     A region weighs the cells.
 
     Returns:
-        A scalar per level, per element; summed over levels.
+        Reduction: per level; mean over elements
+        Summed over levels.
 
     Raises:
         ValueError: ``eps`` is not positive or ``init_variance`` not above it.

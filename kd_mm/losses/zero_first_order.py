@@ -129,7 +129,8 @@ class ZeroFirstOrderLoss(KDLoss):
     A region weighs the pixels, and pixels outside are nobody's neighbours.
 
     Returns:
-        A scalar per level, per pixel; summed over levels.
+        Reduction: per level; mean over cells
+        Each of the two terms; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or RoI rows.
