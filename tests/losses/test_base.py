@@ -251,8 +251,8 @@ def test_a_single_tensor_is_one_level():
 
 
 #: What a `Reduction:` line is made of; what each word means stands in CONTRIBUTING.md.
-COUNTED = ('elements', 'cells', 'channels', 'classes', 'images', 'levels', 'pairs', 'triples', 'rows', 'priors', 'sides',
-           'instances', 'queries', 'positives', 'weights')
+COUNTED = ('elements', 'cells', 'channels', 'classes', 'images', 'levels', 'pairs', 'triples', 'rows', 'priors',
+           'sides', 'instances', 'queries', 'positives', 'weights')
 THINGS = rf'(?:{"|".join(COUNTED)})(?:, (?:{"|".join(COUNTED)}))*'
 REDUCTION = re.compile(rf'(?P<unit>per level|all levels); (?:mean over {THINGS}|'
                        rf'(?P<sum>sum|root of the sum) over {THINGS}; (?P<divisor>divided by {THINGS}|not divided))')
@@ -296,8 +296,8 @@ def test_the_batch_twice_is_what_the_reduction_says(name):
     batch = make_batch()
     twice = make_batch(boxes=batch.boxes * 2, labels=batch.labels * 2, img_shapes=list(batch.img_shapes) * 2,
                        seg_map=torch.cat([batch.seg_map] * 2))
-    factor, = {{None: 1.0, 'sum': 2.0, 'root of the sum': 2**0.5}[None if line['divisor'] != 'not divided' else line['sum']]
-               for line in reductions(name)}
+    undivided = {line['sum'] if line['divisor'] == 'not divided' else 'mean' for line in reductions(name)}
+    factor, = {{'mean': 1.0, 'sum': 2.0, 'root of the sum': 2**0.5}[kind] for kind in undivided}
     both = [tuple(torch.cat([tensor] * 2) for tensor in side) for side in (student, teacher)]
     expected = factor * copy.deepcopy(loss)(student, teacher, batch)
     assert torch.isclose(copy.deepcopy(loss)(*both, twice), expected, rtol=0.05)
