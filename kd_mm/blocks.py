@@ -81,7 +81,7 @@ class _BlockSum(torch.autograd.Function):
             part = _cut(student, block, student.shape)
             assert part is not None
             part = part.detach().requires_grad_()
-            # Losses compute without autocast; who calls backward() inside of it gets the gradient of just that.
+            # Recompute with autocast off, as in the forward pass, even if backward() is called inside an autocast.
             with torch.enable_grad(), torch.autocast(student.device.type, enabled=False):
                 parts = ctx.function(part, *(_cut(tensor, block, student.shape) for tensor in others))
                 # A count among the sums has no gradient.
@@ -135,7 +135,7 @@ def _softmax(scores: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 class _RelationDivergence(torch.autograd.Function):
-    """The gradient is computed along with the value, block by block, so that no block has to be kept or repeated."""
+    """The gradient is computed together with the value, block by block, so that no block has to be kept or repeated."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, student_keys: Tensor, teacher: Tensor, teacher_keys: Tensor,

@@ -46,7 +46,7 @@ class ABLoss(KDLoss):
             'mean'.
         loss_weight: see :class:`KDLoss`. Default 1; no published weight is for the mean.
 
-    A region weighs the cells.
+    A region weights the cells.
 
     Returns:
         Reduction: per level; mean over elements

@@ -86,7 +86,7 @@ class AICSDLoss(KDLoss):
             never does in the first term.
         loss_weight: factor of the three terms, see :class:`KDLoss`. Default 1.
 
-    With a region the distributions are over its cells and the pixels are weighed by it.
+    With a region the distributions are over its cells and the pixels are weighted by it.
 
     Returns:
         Reduction: per level; mean over pairs

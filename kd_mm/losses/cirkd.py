@@ -81,7 +81,7 @@ class CIRKDMiniBatchLoss(KDLoss):
             the value is the same for any, but for rounding.
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
-    A region weighs the cells on both sides: rows by their share, keys as part of the softmax.
+    A region weights the cells on both sides: rows by their share, keys as part of the softmax.
 
     Returns:
         Reduction: per level; mean over cells, pairs
@@ -256,7 +256,7 @@ class CIRKDMemoryLoss(KDLoss):
         max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
-    A region weighs the cells that are compared; what is stored comes from all labelled cells.
+    A region weights the cells that are compared; what is stored comes from all labelled cells.
 
     Returns:
         Reduction: per level; mean over cells

@@ -59,7 +59,7 @@ class CIRKDChannelLoss(KDLoss):
         max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`.
         loss_weight: factor of the three terms, see :class:`KDLoss`. Default 1.
 
-    A region, pooled to the grid, weighs the cells of both vectors before they are divided by their lengths.
+    A region, pooled to the grid, weights the cells of both vectors before they are divided by their lengths.
 
     Returns:
         Reduction: per level; mean over channels, pairs

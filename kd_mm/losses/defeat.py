@@ -1,4 +1,4 @@
-"""Decoupled features: foreground and background weighed apart."""
+"""Decoupled features: foreground and background weighted apart."""
 
 from typing import Any, Dict, Optional, Sequence
 
@@ -73,7 +73,7 @@ class DeFeatLoss(KDLoss):
             ``dict(type='SegClassRegion', classes=[...])`` for segmentation, where 3 and 12 need not be right.
         loss_weight: see :class:`KDLoss`; one number for all levels. Default 1.
 
-    A ``region`` weighs both parts and enters both divisors.
+    A ``region`` weights both parts and enters both divisors.
 
     Returns:
         Reduction: all levels; mean over levels, elements

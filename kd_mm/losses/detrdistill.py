@@ -306,7 +306,7 @@ class DETRDistillQueryPriorLoss(QueryLoss):
         self.sigmoid_only(student)
 
     def assign(self, student: QueryView, teacher: QueryView, batch: KDBatch) -> QueryAssignment:
-        """What the host's assigner makes of the teacher's predictions; what the view has already, if it has it."""
+        """The host's assignment of the teacher's predictions; the view's own where it is there already."""
         if teacher.assignment is not None:
             return teacher.assignment
         match = teacher.match or student.match

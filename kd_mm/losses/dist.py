@@ -127,7 +127,7 @@ class DISTLoss(KDLoss):
         loss_weight: see :class:`KDLoss`. Default 1 [C: detection and segmentation; 0.4 on an auxiliary head, 2 for
             ImageNet].
 
-    Inputs are logits (N, K, H, W) or (M, K).  A region weighs the cells; RoI rows take none.
+    Inputs are logits (N, K, H, W) or (M, K).  A region weights the cells; RoI rows take none.
 
     Returns:
         Reduction: per level; mean over cells

@@ -80,7 +80,7 @@ class DKDLoss(KDLoss):
             Default True.
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
-    A region weighs the pixels; RoI rows take none.
+    A region weights the pixels; RoI rows take none.
 
     Returns:
         Reduction: per level; mean over cells

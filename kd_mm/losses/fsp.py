@@ -71,7 +71,7 @@ class FSPLoss(KDLoss):
         distance: 'squared' (the sum of squares) or 'column_norm'. Default 'squared' [P].
         loss_weight: see :class:`KDLoss`; one weight for all pairs. Default 1 [C: torchdistill].
 
-    A region weighs the cells; the pooling looks at its cells alone.
+    A region weights the cells; the pooling looks at its cells alone.
 
     Returns:
         Reduction: all levels; sum over pairs; divided by images

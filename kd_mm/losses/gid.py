@@ -103,7 +103,7 @@ class GIDLoss(KDLoss):
         iou: threshold of the suppression between them, from 0 to 1. Default 0.3 (the port).
         loss_weight: see :class:`KDLoss`. Default 1.
 
-    A region weighs both maps before they are pooled.
+    A region weights both maps before they are pooled.
 
     Returns:
         Reduction: per level; mean over cells

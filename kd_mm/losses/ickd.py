@@ -52,7 +52,7 @@ class ICKDLoss(KDLoss):
         patches: pieces along each edge that the map is cut into; the mean is over the pieces. Default 1 [C].
         loss_weight: see :class:`KDLoss`. Default 1.
 
-    Sizes may differ where ``patches`` is 1.  A region weighs the cells, and the mean is over the pieces that have any.
+    Sizes may differ where ``patches`` is 1.  A region weights the cells, and the mean is over the pieces that have any.
 
     Returns:
         Reduction: per level; mean over channels

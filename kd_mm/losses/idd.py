@@ -56,7 +56,7 @@ class IDDLoss(KDLoss):
             the device once a step.
         loss_weight: see :class:`KDLoss`. Default 1; not tuned.
 
-    A region weighs the cells in the centres.
+    A region weights the cells in the centres.
 
     Returns:
         Reduction: per level; mean over pairs

@@ -128,7 +128,7 @@ class KTAADLoss(KDLoss):
 
     ``kta_weight * |A(F_s)' - E(F_t)'|_p + affinity_weight * affinity(B(F_s), E(F_t))``: ``E`` is the encoder of an
     auto-encoder that was trained on the teacher's features, ``A`` and ``B`` are convolutions 3x3 of the student to the
-    code, trained along, and ' is division by the length over channels and cells.  See :func:`adaptation_distance` and
+    code, trained jointly, and ' is division by the length over channels and cells.  See :func:`adaptation_distance` and
     :func:`cell_affinity_distance`.
 
     A re-implementation from the description, with the distances of torchdistill (a third party; the authors' code is
@@ -148,7 +148,7 @@ class KTAADLoss(KDLoss):
         sparsity: weight of the code's absolute sum when the auto-encoder is trained. Default 1e-7 [C: torchdistill].
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
-    A region, averaged to the size of the code, weighs the cells of both codes before they are compared.
+    A region, averaged to the size of the code, weights the cells of both codes before they are compared.
 
     Returns:
         Reduction: per level; mean over elements

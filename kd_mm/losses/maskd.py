@@ -114,7 +114,7 @@ class MasKDLoss(KDLoss):
         eps: added to the sum of a mask. Default 0; 1e-5 segmentation [C].
         loss_weight: see :class:`KDLoss`. Default 7 [C: RetinaNet].
 
-    A region weighs the cells in both sums.
+    A region weights the cells in both sums.
 
     Returns:
         Reduction: per level; mean over channels

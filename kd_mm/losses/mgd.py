@@ -28,8 +28,8 @@ def generation_loss(generated: Tensor, teacher: Tensor, mask: Optional[Tensor] =
 class MGDLoss(KDLoss):
     """Masked generative distillation (Yang et al., Masked Generative Distillation, ECCV 2022).
 
-    ``sum((G(m * F_s) - F_t)^2) / N``, where ``G`` is conv 3x3 - ReLU - conv 3x3, trained along, one for each level, and
-    ``m`` is 0 at a random part of the cells (the same for all channels) and 1 elsewhere, without rescaling.
+    ``sum((G(m * F_s) - F_t)^2) / N``, where ``G`` is conv 3x3 - ReLU - conv 3x3, trained jointly, one for each level,
+    and ``m`` is 0 at a random part of the cells (the same for all channels) and 1 elsewhere, without rescaling.
 
     The masks depend on ``(batch.seed, rank, batch.step, level)`` alone: other random numbers of the run stay as they
     are without this loss, and a resumed run draws the same.

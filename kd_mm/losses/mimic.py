@@ -31,7 +31,7 @@ class MimicLoss(KDLoss):
             a pyramid that starts at P3.
         loss_weight: see :class:`KDLoss`. Default 1 (no published weight is known to us).
 
-    A region weighs both maps before they are pooled.
+    A region weights both maps before they are pooled.
 
     Returns:
         Reduction: per level; mean over elements

@@ -14,7 +14,7 @@ from kd_mm.types import KDBatch
 def selectivity(features: Tensor, mask: Optional[Tensor] = None, eps: float = 1e-12) -> Tensor:
     """Each channel's map as a unit vector over the cells: (N, C, H*W).
 
-    With a mask the vectors are multiplied by its square root, so that it weighs the products of two of them.
+    With a mask the vectors are multiplied by its square root, so that it weights the products of two of them.
 
     Example:
         >>> selectivity(torch.tensor([3., 4.]).view(1, 1, 1, 2)).flatten()
@@ -66,7 +66,7 @@ class NSTLoss(KDLoss):
         offset: not negative. Default 0 [C, P].
         loss_weight: see :class:`KDLoss`. Default 50 [C: mdistiller, classification].
 
-    A region weighs the cells in every product; images where it is empty are left out of the mean.
+    A region weights the cells in every product; images where it is empty are left out of the mean.
 
     Returns:
         Reduction: per level; mean over pairs

@@ -95,7 +95,7 @@ class OFDLoss(KDLoss):
             'auto' (default): 'norm' where a batch norm is tapped, else 'batch'.
         loss_weight: see :class:`KDLoss`. Default 1e-3 [C: mdistiller, the last level].
 
-    A region weighs the squares.  :meth:`set_margins` gives margins by hand.
+    A region weights the squares.  :meth:`set_margins` gives margins by hand.
 
     Returns:
         Reduction: per level; sum over elements; divided by images

@@ -129,7 +129,7 @@ class SigmoidKDLoss(KDLoss):
         mask_ignored: leave out the pixels whose label is ignored, where the data has segmentation labels. Default True.
         loss_weight: see :class:`KDLoss`. Default 1 [C: CrossKD, BCKD].
 
-    Inputs are logits (N, A*K, H, W) or (M, K).  A region weighs the cells; RoI rows take none.
+    Inputs are logits (N, A*K, H, W) or (M, K).  A region weights the cells; RoI rows take none.
 
     Returns:
         Reduction: per level; mean over cells

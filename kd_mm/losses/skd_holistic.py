@@ -120,7 +120,7 @@ class SKDHolisticLoss(KDLoss):
       scores;
     - 'hinge': ``w_D (mean max(0, 1 + D(S)) + mean max(0, 1 - D(T)))``.
 
-    ``D`` sees the image beside the logits, as the paper has it (D(S | I)); the authors' code, and those that follow
+    ``D`` sees the image beside the logits, as in the paper (D(S | I)); the authors' code, and those that follow
     it, show the logits alone: ``condition_on_image=False``.  Architecture: :class:`Discriminator`.  Maps with a side
     below 64 are enlarged to 64 first.
 

@@ -73,7 +73,7 @@ def affinity_gap(student: Tensor, teacher: Tensor, weights: Optional[Tensor] = N
     Args:
         student: (N, Cs, P) vectors of the nodes.
         teacher: (N, Ct, P).
-        weights: (N, P) or None; a pair weighs the product of its nodes.
+        weights: (N, P) or None; a pair's weight is the product of its nodes.
         block: most affinities held at a time, though at least one row of each image.
 
     Returns:
@@ -117,7 +117,7 @@ class SKDPairwiseLoss(KDLoss):
         eps: added to the length. Default 0.
         loss_weight: see :class:`KDLoss`. Default 10 [C: CIRKD].
 
-    A region leaves cells out of the windows, weighs the nodes, and the mean is over the pairs that are left.
+    A region leaves cells out of the windows, weights the nodes, and the mean is over the pairs that are left.
 
     Returns:
         Reduction: per level; mean over pairs

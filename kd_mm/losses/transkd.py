@@ -155,7 +155,7 @@ class TransKDLoss(KDLoss):
         add: the mixer adds its input. Default True [C].
         loss_weight: factor of everything, see :class:`KDLoss`. Default 1.
 
-    A region multiplies the differences of the features and weighs the cells of the embeddings.
+    A region multiplies the differences of the features and weights the cells of the embeddings.
 
     Returns:
         Reduction: all levels; mean over elements

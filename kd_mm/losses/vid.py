@@ -51,7 +51,7 @@ class VIDLoss(KDLoss):
         eps: smallest variance, above 0. Default 1e-5 [C].
         loss_weight: see :class:`KDLoss`. Default 1 [C: mdistiller, classification].
 
-    A region weighs the cells.
+    A region weights the cells.
 
     Returns:
         Reduction: per level; mean over elements

@@ -126,7 +126,7 @@ class ZeroFirstOrderLoss(KDLoss):
         mask_ignored: leave out the pixels whose label is ignored, where the data has labels. Default True.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
-    A region weighs the pixels, and pixels outside are nobody's neighbours.
+    A region weights the pixels, and pixels outside are nobody's neighbours.
 
     Returns:
         Reduction: per level; mean over cells

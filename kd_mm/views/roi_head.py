@@ -1,7 +1,7 @@
 """The RoI-head view: what two heads say about the same proposals.
 
-A second stage predicts for proposals, and each model has its own: row 7 of one is another place than row 7 of the
-other.  So one model's head is asked about the other's.  By default the proposals are those that the host has sampled
+A second stage predicts for proposals, and each model has its own: row 7 refers to a different box in each model.  Both
+heads are therefore run on the same proposals.  By default the proposals are those that the host has sampled
 for the student in this step; the student's predictions, their labels and their targets are read from the recorded calls
 of the student's own head, and the teacher's RoI head runs once, without gradient, on the features that the teacher has
 computed in its pass.  Both models see the same pixels, so a proposal is the same place in both, whatever the strides.
@@ -108,7 +108,7 @@ class RoIView:
 
 
 def own(values: Tensor, labels: Tensor) -> Tensor:
-    """Of (P, K, ...) the part of each row's class; the only part where there is one for all classes.
+    """The part of (P, K, ...) that belongs to each row's class; the only part where one serves all classes.
 
     Example:
         >>> own(torch.tensor([[1., 2.], [3., 4.]]), torch.tensor([1, 0])).tolist()
