@@ -82,3 +82,10 @@ def test_every_adapter_region_and_schedule_is_named():
     for base in (Adapter, RegionMask, Schedule):
         for name in choices(base):
             assert re.search(rf'\b{name}\b', README), name
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('*.md')) + sorted((ROOT / 'configs').rglob('*.md')),
+                         ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_number_from_memory_in_a_table(path):
+    rows = [line for line in path.read_text().splitlines() if line.startswith('|')]
+    assert [row for row in rows if re.search(r'from memory|recalled|remember|unsourced|unchecked', row)] == []

@@ -73,7 +73,7 @@ class ChenClassLoss(KDLoss):
     1: the student is drawn towards the background.  The value at equal scores is the weighted entropy, not 0.
 
     Args:
-        background_weight: ``w`` of the background, above 0. Default 1.5 (the paper, from memory).
+        background_weight: ``w`` of the background, above 0. Default 1.5 [recalled].
         tau: temperature, above 0. Default 1 (the paper: none is best for detection).
         loss_weight: see :class:`KDLoss`. Default 1: ``(1 - mu) / mu``.
 
@@ -125,7 +125,7 @@ class ChenBoxLoss(KDLoss):
         margin: ``m``. Default 0: the bound is the teacher itself (no published value is known to us). With a
             negative margin, a student only slightly worse than the teacher is not penalised.
         divisor: 'sampled' (default: all sampled rows, as the host's own box loss) or 'positive'.
-        loss_weight: see :class:`KDLoss`. Default 0.5 (``nu`` of the paper, from memory).
+        loss_weight: see :class:`KDLoss`. Default 0.5 (``nu`` of the paper) [recalled].
 
     Inputs are the deltas (P, 4) of positive rows; ``KDBatch.row_targets`` holds their regression targets,
     ``row_totals`` the number of sampled rows.

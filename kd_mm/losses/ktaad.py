@@ -143,7 +143,7 @@ class KTAADLoss(KDLoss):
         stride: of the encoder and of both adapters. Default 2.
         kta_weight: Default 50 [C: torchdistill].
         affinity_weight: Default 1 [C: torchdistill].
-        p: 1 or 2. Default 1 [C: torchdistill]; 2 in the paper, from memory.
+        p: 1 or 2. Default 1 [C: torchdistill]; 2 in the paper [recalled].
         affinity: 'cell' (the paper's) or 'channel' (torchdistill's). Default 'cell'.
         sparsity: weight of the code's absolute sum when the auto-encoder is trained. Default 1e-7 [C: torchdistill].
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.

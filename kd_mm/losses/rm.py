@@ -53,7 +53,7 @@ class RMLoss(HeadLoss):
     Args:
         scores: 'logit' (default) or 'probability'.
         tau: temperature, above 0. Default 1 [ours].
-        loss_weight: see :class:`KDLoss`. Default 4 [recalled, unchecked].
+        loss_weight: see :class:`KDLoss`. Default 4 [recalled].
 
     Inputs are two :class:`kd_mm.views.DenseView`, the student's with the host's assignment.  In a config
     ``at='bbox_head'``: any dense head that tells the object of each positive (not FoveaBox).
