@@ -123,7 +123,7 @@ def with_files(losses, folder, method):
 
     losses, files = {name: dict(loss) for name, loss in losses.items()}, []
     for name, loss in losses.items():
-        argument = MODELS.get(loss['type']).learned
+        argument = getattr(MODELS.get(loss['type']), 'learned', None)
         if argument is not None and argument not in loss:
             loss[argument] = str(folder / f'{method}_{name}.pth')
             files.append(Path(loss[argument]))
