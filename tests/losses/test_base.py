@@ -278,6 +278,13 @@ def test_the_docstring_is_complete(name):
     assert {line['unit'] for line in reductions(name)} == {unit}
 
 
+def test_every_word_of_a_reduction_is_explained():
+    text = (Path(__file__).resolve().parents[2] / 'CONTRIBUTING.md').read_text()
+    table = text.split('What is counted')[1].split('\n\n')[1]
+    words = [word for row in table.splitlines()[2:] for word in re.findall(r'`(\w+)`', row.split('|')[1])]
+    assert sorted(words) == sorted(COUNTED)
+
+
 @pytest.mark.parametrize('line', [
     'per image; mean over elements', 'per level; mean over everything', 'per level; sum over elements',
     'per level; mean over elements; divided by images', 'per level; sum over elements; divided by N'])
