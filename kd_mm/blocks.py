@@ -128,8 +128,8 @@ def sum_in_blocks(function: Callable[..., Tuple[Tensor, ...]], along: str, stude
 
 
 def _softmax(scores: Tensor) -> Tuple[Tensor, Tensor]:
-    """Softmax of rows (A, B), and the logarithms (A) of the sums that it divides by, from its largest entries: without
-    a second exponential."""
+    """Softmax of rows (A, B) and the logarithms (A) of its divisors, found from its largest entries without a second
+    exponential."""
     p = scores.softmax(dim=1)
     return p, scores.amax(dim=1) - p.amax(dim=1).log()
 

@@ -323,7 +323,7 @@ class Distiller(nn.Module):
             self._skip_task_loss(paths)
 
     def _skip_task_loss(self, paths: List[str]) -> None:
-        """Only the forward pass instead of the student's own loss, which counts nothing and may lack its labels."""
+        """Run the forward pass alone: the student's own loss has the weight 0 and may lack its labels."""
         student = self.student
 
         def loss(inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:

@@ -113,7 +113,7 @@ class SigmoidKDLoss(KDLoss):
 
     ==================================  ===========================================================================
     CrossKD, BCKD, class term           ``beta=1, divergence='cross_entropy', reduction='sum'``, divided by the number
-                                        of positives (theirs to count; ``loss_weight=1``)
+                                        of positives (by their code; ``loss_weight=1``)
     FRS, class term                     ``divergence='cross_entropy', reduction='teacher_score'``; ``loss_weight`` 0.02
                                         RetinaNet, 0.1 Faster R-CNN, 0.05 FCOS and GFL [C]
     ==================================  ===========================================================================
