@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Dict, List
 
 ROOT = Path(__file__).resolve().parents[2]
 #: By task: the shipped config that the new one is like, what it says about the pair, and the place to tap.
@@ -157,7 +158,8 @@ def {name}(v: Vector) -> None:
 
 def imports(path: Path, *names: str) -> str:
     """The lines by which a file imports these names, each name from its own module."""
-    text, found = path.read_text(), {}
+    text = path.read_text()
+    found: Dict[str, List[str]] = {}
     for name in names:
         line = re.search(rf'^from (\S+) import .*\b{name}\b', text, re.MULTILINE)
         assert line is not None, f'{path} does not import {name}'
@@ -183,7 +185,7 @@ def benchmark(task: str, name: str) -> str:
     return text.replace(start, f"{start}    {name}='FILL IN: not measured yet; measure it, or say why not',\n")
 
 
-def stubs(name: str, cls: str, title: str, task: str) -> dict:
+def stubs(name: str, cls: str, title: str, task: str) -> Dict[Path, str]:
     """Path -> content of every new file."""
     recipes = next(folder for folder in sorted(ROOT.glob('*/*')) if (folder / 'vector.py').is_file())
     file, pair, at = MODELS[task]
