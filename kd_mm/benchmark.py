@@ -454,7 +454,7 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def allocation_peak(call: Callable[[], Any]) -> Optional[int]:
-    """Highest sum of allocations less releases on the CPU during ``call()``; None on a torch that tells it otherwise.
+    """Highest sum of allocations less releases on the CPU during ``call()``; None where torch does not report it.
 
     Example:
         >>> allocation_peak(lambda: torch.zeros(1024) + 1) // 1024  # two tensors of 4 KiB
@@ -476,7 +476,7 @@ def allocation_peak(call: Callable[[], Any]) -> Optional[int]:
 
 
 def memory_rise(call: Callable[[], Any], device: Any = 'cpu') -> Optional[int]:
-    """How many bytes of tensors ``call()`` needs beyond those that are there before it; None where nothing tells it."""
+    """How many bytes of tensors ``call()`` needs on top of those before it; None where it cannot be measured."""
     device = torch.device(device)
     if device.type != 'cuda':
         return allocation_peak(call)

@@ -81,7 +81,7 @@ class _BlockSum(torch.autograd.Function):
             part = _cut(student, block, student.shape)
             assert part is not None
             part = part.detach().requires_grad_()
-            # Losses compute without autocast; who calls backward() inside of it gets the gradient of just that.
+            # Recompute with autocast off, as in the forward pass, even if backward() is called inside an autocast.
             with torch.enable_grad(), torch.autocast(student.device.type, enabled=False):
                 parts = ctx.function(part, *(_cut(tensor, block, student.shape) for tensor in others))
                 # A count among the sums has no gradient.
@@ -128,14 +128,14 @@ def sum_in_blocks(function: Callable[..., Tuple[Tensor, ...]], along: str, stude
 
 
 def _softmax(scores: Tensor) -> Tuple[Tensor, Tensor]:
-    """Softmax of rows (A, B), and the logarithms (A) of the sums that it divides by, from its largest entries: without
-    a second exponential."""
+    """Softmax of rows (A, B) and the logarithms (A) of its divisors, found from its largest entries without a second
+    exponential."""
     p = scores.softmax(dim=1)
     return p, scores.amax(dim=1) - p.amax(dim=1).log()
 
 
 class _RelationDivergence(torch.autograd.Function):
-    """The gradient is computed along with the value, block by block, so that no block has to be kept or repeated."""
+    """The gradient is computed together with the value, block by block, so that no block has to be kept or repeated."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, student_keys: Tensor, teacher: Tensor, teacher_keys: Tensor,

@@ -1,8 +1,9 @@
 """One student pass and one teacher pass -> a dict of losses.
 
-The :class:`Distiller` attaches to a model it does not own: two hooks on the student's forward, nothing else.  When the
-student computes its training losses, the distiller's taps collect its features on the way, the teacher runs on the
-same images, and the distillation terms are added to the returned loss dict, which the host sums as it sums its own.
+The :class:`Distiller` attaches to a model it does not own: two hooks on the student's forward, nothing else.  Before
+the student computes its training losses the teacher runs on the same images; the distiller's taps collect the
+student's features on the way; and the distillation terms are added to the returned loss dict, which the host sums as
+usual.
 """
 
 import functools
@@ -175,7 +176,7 @@ class Distiller(nn.Module):
 
     @property
     def seed(self) -> int:
-        """Of the initial adapters and of random masks."""
+        """Seed of the initial adapters and of random masks."""
         return self.current.seed
 
     def _make_taps(self, term: Term) -> None:
@@ -325,7 +326,7 @@ class Distiller(nn.Module):
             self._skip_task_loss(paths)
 
     def _skip_task_loss(self, paths: List[str]) -> None:
-        """Only the forward pass instead of the student's own loss, which counts nothing and may lack its labels."""
+        """Run the forward pass alone: the student's own loss has the weight 0 and may lack its labels."""
         student = self.student
 
         def loss(inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:

@@ -265,8 +265,8 @@ def spatial_log_softmax(features: Tensor, tau: float = 1.0,
         mask: (N, 1, H, W), not negative, or None.
 
     Returns:
-        (N, C, H*W); and whether each image has any cell, (N, 1), or None without mask. Images without get numbers that
-        are to be thrown away.
+        (N, C, H*W).  Also a bool (N, 1): does the image's mask have any cell?  (None without a mask.)  Discard the rows
+        of images where it is false.
 
     Example:
         >>> log_p, _ = spatial_log_softmax(torch.zeros(1, 1, 2, 2))

@@ -360,7 +360,7 @@ class LevelReport:
     Attributes:
         student, teacher: shape of what is compared; of a head's view that of its class logits.
         weight: of the level at this step.
-        loss: weighed.
+        loss: weighted.
     """
 
     student: Tuple[int, ...]

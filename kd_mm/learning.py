@@ -1,8 +1,9 @@
 """What methods learn from the teacher alone before they distil: the loop behind ``tools/learn_tokens.py``.
 
 A loss with ``learned`` has a :class:`~kd_mm.losses.learned.Learner`.  The teacher of a distillation config, frozen and
-in eval mode, runs on the config's own training data; at the loss's tap the learner gives it other features to go on
-with and has a loss of its own.  The teacher's task losses and the learners' are summed and only the learners move.
+in eval mode, runs on the config's own training data; at the tap the learner replaces the features that the teacher
+continues with, and adds its own loss.  The teacher's task losses and the learners' are summed; only learners are
+updated.
 """
 
 import contextlib

@@ -133,7 +133,7 @@ class PeerTeacher(Teacher):
         """One update of the peer.
 
         Args:
-            losses: what it learns from the student, weighed.
+            losses: what it learns from the student, weighted.
             step: number of the iteration.
 
         Returns:

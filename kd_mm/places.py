@@ -1,7 +1,7 @@
 """Names for places that every model has under another path: ``'@backbone'``, ``'@neck'``, ``'@memory'``, ``'@logits'``.
 
 ``@backbone`` is the backbone.  ``@neck`` is the neck; where there is none, the pixel decoder of a mask transformer;
-else the backbone.  ``@memory`` is what the encoder of a DETR-type detector gives, as maps.  ``@logits`` are the dense
+else the backbone.  ``@memory`` is the encoder's output of a DETR-type detector, as maps.  ``@logits`` are the dense
 class logits, before sigmoid or softmax: those of a one-stage head, of the region proposals of a two-stage detector, or
 of a segmentor's head.  Mask transformers for segmentation (MaskFormer, Mask2Former) have none; theirs are the logarithm
 of the scores that they predict with, see :func:`semantic_logits`.
@@ -43,7 +43,7 @@ class Place:
 
 
 def _last(head: Any, outputs: Features) -> Features:
-    """Of a module that returns every prediction or branch in training, and the last one only otherwise, the last."""
+    """Keep only the last output.  In training these modules return one per branch, in evaluation only the last."""
     return outputs[-1:]
 
 
@@ -86,7 +86,7 @@ def split_levels(tokens: Tensor, maps: Sequence[Tensor]) -> Features:
 
 
 def _main_branch(head: Any, outputs: Features) -> Features:
-    """Of (detail, main, boundary), which a PIDNet returns in training only, the main one."""
+    """Keep the main branch.  In training a PIDNet returns (detail, main, boundary), in evaluation only the main one."""
     return outputs[1:2] if len(outputs) == 3 else outputs
 
 
@@ -116,7 +116,7 @@ def semantic_logits(scores: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def _queries(head: Any, outputs: Features) -> Features:
-    """Of the class scores of every decoder layer, then the masks of every layer, what the last layer says."""
+    """Logits of the last decoder layer, from the class scores of every layer followed by the masks of every layer."""
     scores, masks = outputs[len(outputs) // 2 - 1], outputs[-1]
     if scores.dim() == 4:  # all layers in one tensor
         scores, masks = scores[-1], masks[-1]
@@ -124,7 +124,7 @@ def _queries(head: Any, outputs: Features) -> Features:
 
 
 def _yolo_v3(head: Any, outputs: Features) -> Features:
-    """Of A * (4 box, 1 objectness, K class) channels the class ones."""
+    """Keep the class channels among A * (4 box, 1 objectness, K class)."""
     width = head.num_attrib
 
     def classes(tensor: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ def _logits(model: nn.Module) -> Place:
 
 
 def _test_branch(backbone: Any, pick: Optional[Callable[[Features], Features]]) -> Callable[[Features], Features]:
-    """Of the images of all branches, one branch after the other, those of the branch that is used for testing."""
+    """Keep the test branch.  In training TridentNet repeats the batch once per branch."""
     def chosen(outputs: Features) -> Features:
         if backbone.training and backbone.test_branch_idx != -1:
             outputs = tuple(tensor.chunk(backbone.num_branch)[backbone.test_branch_idx] for tensor in outputs)

@@ -5,8 +5,10 @@ imports this module by itself.  Inside a ``DistillHook`` entry the prefix is not
 """
 
 import difflib
+import importlib
 import inspect
-from typing import Any, List, Type
+import pkgutil
+from typing import Any, Dict, Iterable, List, Type
 
 from mmengine.registry import HOOKS as ENGINE_HOOKS
 from mmengine.registry import MODELS as ENGINE_MODELS
@@ -18,6 +20,24 @@ MODELS = Registry(
     parent=ENGINE_MODELS,
     scope='kd_mm',
     locations=['kd_mm.losses', 'kd_mm.adapters', 'kd_mm.regions', 'kd_mm.schedules'])
+
+
+def discover(package: str, path: Iterable[str], registry: Registry) -> Dict[str, Type]:
+    """Import every module of a folder, in the order of their names, and collect the classes that they register.
+
+    For the ``__init__`` of a folder whose files a user's config names; adding a file is all that a new one needs.
+
+    Args:
+        package: its ``__name__``.
+        path: its ``__path__``.
+        registry: where the classes are.
+
+    Returns:
+        Name of the class -> class, for every registered class that is defined in the folder or below.
+    """
+    for module in sorted(pkgutil.iter_modules(path), key=lambda module: module.name):
+        importlib.import_module(f'{package}.{module.name}')
+    return {cls.__name__: cls for cls in registry.module_dict.values() if cls.__module__.startswith(f'{package}.')}
 
 
 def choices(base: Type) -> List[str]:

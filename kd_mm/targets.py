@@ -96,7 +96,7 @@ def row_labels(batch: KDBatch, rows: int, level: int = 0) -> Tensor:
 
 
 def row_targets(batch: KDBatch, rows: Tensor, level: int = 0) -> Tuple[Tensor, int]:
-    """Encoded boxes that rows of box deltas should be, (M, 4), and how many proposals they were sampled with.
+    """Encoded regression targets of rows of box deltas, (M, 4), and the number of sampled proposals.
 
     Raises:
         ValueError: nobody gave them, or they do not fit.

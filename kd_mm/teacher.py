@@ -67,7 +67,7 @@ def load_config(source: Any) -> Tuple[Config, str, Optional[str]]:
 def default_weights(path: Optional[str]) -> Optional[str]:
     """URL of the published weights of a teacher config; None if there are none.
 
-    Its ``load_from`` is not meant: that is where its own training started.
+    Not its ``load_from``, which is where its own training started.
     """
     return ckpt.zoo_weights(path) if path else None
 

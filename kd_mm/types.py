@@ -34,7 +34,8 @@ class KDBatch:
         row_labels: (M,) target classes of logits that come as rows (RoIs), all images one after the other; given by
             whoever makes the rows, a data sample does not know them. Several of them where levels have rows of their
             own (the stages of a cascade).
-        row_targets: (M, 4) encoded boxes that the rows of box deltas should be; as ``row_labels``.
+        row_targets: (M, 4) encoded regression targets of the rows of box deltas; one tensor per level where levels have
+            their own rows.
         row_totals: for each level, how many proposals were sampled, of which the rows may be the positive ones.
         seg_map: (N, Hin, Win) integer labels.
         images: (N, 3, Hin, Win), normalised as the student sees them; for a loss that looks at the input itself.

@@ -483,7 +483,7 @@ def test_one_bin_is_refused(name):
 # ------------------------------------------------------------------ in real models
 
 LOGIT_LOSSES = [name for name in LOSSES if MODELS.module_dict[name].logits and not is_head(name)
-                and not MODELS.module_dict[name].rows_only and not MODELS.module_dict[name].adversarial]
+                and not MODELS.module_dict[name].rows_only and not hasattr(MODELS.module_dict[name], 'opponents')]
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,6 @@
 """The golden vectors, through the code of ``tools/check_golden.py``, and that this code can fail."""
 
+import fnmatch
 import importlib.util
 import json
 import shutil
@@ -16,10 +17,8 @@ sys.modules['check_golden'] = check_golden  # dataclasses look their module up t
 SPEC.loader.exec_module(check_golden)
 
 import golden.cwd  # noqa: E402  check_golden made it importable
-from golden.vector import find_recipe  # noqa: E402
+from golden.vector import RECIPES, find_recipe  # noqa: E402
 
-#: How many vectors there are: one that is lost would otherwise go unnoticed.
-COUNT = 88
 FILES = sorted(path.relative_to(ROOT / 'golden').with_suffix('').as_posix()
                for path in (ROOT / 'golden').rglob('*.npz'))
 
@@ -32,9 +31,12 @@ def test_vector(name):
     assert report.errors['loss'] <= 1e-9 and report.errors['gradients'] <= 1e-9
 
 
-def test_every_file_is_there():
-    assert len(FILES) == COUNT
+def test_every_file_has_a_recipe_and_every_recipe_a_file():
     assert all(find_recipe(Path(name).stem) for name in FILES)
+    stems = [Path(name).stem for name in FILES]
+    lost = [pattern for pattern in RECIPES if not fnmatch.filter(stems, pattern)]
+    # A stub of tools/dev/new_method.py has no file until its author records one.
+    assert [pattern for pattern in lost if 'FILL IN' not in (RECIPES[pattern].__doc__ or '')] == []
 
 
 @pytest.fixture

@@ -72,3 +72,20 @@ def test_documented_keys_are_the_hooks_own():
     from kd_mm.registry import accepted_arguments
     for name in [*accepted_arguments(DistillHook), *TAP_KEYS]:
         assert f'`{name}`' in README, name
+
+
+def test_every_adapter_region_and_schedule_is_named():
+    from kd_mm.adapters import Adapter
+    from kd_mm.regions import RegionMask
+    from kd_mm.registry import choices
+    from kd_mm.schedules import Schedule
+    for base in (Adapter, RegionMask, Schedule):
+        for name in choices(base):
+            assert re.search(rf'\b{name}\b', README), name
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('*.md')) + sorted((ROOT / 'configs').rglob('*.md')),
+                         ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_number_from_memory_in_a_table(path):
+    rows = [line for line in path.read_text().splitlines() if line.startswith('|') and re.search(r'\d', line)]
+    assert [row for row in rows if re.search(r'from memory|recalled|remember|unsourced|unchecked', row)] == []

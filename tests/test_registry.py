@@ -4,16 +4,22 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import sys
+from pathlib import Path
 
 import pytest
+from mmengine.registry import Registry
 
 import kd_mm
+import kd_mm.adapters
+import kd_mm.losses
+import kd_mm.regions
 from kd_mm.adapters import Adapter
 from kd_mm.losses import CWDLoss, KDLoss
 from kd_mm.losses.head_base import HeadLoss
 from kd_mm.losses.query_base import QueryLoss
 from kd_mm.regions import RegionMask
-from kd_mm.registry import MODELS, accepted_arguments, build, choices
+from kd_mm.registry import MODELS, accepted_arguments, build, choices, discover
 from kd_mm.schedules import Schedule
 
 PACKAGES = ('checks', 'functional', 'blocks', 'losses', 'adapters', 'regions', 'views')
@@ -34,6 +40,40 @@ def test_choices_are_the_registered_classes_of_a_kind():
     assert {'GTBoxRegion', 'SegClassRegion'} <= set(choices(RegionMask))
     assert {'ConstantSchedule', 'CosineSchedule', 'LinearWarmup', 'WindowSchedule'} <= set(choices(Schedule))
     assert choices(KDLoss) == sorted(choices(KDLoss)) and 'ConvAdapter' not in choices(KDLoss)
+
+
+@pytest.mark.parametrize('package, base', [
+    (kd_mm.losses, KDLoss), (kd_mm.adapters, Adapter), (kd_mm.regions, RegionMask)], ids=lambda item: item.__name__)
+def test_a_folder_gives_what_its_files_register(package, base):
+    own = [name for name in choices(base) if MODELS.module_dict[name].__module__.startswith(f'{package.__name__}.')]
+    assert own and {*own, base.__name__} <= set(package.__all__)
+    assert len(set(package.__all__)) == len(package.__all__)
+    assert all(getattr(package, name).__name__ == name for name in package.__all__)
+    for path in Path(package.__file__).parent.glob('[!_]*'):
+        assert path.suffix not in ('', '.py') or f'{package.__name__}.{path.stem}' in sys.modules, path
+
+
+def test_a_new_file_is_found_and_a_folder_in_it_too(tmp_path, monkeypatch):
+    package = tmp_path / 'found_by_name'
+    (package / 'base').mkdir(parents=True)
+    (package / '__init__.py').write_text('')
+    (package / 'base' / '__init__.py').write_text('from found_by_name.base.loss import Base\n')
+    (package / 'base' / 'loss.py').write_text('class Base:\n    pass\n')
+    registry = Registry('found by name')
+    monkeypatch.setattr(registry, 'order', [], raising=False)
+    for name in ('zebra', 'ant'):
+        (package / f'{name}.py').write_text(
+            'from found_by_name import REGISTRY\nfrom found_by_name.base import Base\n'
+            f'REGISTRY.order.append({name!r})\n\n'
+            f'@REGISTRY.register_module()\nclass {name.title()}(Base):\n    pass\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module('found_by_name')
+    module.REGISTRY = registry
+    registry.register_module(module=CWDLoss)
+    found = discover('found_by_name', module.__path__, registry)
+    assert registry.order == ['ant', 'zebra'] and list(found) == ['Ant', 'Zebra']
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'found_by_name']:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_build_by_name_by_scope_by_class_and_by_instance():

@@ -5,7 +5,7 @@
     python tools/sweep.py --only mmdet/gfl mmseg/fcn   some of them; prints only (--write merges them into the file)
     python tools/sweep.py --render                     the table of configs/README.md from tests/compat.json
 
-Of each folder the smallest config is taken as it is but for: random weights, batches of two random small images
+The smallest config of each folder is taken as it is except for: random weights, batches of two random small images
 with boxes, masks or maps, BN where it has SyncBN, and no other custom hooks.  A second copy with other random weights
 teaches it in a real Runner for two optimizer steps, by three losses:
 

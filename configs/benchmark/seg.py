@@ -80,7 +80,9 @@ methods = dict(
         embed_weights=(0.1, 0.1, 0.5, 1.0), embedding='linear'))),
     zero_first_order=dict(losses=dict(loss_zero_first=dict(type='ZeroFirstOrderLoss', at=logits))),
 )
-left_out = dict(mask_query='compares queries of mask transformers; the student here has none')
+left_out = dict(
+    mask_query='compares queries of mask transformers; the student here has none',
+)
 notes = dict(
     aicsd='loses by its first term: with `similarity=0`, which leaves what `kd` does, seed 0 gave 21.8, with 10 '
           'instead of 100 it gave 20.6.',

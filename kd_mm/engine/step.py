@@ -53,7 +53,7 @@ class Evaluation:
         levels: the loss of each level, without weights.
         weights: of the levels, at this step.
         total: what is added to the losses of the side that learns.
-        parts: name -> value of each named part of the loss, weighed, detached; for the log.
+        parts: name -> value of each named part of the loss, weighted, detached; for the log.
     """
 
     term: Term

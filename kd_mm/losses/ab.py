@@ -47,10 +47,11 @@ class ABLoss(KDLoss):
             'mean'.
         loss_weight: see :class:`KDLoss`. Default 1; no published weight is for the mean.
 
-    A region weighs the cells.
+    A region weights the cells.
 
     Returns:
-        A scalar per level, per element (default); summed over levels.
+        Reduction: per level; mean over elements
+        By default; summed over levels.
 
     Raises:
         ValueError: ``margin`` is not positive, or ``reduction`` is not among its choices.

@@ -94,7 +94,7 @@ class AfDCDLoss(KDLoss):
     Distillation for Efficient Semantic Segmentation, NeurIPS 2023).
 
     ``fd_weight * sum((P(m * F_s) - F_t)^2) / N + contrast_weight * contrast(P(m * F_s), F_t)``: random cells of the
-    student's map are masked out, a projector ``P`` (trained along) must produce the teacher's map from the rest, and
+    student's map are masked out, a projector ``P`` (trained jointly) must produce the teacher's map from the rest, and
     :func:`omni_contrast` pulls each part of it to the teacher's part at its place, away from others nearby.
 
     The masks depend on ``(batch.seed, rank, batch.step, level)`` alone.
@@ -115,12 +115,14 @@ class AfDCDLoss(KDLoss):
         contrast_weight: factor of the second. Default 5e-3 [C: training script]; 1e-3 in the code's defaults.
         loss_weight: factor of both, see :class:`KDLoss`. Default 1.
 
-    A region weighs the squares, and chooses the (pooled) cells that are contrasted.
+    A region weights the squares, and chooses the (pooled) cells that are contrasted.
 
     The authors clip the gradient of this module at norm 15.
 
     Returns:
-        A scalar per level, per image; summed over levels.
+        Reduction: per level; sum over elements; divided by images
+        Reduction: per level; mean over cells
+        The squares, then the contrast; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or ``groups`` does not divide the channels.

@@ -87,10 +87,13 @@ class AICSDLoss(KDLoss):
             never does in the first term.
         loss_weight: factor of the three terms, see :class:`KDLoss`. Default 1.
 
-    With a region the distributions are over its cells and the pixels are weighed by it.
+    With a region the distributions are over its cells and the pixels are weighted by it.
 
     Returns:
-        A scalar per level; summed over levels.
+        Reduction: per level; mean over pairs
+        Reduction: per level; mean over elements
+        Reduction: per level; mean over channels
+        The three terms in turn; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, one class only (or two, where the first term is the only one, which is

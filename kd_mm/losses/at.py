@@ -66,7 +66,8 @@ class ATLoss(KDLoss):
     height alone].  With a region the attention is that of its cells.
 
     Returns:
-        A scalar per level; summed over levels.
+        Reduction: per level; mean over cells
+        By default; summed over levels.
 
     Raises:
         ValueError: ``p`` below 1, or ``reduction`` is not among its choices.

@@ -84,7 +84,7 @@ class KDLoss(nn.Module):
     implements :meth:`joint_loss` instead; it has one term and one weight.
 
     The total is ``sum_l weight_l(step) * level_loss_l``.  A method of several terms returns them by name, without
-    their factors, and keeps the factors in :attr:`factors`: the base weighs, sums, and hands each of them on to be
+    their factors, and keeps the factors in :attr:`factors`: the base weights, sums, and hands each of them on to be
     logged (``loss_fgd/fg``).  Computation is in float32 under mixed precision (float64
     inputs stay float64), the teacher is detached, and the result is connected to the student even when a region is
     empty.

@@ -42,7 +42,8 @@ class BCKDLoss(HeadLoss):
     ``at='bbox_head'``: any dense head with sigmoid classes and boxes, the same priors and classes in both models.
 
     Returns:
-        A scalar per level, per positive of the batch; summed over levels.
+        Reduction: per level; sum over priors; divided by positives
+        Summed over levels.
 
     Raises:
         ValueError: an option is out of range, or a head does not fit.

@@ -45,7 +45,9 @@ class BPKDLoss(KDLoss):
     another loss at the edges, use :class:`kd_mm.regions.EdgeRegion`.
 
     Returns:
-        A scalar per level; summed over levels.
+        Reduction: per level; mean over classes
+        Reduction: per level; mean over channels
+        The edges, then the bodies; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, one class only with ``body=0``, the data has no segmentation map, or RoI

@@ -41,7 +41,7 @@ class CCLoss(KDLoss):
     :func:`taylor_gaussian`) or the plain products.
 
     The published samples are the images of a batch, after a linear embedding of both sides that is trained too.  Here
-    the samples are by default the cells of all images, as they are (an embedding of the teacher trained along can make
+    the samples are by default the cells of all images, as they are (a jointly trained embedding of the teacher can make
     both sides constant).
 
     As published: torchdistill is ``normalize=False, distance='norm', samples='image'``: it takes the root of the
@@ -63,7 +63,8 @@ class CCLoss(KDLoss):
     A region chooses the cells: they are drawn by its weights; with 'image' it multiplies the maps.
 
     Returns:
-        A scalar per level, per pair of samples; summed over levels.
+        Reduction: per level; mean over pairs
+        Summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or cells of one channel are made unit vectors.

@@ -67,21 +67,21 @@ class ChenClassLoss(KDLoss):
     the proposals (anchors) that the host has sampled in this step.
 
     Re-implementation from the description.  There the class loss is ``mu CE(p_s, y) + (1 - mu) L_soft`` with ``mu =
-    1/2``.  The student's own cross-entropy stays as its config has it; the ratio of the two is what ``loss_weight=1``
-    keeps.
+    1/2``.  The student's own cross-entropy stays as in its config; ``loss_weight=1`` keeps the ratio of the two.
 
     With a background weight other than 1 the minimum is not at the teacher's scores but at ``w_c p_t,c`` made to sum to
     1: the student is drawn towards the background.  The value at equal scores is the weighted entropy, not 0.
 
     Args:
-        background_weight: ``w`` of the background, above 0. Default 1.5 (the paper, from memory).
+        background_weight: ``w`` of the background, above 0. Default 1.5 [recalled].
         tau: temperature, above 0. Default 1 (the paper: none is best for detection).
         loss_weight: see :class:`KDLoss`. Default 1: ``(1 - mu) / mu``.
 
     Inputs are rows (M, K + 1), the background last.
 
     Returns:
-        A scalar per level, per row; summed over levels.
+        Reduction: per level; mean over rows
+        Summed over levels.
 
     Raises:
         ValueError: an option is out of range, there is one logit a row only, or the logits are maps.
@@ -127,16 +127,17 @@ class ChenBoxLoss(KDLoss):
     Re-implementation from the description.
 
     Args:
-        margin: ``m``. Default 0: the bound is the teacher itself (no published value is known to us). A negative one
-            lets a student that is only a little worse off.
+        margin: ``m``. Default 0: the bound is the teacher itself (no published value is known to us). With a
+            negative margin, a student only slightly worse than the teacher is not penalised.
         divisor: 'sampled' (default: all sampled rows, as the host's own box loss) or 'positive'.
-        loss_weight: see :class:`KDLoss`. Default 0.5 (``nu`` of the paper, from memory).
+        loss_weight: see :class:`KDLoss`. Default 0.5 (``nu`` of the paper) [recalled].
 
-    Inputs are the deltas (P, 4) of positive rows; ``KDBatch.row_targets`` are theirs to be and ``row_totals`` how many
-    rows were sampled.
+    Inputs are the deltas (P, 4) of positive rows; ``KDBatch.row_targets`` holds their regression targets,
+    ``row_totals`` the number of sampled rows.
 
     Returns:
-        A scalar per level, per sampled row; summed over levels.
+        Reduction: per level; sum over positives; divided by rows
+        By default; summed over levels.
 
     Raises:
         ValueError: ``divisor`` is not among its choices, or there are no targets.

@@ -76,10 +76,11 @@ class CIRKDMiniBatchLoss(KDLoss):
             the value is the same for any, but for rounding.
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
-    A region weighs the cells on both sides: rows by their share, keys as part of the softmax.
+    A region weights the cells on both sides: rows by their share, keys as part of the softmax.
 
     Returns:
-        A scalar per level, per pair and cell; summed over levels.
+        Reduction: per level; mean over cells, pairs
+        Over the cells of one image and the pairs of images; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the student has one channel only; with ``gather``, batches of
@@ -256,10 +257,11 @@ class CIRKDMemoryLoss(KDLoss):
         max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
-    A region weighs the cells that are compared; what is stored comes from all labelled cells.
+    A region weights the cells that are compared; what is stored comes from all labelled cells.
 
     Returns:
-        A scalar per level, per labelled cell; summed over levels.
+        Reduction: per level; mean over cells
+        Over the labelled cells; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, the teacher has one channel only, the data has no segmentation map, or a

@@ -60,10 +60,13 @@ class CIRKDChannelLoss(KDLoss):
         max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`.
         loss_weight: factor of the three terms, see :class:`KDLoss`. Default 1.
 
-    A region, pooled to the grid, weighs the cells of both vectors before they are divided by their lengths.
+    A region, pooled to the grid, weights the cells of both vectors before they are divided by their lengths.
 
     Returns:
-        A scalar per level, per channel; summed over levels.
+        Reduction: per level; mean over channels, pairs
+        Reduction: per level; mean over channels
+        Reduction: per level; mean over elements
+        The three terms in turn; summed over levels.
 
     Raises:
         ValueError: an option has a bad value.

@@ -57,7 +57,9 @@ class CrossKDLoss(HeadLoss):
     tensors the student's :class:`kd_mm.views.DenseView` holds the cross-head predictions.
 
     Returns:
-        A scalar per level, per positive of the batch (box distributions: per summed weight); summed over levels.
+        Reduction: per level; sum over priors; divided by positives
+        Reduction: per level; sum over sides; divided by weights
+        Box distributions as the second line, all else as the first; summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, or the heads do not fit.

@@ -65,12 +65,13 @@ class CWDLoss(KDLoss):
         student_channels: channels of the student before the adapter, a number or one a level; only for
             ``divisor='student'``, the loss cannot see them.
         loss_weight: see :class:`KDLoss`. Default 5 [C: mmrazor and pppppM, segmentation logits]; mmrazor's FPN recipe
-            has 10 a level, TorchDistiller 3 on logits with tau=4 and 50 on features [C].
+            uses 10 a level, TorchDistiller 3 on logits with tau=4 and 50 on features [C].
 
     With a region the distributions are over its cells and the mean is over the images that have any.
 
     Returns:
-        A scalar per level: the mean over images and channels; summed over levels.
+        Reduction: per level; mean over channels
+        Summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, or ``student_channels`` is missing or of the wrong length.

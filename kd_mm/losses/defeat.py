@@ -1,4 +1,4 @@
-"""Decoupled features: foreground and background weighed apart."""
+"""Decoupled features: foreground and background weighted apart."""
 
 from typing import Any, Dict, Optional, Sequence
 
@@ -74,10 +74,11 @@ class DeFeatLoss(KDLoss):
             ``dict(type='SegClassRegion', classes=[...])`` for segmentation, where 3 and 12 need not be right.
         loss_weight: see :class:`KDLoss`; one number for all levels. Default 1.
 
-    A ``region`` weighs both parts and enters both divisors.
+    A ``region`` weights both parts and enters both divisors.
 
     Returns:
-        One number: the mean over the levels of a scalar per level, per element of its part.
+        Reduction: all levels; mean over levels, elements
+        Half of the mean of each part.
 
     Raises:
         ValueError: a weight is negative, or ``foreground`` is not a region.
@@ -134,7 +135,8 @@ class DeFeatClassLoss(KDLoss):
     Inputs are rows (M, K + 1), the background last, with ``KDBatch.row_labels``.
 
     Returns:
-        A scalar per level, per row of its part; summed over levels.
+        Reduction: per level; mean over rows
+        Over the rows of each part; summed over levels.
 
     Raises:
         ValueError: an option is out of range, there are no labels, one logit a row only, or the logits are maps.

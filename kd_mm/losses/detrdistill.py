@@ -76,7 +76,8 @@ class DETRDistillLogitsLoss(QueryLoss):
     number of queries may differ, denoising queries are left out.
 
     Returns:
-        A scalar per level (a decoder layer), per matched pair; summed over layers.
+        Reduction: per level; mean over pairs
+        A level is a decoder layer; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the heads do not fit.
@@ -161,7 +162,8 @@ class DETRDistillFeatureLoss(QueryLoss):
     the teacher's also logits, boxes and ``queries``.
 
     Returns:
-        One term: a scalar per level of the memory and per decoder layer, per element, summed over both.
+        Reduction: all levels; mean over elements
+        Summed over the decoder layers and the levels of the memory.
 
     Raises:
         ValueError: an option is out of range, or the features do not fit.
@@ -263,7 +265,8 @@ class DETRDistillQueryPriorLoss(QueryLoss):
     queries, and the teacher's has the assignment.
 
     Returns:
-        A scalar per level (a decoder layer), per positive of the batch; summed over layers.
+        Reduction: per level; sum over queries; divided by positives
+        A level is a decoder layer; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the heads do not fit.
@@ -301,7 +304,7 @@ class DETRDistillQueryPriorLoss(QueryLoss):
         self.sigmoid_only(student)
 
     def assign(self, student: QueryView, teacher: QueryView, batch: KDBatch) -> QueryAssignment:
-        """What the host's assigner makes of the teacher's predictions; what the view has already, if it has it."""
+        """The host's assignment of the teacher's predictions; the view's own where it is there already."""
         if teacher.assignment is not None:
             return teacher.assignment
         match = teacher.match or student.match

@@ -128,10 +128,12 @@ class DISTLoss(KDLoss):
         loss_weight: see :class:`KDLoss`. Default 1 [C: detection and segmentation; 0.4 on an auxiliary head, 2 for
             ImageNet].
 
-    Inputs are logits (N, K, H, W) or (M, K).  A region weighs the cells; RoI rows take none.
+    Inputs are logits (N, K, H, W) or (M, K).  A region weights the cells; RoI rows take none.
 
     Returns:
-        A scalar per level, 0 to 4 for the default weights; summed over levels.
+        Reduction: per level; mean over cells
+        Reduction: per level; mean over classes
+        The two terms in turn, together 0 to 4 for the default weights; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, the channels are no multiple of ``anchors``, one class only (with a

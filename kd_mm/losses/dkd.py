@@ -81,10 +81,11 @@ class DKDLoss(KDLoss):
             Default True.
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
-    A region weighs the pixels; RoI rows take none.
+    A region weights the pixels; RoI rows take none.
 
     Returns:
-        A scalar per level, per row or valid pixel; summed over levels.
+        Reduction: per level; mean over cells
+        Over valid pixels, or rows; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, there are less than two classes, or there are no labels.

@@ -104,7 +104,9 @@ class DSDLoss(KDLoss):
     With a region the attention and the distributions are those of its cells.
 
     Returns:
-        A scalar for all levels (a single one, not one scalar per level).
+        Reduction: all levels; mean over cells, pairs
+        Reduction: all levels; mean over pairs
+        Attention, then classes.
 
     Raises:
         ValueError: an option has a bad value, there is only one level, or the last levels differ in classes.

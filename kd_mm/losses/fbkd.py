@@ -159,7 +159,8 @@ class FBKDLoss(KDLoss):
     3x3 convolution still look at the whole map.
 
     Returns:
-        A scalar per level; summed over levels.
+        Reduction: per level; root of the sum over elements; not divided
+        Each of the four terms; summed over levels.
 
     Raises:
         ValueError: an option is negative or not positive, or ``pool`` has too few entries.

@@ -104,7 +104,8 @@ class FGDLoss(KDLoss):
     the region over the image.  The published recipes clip gradients at norm 35.
 
     Returns:
-        A scalar per level, per image (sums divided by N); summed over levels.
+        Reduction: per level; sum over elements; divided by images
+        Summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the data has no boxes.

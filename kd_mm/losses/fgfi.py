@@ -30,7 +30,8 @@ class FGFILoss(KDLoss):
     Without a region every cell counts; any region may take the place of the anchors.
 
     Returns:
-        A scalar per level, per cell; summed over levels.
+        Reduction: per level; mean over cells
+        Half of it, a sum over channels in each cell; summed over levels.
 
     Example:
         >>> import torch

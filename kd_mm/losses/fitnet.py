@@ -65,7 +65,8 @@ class FitNetLoss(KDLoss):
             use 2 [C].
 
     Returns:
-        A scalar per level, per element (default); summed over levels.
+        Reduction: per level; mean over elements
+        By default; summed over levels.
 
     Raises:
         ValueError: an option is not among its choices.

@@ -125,7 +125,7 @@ class FreeKDLoss(KDLoss):
     Both maps are taken apart by the Haar wavelets.  For each of ``depth`` decompositions, the mean over T tokens,
     channels, the three high bands and cells of ``m_t * |B_s - B_t|``, where ``m_t = sigmoid(token . B_t)`` says where
     in the teacher's band a token finds what it stands for; the decompositions are added.  Low bands are not compared
-    (the paper describes it, the authors' code has it commented out).
+    (the paper describes it, in the authors' code it is commented out).
 
     The tokens are learned from the teacher alone, once, by ``python tools/learn_tokens.py CONFIG``, and are frozen
     here.  Without tokens every place of a band counts fully, and the loss is an L1 distance of the high frequencies.
@@ -141,11 +141,12 @@ class FreeKDLoss(KDLoss):
     The authors' configs add a squared hint on the neck with the weight 5 and a smooth L1 on the box head's outputs with
     the weight 1 [C]; these are losses of their own here (:class:`FitNetLoss`).
 
-    Tokens are kept in checkpoints and not trained with the student.  A region weighs the difference of the maps before
+    Tokens are kept in checkpoints and not trained with the student.  A region weights the difference of the maps before
     they are taken apart; the mean is over the whole map.
 
     Returns:
-        A scalar per level, per element; summed over levels.
+        Reduction: per level; mean over elements
+        Summed over decompositions and levels.
 
     Raises:
         ValueError: an option has a bad value, there is no such file, or its tokens belong to another teacher.

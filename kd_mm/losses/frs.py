@@ -26,7 +26,8 @@ class FRSLoss(KDLoss):
     Without a region every cell counts the same; any region may take the place of the teacher's scores.
 
     Returns:
-        A scalar per level, per cell; summed over levels.
+        Reduction: per level; mean over cells
+        A sum over channels in each cell; summed over levels.
 
     Example:
         >>> import torch

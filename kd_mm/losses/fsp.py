@@ -72,10 +72,11 @@ class FSPLoss(KDLoss):
         distance: 'squared' (the sum of squares) or 'column_norm'. Default 'squared' [P].
         loss_weight: see :class:`KDLoss`; one weight for all pairs. Default 1 [C: torchdistill].
 
-    A region weighs the cells; the pooling looks at its cells alone.
+    A region weights the cells; the pooling looks at its cells alone.
 
     Returns:
-        A scalar per level in other losses, here one for all levels together: per image, summed over pairs and entries.
+        Reduction: all levels; sum over pairs; divided by images
+        Pairs of channels; summed over the pairs of levels.
 
     Raises:
         ValueError: ``distance`` is not among its choices, or there are fewer than two levels or they are no maps.

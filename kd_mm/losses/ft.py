@@ -82,7 +82,7 @@ class FTLoss(KDLoss):
     features may be negative) it is trained to rebuild the teacher's map, by the squared error relative to the squared
     teacher.  The factor term never trains it (it would make both factors constant).  Three ways:
 
-    - ``reconstruction_weight=1`` (default): along with the student, from the first step to the last.
+    - ``reconstruction_weight=1`` (default): jointly with the student, from the first step to the last.
     - ``pretrain_steps=k`` as well: in the first k steps the paraphraser is trained alone, and the student gets nothing
       from this loss. That is the published pre-training within one run; it goes on learning afterwards, where the paper
       freezes it.
@@ -103,11 +103,11 @@ class FTLoss(KDLoss):
         loss_weight: see :class:`KDLoss`. Default 1 [C: mmrazor, with p=1].
 
     Norms are of the batch's own statistics; there are no running ones.  A region multiplies the factors before they are
-    normalised, and weighs the rebuilding error.
+    normalised, and weights the rebuilding error.
 
     Returns:
-        A scalar per level, per image: the factor term (0..2 for p=2) and the rebuilding term (about 0..1); summed over
-        levels.
+        Reduction: per level; mean over images
+        The factor term (0..2 for p=2) and the rebuilding term (about 0..1); summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or there are pre-training steps and nothing to train.

@@ -104,10 +104,12 @@ class GIDLoss(KDLoss):
         iou: threshold of the suppression between them, from 0 to 1. Default 0.3 (the port).
         loss_weight: see :class:`KDLoss`. Default 1.
 
-    A region weighs both maps before they are pooled.
+    A region weights both maps before they are pooled.
 
     Returns:
-        A scalar per level, per cell of an instance and per pair; 0 without boxes; summed over levels.
+        Reduction: per level; mean over cells
+        Reduction: per level; mean over pairs
+        Cells of the grid of each instance, then pairs of instances; 0 without boxes; summed over levels.
 
     Raises:
         ValueError: an option is out of range, the data has no boxes, or the two heads have other priors.

@@ -70,7 +70,8 @@ class GOLSDLoss(HeadLoss):
     assignment.  In a config ``at='bbox_head'``: two heads of the GFL family with the same strides, bins and classes.
 
     Returns:
-        One term for all levels (not a scalar per level: rows of all are counted together), per side of a box.
+        Reduction: all levels; mean over sides
+        Rows of all levels are counted together, matched and unmatched ones apart.
 
     Raises:
         ValueError: a head has no distributions or one bin, or the bins differ.

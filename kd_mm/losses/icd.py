@@ -126,13 +126,13 @@ class ICDLoss(KDLoss):
         w = sum over the real instances of softmax_S(q k / (tau sqrt(D)))        no gradient
         distill * mean of sum_S w (LN(V F_s) - LN(V F_t))^2 / sum_S w            V: the decoder's value projection
 
-    The decoder learns along by an auxiliary task that the student has no part in: is the instance real or invented
-    (binary cross entropy), and where are the edges of the real ones (L1 in parts of the box).  Its value is not in the
-    reported loss, which is 0 for equal features, but its gradient is, with the weight ``auxiliary``.
+    The decoder is trained jointly on an auxiliary task without the student: is the instance real or invented (binary
+    cross entropy), and where are the edges of the real ones (L1 in parts of the box).  The task adds its gradient,
+    scaled by ``auxiliary``, but not its value: the reported loss is 0 for equal features.
 
     Distillation term as published.  Auxiliary task: re-implementation from the description and the released settings.
-    Invented instances have uniform classes and sizes around 0.2 of the image, as the authors' code has it for data
-    other than COCO (for COCO it draws from a file of that data set).  They depend on ``(batch.seed, rank, batch.step)``
+    Invented instances have uniform classes and sizes around 0.2 of the image, as in the authors' code for data other
+    than COCO (for COCO it draws from a file of that data set).  They depend on ``(batch.seed, rank, batch.step)``
     alone.
 
     Args:
@@ -147,10 +147,11 @@ class ICDLoss(KDLoss):
             with this number times the cells of all levels times the heads.
         loss_weight: see :class:`KDLoss`; one number for all levels. Default 1.
 
-    All levels must have the same channels.  A region weighs the attention; the decoder looks at the whole map.
+    All levels must have the same channels.  A region weights the attention; the decoder looks at the whole map.
 
     Returns:
-        One number for all levels, not a scalar per level: a mean over images, heads and channels.
+        Reduction: all levels; mean over channels
+        Channels of each attention head and image.
 
     Raises:
         ValueError: an option is out of range, levels differ in channels, a label is too high, or data have no boxes.

@@ -53,10 +53,11 @@ class ICKDLoss(KDLoss):
         patches: pieces along each edge that the map is cut into; the mean is over the pieces. Default 1 [C].
         loss_weight: see :class:`KDLoss`. Default 1.
 
-    Sizes may differ where ``patches`` is 1.  A region weighs the cells, and the mean is over the pieces that have any.
+    Sizes may differ where ``patches`` is 1.  A region weights the cells, and the mean is over the pieces that have any.
 
     Returns:
-        A scalar per level, 0 to 4: mean over images, pieces and channels; summed over levels.
+        Reduction: per level; mean over channels
+        Of every piece, 0 to 4; summed over levels.
 
     Raises:
         ValueError: ``patches`` is no whole number from 1, or there is one channel only.

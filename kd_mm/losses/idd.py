@@ -57,10 +57,11 @@ class IDDLoss(KDLoss):
             the device once a step.
         loss_weight: see :class:`KDLoss`. Default 1; not tuned.
 
-    A region weighs the cells in the centres.
+    A region weights the cells in the centres.
 
     Returns:
-        A scalar per level: mean over pairs; summed over levels.
+        Reduction: per level; mean over pairs
+        Summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the data has no segmentation map.

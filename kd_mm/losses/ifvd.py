@@ -57,19 +57,20 @@ class IFVDLoss(KDLoss):
     centres carry gradient.
 
     As published (the authors and CIRKD agree): cells without a label count in the mean, where they add 0.  Their share
-    is then a random factor on the loss; ``count_ignored=True`` has it.  A class of a single cell adds 0 and counts.
+    is then a random factor on the loss; ``count_ignored=True`` does so.  A class of a single cell adds 0 and counts.
 
     Args:
         centres: 'image' (default [C]) or 'batch' (one centre for the class in all images of the local batch).
         count_ignored: whether cells without a label count in the mean. Default False.
         num_classes: labels from this number on count as ignored. Default None: as many as there are, which waits for
             the device once a step.
-        loss_weight: see :class:`KDLoss`. Default 200 [C: authors]; CIRKD has 20 [C].
+        loss_weight: see :class:`KDLoss`. Default 200 [C: authors]; CIRKD uses 20 [C].
 
-    A region weighs the cells, in the centres and in the mean.
+    A region weights the cells, in the centres and in the mean.
 
     Returns:
-        A scalar per level, 0 to 4: mean over cells; summed over levels.
+        Reduction: per level; mean over cells
+        0 to 4; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, the student has one channel only, or the data has no segmentation map.

@@ -43,7 +43,7 @@ def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, diver
 
 def mean_divergence(student: Tensor, teacher: Tensor, mask: Optional[Tensor], tau: float = 1.0, divergence: str = 'kl',
                     reduction: str = 'pixel_mean') -> Tensor:
-    """Sum of :func:`softmax_divergence` over classes and pixels, weighed by ``mask`` (N, 1, H, W), divided by:
+    """Sum of :func:`softmax_divergence` over classes and pixels, weighted by ``mask`` (N, 1, H, W), divided by:
 
     ===============  ==============================================================================================
     pixel_mean       the sum of the pixel weights (N*H*W without mask; M for rows)
@@ -102,10 +102,11 @@ class SoftmaxKDLoss(KDLoss):
             student is not supervised there and the teacher was not either). Default True.
         loss_weight: see :class:`KDLoss`. Default 1 [C: CIRKD's lambda_kd].
 
-    Inputs are logits (N, K, H, W) or (M, K).  A region weighs the pixels; RoI rows take none.
+    Inputs are logits (N, K, H, W) or (M, K).  A region weights the pixels; RoI rows take none.
 
     Returns:
-        A scalar per level, per valid pixel (default); summed over levels.
+        Reduction: per level; mean over cells
+        By default, over the valid pixels; summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, tau is not positive, there is one class only, or a region is

@@ -50,7 +50,8 @@ class KDDETRLoss(QueryLoss):
     are what both made of the same points.
 
     Returns:
-        A scalar per level (a decoder layer), per weighted point; summed over layers.
+        Reduction: per level; sum over queries; divided by weights
+        A level is a decoder layer; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the detectors cannot share queries.

@@ -129,7 +129,7 @@ class KTAADLoss(KDLoss):
 
     ``kta_weight * |A(F_s)' - E(F_t)'|_p + affinity_weight * affinity(B(F_s), E(F_t))``: ``E`` is the encoder of an
     auto-encoder that was trained on the teacher's features, ``A`` and ``B`` are convolutions 3x3 of the student to the
-    code, trained along, and ' is division by the length over channels and cells.  See :func:`adaptation_distance` and
+    code, trained jointly, and ' is division by the length over channels and cells.  See :func:`adaptation_distance` and
     :func:`cell_affinity_distance`.
 
     A re-implementation from the description, with the distances of torchdistill (a third party; the authors' code is
@@ -144,15 +144,17 @@ class KTAADLoss(KDLoss):
         stride: of the encoder and of both adapters. Default 2.
         kta_weight: Default 50 [C: torchdistill].
         affinity_weight: Default 1 [C: torchdistill].
-        p: 1 or 2. Default 1 [C: torchdistill]; 2 in the paper, from memory.
+        p: 1 or 2. Default 1 [C: torchdistill]; 2 in the paper [recalled].
         affinity: 'cell' (the paper's) or 'channel' (torchdistill's). Default 'cell'.
         sparsity: weight of the code's absolute sum when the auto-encoder is trained. Default 1e-7 [C: torchdistill].
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
-    A region, averaged to the size of the code, weighs the cells of both codes before they are compared.
+    A region, averaged to the size of the code, weights the cells of both codes before they are compared.
 
     Returns:
-        A scalar per level, per image; summed over levels.
+        Reduction: per level; mean over elements
+        Reduction: per level; mean over images
+        Adaptation, then affinity, by default; summed over levels.
 
     Raises:
         ValueError: without an auto-encoder, or with one of another teacher; an option has a bad value.

@@ -133,7 +133,8 @@ class LDLoss(HeadLoss):
     config ``at='bbox_head'``: GFL and heads derived from it.
 
     Returns:
-        A scalar per level: per box side in the region (default); summed over levels.
+        Reduction: per level; sum over sides; divided by weights
+        By default, box sides in each region by the weights of all levels; summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, a head has no distributions or one bin, or their bins differ.

@@ -64,7 +64,9 @@ class MaskQueryLoss(HeadLoss):
     classes and number of decoder layers.  On plain tensors two :class:`kd_mm.views.MaskQueryView`.
 
     Returns:
-        A scalar per level (a decoder layer), per pair; summed over layers.
+        Reduction: per level; mean over pairs
+        Reduction: per level; sum over pairs; divided by weights
+        Classes, then masks. A level is a decoder layer; summed over layers.
 
     Raises:
         ValueError: an option is out of range, or the heads do not fit.

@@ -115,10 +115,11 @@ class MasKDLoss(KDLoss):
         eps: added to the sum of a mask. Default 0; 1e-5 segmentation [C].
         loss_weight: see :class:`KDLoss`. Default 7 [C: RetinaNet].
 
-    A region weighs the cells in both sums.
+    A region weights the cells in both sums.
 
     Returns:
-        A scalar per level, per image and channel; summed over levels.
+        Reduction: per level; mean over channels
+        In each the sum over the tokens; summed over levels.
 
     Raises:
         ValueError: without tokens, or tokens of another teacher; an option has a bad value.

@@ -29,8 +29,8 @@ def generation_loss(generated: Tensor, teacher: Tensor, mask: Optional[Tensor] =
 class MGDLoss(KDLoss):
     """Masked generative distillation (Yang et al., Masked Generative Distillation, ECCV 2022).
 
-    ``sum((G(m * F_s) - F_t)^2) / N``, where ``G`` is conv 3x3 - ReLU - conv 3x3, trained along, one for each level, and
-    ``m`` is 0 at a random part of the cells (the same for all channels) and 1 elsewhere, without rescaling.
+    ``sum((G(m * F_s) - F_t)^2) / N``, where ``G`` is conv 3x3 - ReLU - conv 3x3, trained jointly, one for each level,
+    and ``m`` is 0 at a random part of the cells (the same for all channels) and 1 elsewhere, without rescaling.
 
     The masks depend on ``(batch.seed, rank, batch.step, level)`` alone: other random numbers of the run stay as they
     are without this loss, and a resumed run draws the same.
@@ -45,7 +45,8 @@ class MGDLoss(KDLoss):
     A region multiplies the squares, after the generator.
 
     Returns:
-        A scalar per level, per image (sum over elements divided by N); summed over levels.
+        Reduction: per level; sum over elements; divided by images
+        Summed over levels.
 
     Raises:
         ValueError: ``mask_ratio`` outside 0..1, or ``mask_on`` is not among its choices.

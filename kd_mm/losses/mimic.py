@@ -32,10 +32,11 @@ class MimicLoss(KDLoss):
             a pyramid that starts at P3.
         loss_weight: see :class:`KDLoss`. Default 1 (no published weight is known to us).
 
-    A region weighs both maps before they are pooled.
+    A region weights both maps before they are pooled.
 
     Returns:
-        A scalar per level, per element of the pooled features; 0 without boxes; summed over levels.
+        Reduction: per level; mean over elements
+        Half of it, over the pooled features; 0 without boxes; summed over levels.
 
     Raises:
         ValueError: an option is out of range, or the data has no boxes.

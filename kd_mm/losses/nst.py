@@ -15,7 +15,7 @@ from kd_mm.types import KDBatch
 def selectivity(features: Tensor, mask: Optional[Tensor] = None, eps: float = 1e-12) -> Tensor:
     """Each channel's map as a unit vector over the cells: (N, C, H*W).
 
-    With a mask the vectors are multiplied by its square root, so that it weighs the products of two of them.
+    With a mask the vectors are multiplied by its square root, so that it weights the products of two of them.
 
     Example:
         >>> selectivity(torch.tensor([3., 4.]).view(1, 1, 1, 2)).flatten()
@@ -70,10 +70,11 @@ class NSTLoss(KDLoss):
     Where the sizes differ, the larger map is averaged down to the smaller one, of either side [C: mdistiller, which
     looks at the height alone; here height and width are matched each].
 
-    A region weighs the cells in every product; images where it is empty are left out of the mean.
+    A region weights the cells in every product; images where it is empty are left out of the mean.
 
     Returns:
-        A scalar per level, per image and pair of channels; summed over levels.
+        Reduction: per level; mean over pairs
+        Summed over levels.
 
     Raises:
         ValueError: ``degree`` is no whole number from 1, or ``offset`` is negative.

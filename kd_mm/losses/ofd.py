@@ -99,10 +99,11 @@ class OFDLoss(KDLoss):
     Where the sizes differ, the teacher is averaged to the size that the student has after the connector, by adaptive
     average pooling [C: mdistiller]; a smaller teacher's cells are repeated.
 
-    A region weighs the squares.  :meth:`set_margins` gives margins by hand.
+    A region weights the squares.  :meth:`set_margins` gives margins by hand.
 
     Returns:
-        A scalar per level, per image (sum over elements divided by N); summed over levels.
+        Reduction: per level; sum over elements; divided by images
+        Summed over levels.
 
     Raises:
         ValueError: ``margin`` is not among its choices, or is 'norm' and no batch norm is tapped.

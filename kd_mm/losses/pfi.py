@@ -22,12 +22,13 @@ class PFILoss(KDLoss):
     Re-implementation from the description: no code of the authors was found and the weight is unchecked.
 
     Args:
-        loss_weight: see :class:`KDLoss`. Default 1.5 (from memory of the paper, unchecked).
+        loss_weight: see :class:`KDLoss`. Default 1.5 [recalled].
 
     Without a region it is the mean squared difference; any region may take the place of the gap.
 
     Returns:
-        A scalar per level, per element; summed over levels.
+        Reduction: per level; mean over elements
+        Summed over levels.
 
     Example:
         >>> import torch

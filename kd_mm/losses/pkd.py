@@ -54,7 +54,8 @@ class PKDLoss(KDLoss):
     Statistics are of the local batch and include padding, as published.  With a region they are those of the region.
 
     Returns:
-        A scalar per level, in 0..2: mean over elements; summed over levels.
+        Reduction: per level; mean over elements
+        0 to 2; summed over levels.
 
     Example:
         >>> from kd_mm.registry import build

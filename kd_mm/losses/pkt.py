@@ -55,7 +55,8 @@ class PKTLoss(KDLoss):
     A region chooses the cells: they are drawn by its weights; with 'image' it multiplies the maps.
 
     Returns:
-        A scalar per level, per pair of samples; summed over levels.
+        Reduction: per level; mean over pairs
+        Summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the cells have one channel only.

@@ -86,20 +86,21 @@ class ReviewKDLoss(KDLoss):
     the result is compared with the teacher's level by :func:`hierarchical_context_loss`; the losses of the levels are
     added.  The first levels must be the fine ones, as in an FPN or in the stages of a backbone.
 
-    The blocks are trained along and replace an adapter, so channels may differ; they always stand between, so equal
+    The blocks are trained jointly and replace an adapter, so channels may differ; they always stand between, so equal
     features do not give 0.  As published, but that the batch norms keep no running statistics, which a loss never uses.
 
     Args:
         channels: width of the fusion. Default None: that of the last student level, at most 512. The detection code of
-            the authors and of mdistiller has 256, which is the FPN's width [C].
+            the authors and of mdistiller uses 256, which is the FPN's width [C].
         pools: grids of the loss. Default (4, 2, 1) [C].
         loss_weight: see :class:`KDLoss`; one number for all levels. Default 1 [C: mdistiller, Faster R-CNN R50]; 1.2
             for R18 [C].
 
-    A region weighs the comparison; the fusion looks at the whole map.
+    A region weights the comparison; the fusion looks at the whole map.
 
     Returns:
-        One number: the sum over the levels of a scalar per level, a mean over elements.
+        Reduction: all levels; mean over elements
+        Summed over levels.
 
     Raises:
         ValueError: ``channels`` or an entry of ``pools`` is not positive.

@@ -69,7 +69,9 @@ class RKDLoss(KDLoss):
     A region chooses the cells: they are drawn by its weights; with 'image' it multiplies the maps.
 
     Returns:
-        A scalar per level, per pair and per triple of samples; summed over levels.
+        Reduction: per level; mean over pairs
+        Reduction: per level; mean over triples
+        Distances, then angles; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or cells of one channel have nothing but angles or are made unit vectors.

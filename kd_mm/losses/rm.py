@@ -54,13 +54,14 @@ class RMLoss(HeadLoss):
     Args:
         scores: 'logit' (default) or 'probability'.
         tau: temperature, above 0. Default 1 [ours].
-        loss_weight: see :class:`KDLoss`. Default 4 [recalled, unchecked].
+        loss_weight: see :class:`KDLoss`. Default 4 [recalled].
 
     Inputs are two :class:`kd_mm.views.DenseView`, the student's with the host's assignment.  In a config
     ``at='bbox_head'``: any dense head that tells the object of each positive (not FoveaBox).
 
     Returns:
-        One scalar for all levels (others give a scalar per level), per object.
+        Reduction: all levels; mean over instances
+        Objects of the batch.
 
     Raises:
         ValueError: an option is not among its choices, or the host's head does not tell which object a prior has.

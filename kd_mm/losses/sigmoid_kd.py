@@ -115,7 +115,7 @@ class SigmoidKDLoss(KDLoss):
 
     ==================================  ===========================================================================
     CrossKD, BCKD, class term           ``beta=1, divergence='cross_entropy', reduction='sum'``, divided by the number
-                                        of positives (theirs to count; ``loss_weight=1``)
+                                        of positives (by their code; ``loss_weight=1``)
     FRS, class term                     ``divergence='cross_entropy', reduction='teacher_score'``; ``loss_weight`` 0.02
                                         RetinaNet, 0.1 Faster R-CNN, 0.05 FCOS and GFL [C]
     ==================================  ===========================================================================
@@ -131,10 +131,11 @@ class SigmoidKDLoss(KDLoss):
         mask_ignored: leave out the pixels whose label is ignored, where the data has segmentation labels. Default True.
         loss_weight: see :class:`KDLoss`. Default 1 [C: CrossKD, BCKD].
 
-    Inputs are logits (N, A*K, H, W) or (M, K).  A region weighs the cells; RoI rows take none.
+    Inputs are logits (N, A*K, H, W) or (M, K).  A region weights the cells; RoI rows take none.
 
     Returns:
-        A scalar per level, per cell (default); summed over levels.
+        Reduction: per level; mean over cells
+        By default, a sum over channels in each cell; summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, or a region is given for RoI rows.

@@ -122,7 +122,7 @@ class SKDHolisticLoss(KDLoss):
       scores;
     - 'hinge': ``w_D (mean max(0, 1 + D(S)) + mean max(0, 1 - D(T)))``.
 
-    ``D`` sees the image beside the logits, as the paper has it (D(S | I)); the authors' code, and those that follow
+    ``D`` sees the image beside the logits, as in the paper (D(S | I)); the authors' code, and those that follow
     it, show the logits alone: ``condition_on_image=False``.  Architecture: :class:`Discriminator`.  Maps with a side
     below 64 are enlarged to 64 first.
 
@@ -146,7 +146,8 @@ class SKDHolisticLoss(KDLoss):
     A region multiplies both maps before D sees them.  Images of which nothing is left do not count.
 
     Returns:
-        A scalar per level, the mean over images and scores with its sign changed; summed over levels.
+        Reduction: per level; mean over images
+        The mean score with its sign changed; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the batch has no images to condition on.

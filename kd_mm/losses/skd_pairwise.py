@@ -74,7 +74,7 @@ def affinity_gap(student: Tensor, teacher: Tensor, weights: Optional[Tensor] = N
     Args:
         student: (N, Cs, P) vectors of the nodes.
         teacher: (N, Ct, P).
-        weights: (N, P) or None; a pair weighs the product of its nodes.
+        weights: (N, P) or None; a pair's weight is the product of its nodes.
         block: most affinities held at a time, though at least one row of each image.
 
     Returns:
@@ -118,10 +118,11 @@ class SKDPairwiseLoss(KDLoss):
         eps: added to the length. Default 0.
         loss_weight: see :class:`KDLoss`. Default 10 [C: CIRKD].
 
-    A region leaves cells out of the windows, weighs the nodes, and the mean is over the pairs that are left.
+    A region leaves cells out of the windows, weights the nodes, and the mean is over the pairs that are left.
 
     Returns:
-        A scalar per level, 0 to 4: mean over images and pairs; summed over levels.
+        Reduction: per level; mean over pairs
+        0 to 4; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, or the student has one channel only (but for ``detach_norm``).

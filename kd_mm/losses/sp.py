@@ -84,7 +84,8 @@ class SPLoss(KDLoss):
     A region chooses the cells: they are drawn by its weights; with 'image' it multiplies the maps.
 
     Returns:
-        A scalar per level, per pair of samples; summed over levels.
+        Reduction: per level; mean over pairs
+        Summed over levels.
 
     Raises:
         ValueError: an option is not among its choices, or ``limit`` is no whole number from 2.

@@ -157,10 +157,11 @@ class TransKDLoss(KDLoss):
         add: the mixer adds its input. Default True [C].
         loss_weight: factor of everything, see :class:`KDLoss`. Default 1.
 
-    A region multiplies the differences of the features and weighs the cells of the embeddings.
+    A region multiplies the differences of the features and weights the cells of the embeddings.
 
     Returns:
-        One term for all levels, a scalar per level averaged over elements and summed.
+        Reduction: all levels; mean over elements
+        Features and embeddings; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, the levels are not two of each stage, or ``embed_weights`` has another

@@ -54,10 +54,11 @@ class VIDLoss(KDLoss):
         eps: smallest variance, above 0. Default 1e-5 [C].
         loss_weight: see :class:`KDLoss`. Default 1 [C: mdistiller, classification].
 
-    A region weighs the cells.
+    A region weights the cells.
 
     Returns:
-        A scalar per level, per element; summed over levels.
+        Reduction: per level; mean over elements
+        Summed over levels.
 
     Raises:
         ValueError: ``eps`` is not positive or ``init_variance`` not above it.

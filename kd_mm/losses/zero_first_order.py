@@ -127,10 +127,11 @@ class ZeroFirstOrderLoss(KDLoss):
         mask_ignored: leave out the pixels whose label is ignored, where the data has labels. Default True.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
-    A region weighs the pixels, and pixels outside are nobody's neighbours.
+    A region weights the pixels, and pixels outside are nobody's neighbours.
 
     Returns:
-        A scalar per level, per pixel; summed over levels.
+        Reduction: per level; mean over cells
+        Each of the two terms; summed over levels.
 
     Raises:
         ValueError: an option has a bad value, one class only without the second term, or RoI rows.

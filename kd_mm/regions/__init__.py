@@ -1,25 +1,16 @@
-"""Regions: where to imitate."""
+"""Regions: where to imitate.  Every module of this folder is imported, so that a new file is enough."""
+
+from typing import TYPE_CHECKING, Any
 
 from kd_mm.regions.base import RegionMask
-from kd_mm.regions.edge import EdgeRegion
-from kd_mm.regions.fine_grained import FineGrainedRegion
-from kd_mm.regions.gaussian import GaussianBoxRegion
-from kd_mm.regions.gt_box import GTBoxRegion
-from kd_mm.regions.gt_mask import GTMaskRegion
-from kd_mm.regions.level_box import LevelBoxRegion
-from kd_mm.regions.prediction_gap import PredictionGapRegion
-from kd_mm.regions.seg_class import SegClassRegion
-from kd_mm.regions.teacher_score import TeacherScoreRegion
+from kd_mm.registry import MODELS, discover
 
-__all__ = [
-    'EdgeRegion',
-    'FineGrainedRegion',
-    'GTBoxRegion',
-    'GTMaskRegion',
-    'GaussianBoxRegion',
-    'LevelBoxRegion',
-    'PredictionGapRegion',
-    'RegionMask',
-    'SegClassRegion',
-    'TeacherScoreRegion',
-]
+_found = discover(__name__, __path__, MODELS)
+globals().update(_found)
+
+__all__ = ['RegionMask']
+__all__ += sorted(_found)
+
+if TYPE_CHECKING:
+    # What is found by name alone, for type checkers.
+    def __getattr__(name: str) -> Any: ...

@@ -1,8 +1,8 @@
 """The cross-head pass: a student's tower features through the rest of the teacher's head (CrossKD, CVPR 2024).
 
-The teacher's own ``forward`` runs, with the convolutions that are left out replaced for the moment of the call: they
-hand on what they get, and the last of them hands out the student's features.  So predictors, scales, decoding and
-auxiliary branches are the teacher's, whatever its kind.  Its parameters ask for no gradient and its norms are in eval
+The teacher's own ``forward`` runs.  During the call the convolutions to be left out are replaced: they pass their input
+on, and the last of them returns the student's features.  So predictors, scales, decoding and auxiliary branches are the
+teacher's, whatever its kind.  Its parameters require no gradient and its norms are in eval
 mode (:class:`kd_mm.teacher.Teacher` sees to both); the gradient goes through it to the student.
 """
 

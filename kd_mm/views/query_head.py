@@ -4,8 +4,8 @@ A decoder layer is a *level*: class logits (N, Q, K) and boxes (N, Q, 4) of Q ob
 parts of the image without its padding, as the host's own losses have them.  The queries are those that are matched with
 objects: denoising queries (DINO, DDQ) and DDQ's dense ones, which exist in training only, are left out.
 
-Everything is taken from the recorded calls of one forward pass.  What runs once more, when a method asks for it, is a
-decoder alone, on queries of somebody else: :attr:`QueryView.decode`.
+Everything is taken from the recorded calls of one forward pass.  A method may run a
+decoder, and nothing else, once more on another model's queries: :attr:`QueryView.decode`.
 
 Nothing of mmdet is imported: a detector is used through its instance.
 """
@@ -202,7 +202,7 @@ def hungarian(costs: Tensor) -> Tensor:
 
 
 def take_queries(values: Tensor, chosen: Tensor) -> Tensor:
-    """Rows of (L, N, T, D) by index: (L, N, Q, D); index -1 gives the first row, which is to be thrown away.
+    """Rows of (L, N, T, D) by index: (L, N, Q, D); index -1 gives the first row, to be discarded.
 
     Example:
         >>> take_queries(torch.tensor([[[[1.], [2.]]]]), torch.tensor([[[1, 0, -1]]])).flatten()
@@ -300,7 +300,7 @@ def _view(head: Any, output: Sequence[Tensor], hidden: Tensor, keep: slice, **pa
 
 
 def _matched_queries(model: Any, total: int) -> slice:
-    """Where among all queries those are that are matched with objects."""
+    """Positions of the queries that are matched with objects."""
     count = getattr(model, 'num_queries', total)
     if not hasattr(model, 'dn_query_generator') or total == count:
         return slice(None)

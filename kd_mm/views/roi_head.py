@@ -1,12 +1,12 @@
 """The RoI-head view: what two heads say about the same proposals.
 
-A second stage predicts for proposals, and each model has its own: row 7 of one is another place than row 7 of the
-other.  So one model's head is asked about the other's.  By default the proposals are those that the host has sampled
+A second stage predicts for proposals, and each model has its own: row 7 refers to a different box in each model.  Both
+heads are therefore run on the same proposals.  By default the proposals are those that the host has sampled
 for the student in this step; the student's predictions, their labels and their targets are read from the recorded calls
 of the student's own head, and the teacher's RoI head runs once, without gradient, on the features that the teacher has
 computed in its pass.  Both models see the same pixels, so a proposal is the same place in both, whatever the strides.
 
-The same rows are there for the first stage (the anchors that the host has sampled), where nothing is to be run.
+The rows of the first stage are the anchors that the host has sampled; nothing runs again.
 
 Nothing of mmdet is imported: a head is used through its instance.
 """
@@ -108,7 +108,7 @@ class RoIView:
 
 
 def own(values: Tensor, labels: Tensor) -> Tensor:
-    """Of (P, K, ...) the part of each row's class; the only part where there is one for all classes.
+    """The part of (P, K, ...) that belongs to each row's class; the only part where one serves all classes.
 
     Example:
         >>> own(torch.tensor([[1., 2.], [3., 4.]]), torch.tensor([1, 0])).tolist()
@@ -144,9 +144,9 @@ def _staged(head: Any) -> bool:
 
 def stage_pairs(place: str, student: nn.Module, teacher: nn.Module, student_stages: Optional[Sequence[int]],
                 teacher_stages: Optional[Sequence[int]], proposals: str) -> List[Tuple[int, int]]:
-    """Which stage of the student's head meets which of the teacher's: each the one of its number, as far as both go.
+    """Which stage of the student's head meets which of the teacher's: by number, as far as both have one.
 
-    The proposals of stage i have been refined i times, and stage i of the teacher knows such.
+    The proposals of stage i have been refined i times, as stage i of the teacher expects.
 
     Args:
         student_stages, teacher_stages: other ones, by index; may be negative.
@@ -268,7 +268,7 @@ def _head_of(head: Any, stage: int) -> Any:
 
 
 def _last(record: Recorded, stage: int, staged: bool, rows_of: str) -> Call:
-    """The call of a stage that the host's loss has used: hard mining asks before it."""
+    """The call of a stage that the host's loss has used: hard mining calls the head once before."""
     found = [call for call in record.calls if not staged or call.args[0] == stage]
     if not found:
         raise ValueError(f'stage {stage} of the RoI head did not run ({rows_of})')

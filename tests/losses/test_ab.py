@@ -4,6 +4,9 @@ import torch
 from kd_mm.losses.ab import boundary_gap
 from kd_mm.registry import build
 
+SWEEP = {'ABLoss': dict(skip=dict(
+    test_zero_for_equal_inputs='an active cell of the teacher asks for a margin above the boundary'))}
+
 
 def value(student, teacher, **options):
     return build(dict(type='ABLoss', **options))(student, teacher).item()

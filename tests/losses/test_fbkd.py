@@ -4,6 +4,9 @@ import torch
 from kd_mm.losses.fbkd import NonLocalBlock, batch_norm2, spatial_attention
 from kd_mm.registry import build
 
+SWEEP = {'FBKDLoss': dict(skip=dict(
+    test_outside_of_the_region_nothing_counts='attention and non-local relations are of the whole map'))}
+
 
 def terms(student, teacher, mask=None, **options):
     loss = build(dict(type='FBKDLoss', **options))

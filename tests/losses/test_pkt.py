@@ -7,6 +7,9 @@ from kd_mm.losses.pkt import neighbour_probabilities
 from kd_mm.registry import build
 from kd_mm.types import KDBatch
 
+SWEEP = {'PKTLoss': dict(skip=dict(
+    test_the_batch_twice_is_what_the_reduction_says='probabilities of twice as many neighbours are half as large'))}
+
 
 def value(student, teacher, batch=None, **options):
     return build(dict(type='PKTLoss', loss_weight=1.0, **options))(student, teacher, batch).item()

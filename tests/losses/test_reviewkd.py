@@ -4,6 +4,10 @@ import torch
 from kd_mm.losses.reviewkd import FusionBlock, hierarchical_context_loss
 from kd_mm.registry import build
 
+SWEEP = {'ReviewKDLoss': dict(skip=dict(
+    test_zero_for_equal_inputs='the fusion changes the student first',
+    test_outside_of_the_region_nothing_counts='its convolutions reach over the border'))}
+
 
 def test_context_loss_by_hand():
     # A gap of +1 and -1 in halves of an 8 x 8 map: the squares are 1; halves average out in the 1 x 1 grid only.

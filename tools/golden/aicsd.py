@@ -1,4 +1,4 @@
-"""Inter-class similarity, as the released code has it."""
+"""Inter-class similarity, as in the released code."""
 
 from golden.vector import Vector, recipe
 

@@ -20,8 +20,8 @@ Named = Mapping[str, Recorded]
 class HeadReader(Reader):
     """Two heads, as the view that the loss compares (:attr:`kd_mm.losses.head_base.HeadLoss.compares`).
 
-    No head runs again, and the host's assignment is read, not repeated.  A loss with a ``cross_head`` gets, in the
-    place of the student's predictions, what the teacher's head makes of the student's tower features.
+    No head runs again, and the host's assignment is read, not repeated.  A loss with a ``cross_head`` gets the
+    teacher's predictions from the student's tower features instead of the student's own predictions.
 
     Args:
         title, at: see :class:`Reader`; a path of a head on each side.

@@ -17,7 +17,7 @@ SIDES = ('student', 'teacher')
 
 
 class MapReader(Reader):
-    """Levels of two models, and what the loss and its region want of them besides.
+    """Levels of two models, and what else the loss and its region need from them.
 
     Args:
         title, at, levels: see :class:`Reader`.
