@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import factors, one_of, positive, sample_limit  # noqa: F401  (their former place)
-
 
 def lift(tensor: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are.
