@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_mm.functional import one_of
+from kd_mm.checks import one_of
 
 ALONG = ('cells', 'channels', 'images')
 

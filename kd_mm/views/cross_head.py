@@ -12,7 +12,8 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_mm.functional import lift, one_of
+from kd_mm.checks import one_of
+from kd_mm.functional import lift
 from kd_mm.swap import swapped
 
 #: Names of the towers of a head: RetinaNet, FCOS, ATSS, GFL and most others; YOLOX; YOLOF.
