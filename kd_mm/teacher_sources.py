@@ -146,7 +146,7 @@ def build_plain(cfg: Dict[str, Any], student: nn.Module, checkpoint: Optional[st
             raise ValueError(f'teacher type={name!r} gives {type(model).__name__}, not an nn.Module')
     notes: List[str] = []
     if checkpoint not in (RANDOM, OWN):
-        notes = load_weights(model, ckpt.state_dict_of(ckpt.load(checkpoint)), checkpoint, strict)
+        notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
     teacher = PlainTeacher(model, student, name, preprocess)
     teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
     return teacher
@@ -171,7 +171,7 @@ def build_copy(student: nn.Module, checkpoint: Optional[str], strict: bool, seed
             if hasattr(model, 'init_weights'):
                 model.init_weights()
     else:
-        notes = load_weights(model, ckpt.state_dict_of(ckpt.load(checkpoint)), checkpoint, strict)
+        notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
     teacher = Teacher(model, student, 'copy of the student', list(classes) if classes else None)
     teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
     return teacher
