@@ -24,6 +24,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from kd_mm import checkpoint as ckpt
 from kd_mm import targets
 from kd_mm.functional import resize
+from kd_mm.synthetic import input_channels
 from kd_mm.taps import StopForward, Tap
 from kd_mm.types import KDBatch
 
@@ -322,8 +323,9 @@ class Normalisation:
         enabled = bool(getattr(preprocessor, '_enable_normalize', False))
         mean = getattr(preprocessor, 'mean', None) if enabled else None
         std = getattr(preprocessor, 'std', None) if enabled else None
-        self.mean = torch.zeros(3, 1, 1) if mean is None else mean.detach().float().reshape(-1, 1, 1)
-        self.std = torch.ones(3, 1, 1) if std is None else std.detach().float().reshape(-1, 1, 1)
+        # One number is that of every channel.
+        self.mean = torch.zeros(1, 1, 1) if mean is None else mean.detach().float().reshape(-1, 1, 1)
+        self.std = torch.ones(1, 1, 1) if std is None else std.detach().float().reshape(-1, 1, 1)
         # mmdet and mmengine call it _channel_conversion, mmseg channel_conversion.
         self.swapped = bool(getattr(preprocessor, '_channel_conversion', False)
                             or getattr(preprocessor, 'channel_conversion', False))
@@ -331,12 +333,21 @@ class Normalisation:
 
     def __eq__(self, other: Any) -> bool:
         return (isinstance(other, Normalisation) and self.swapped == other.swapped
-                and self.pad_value == other.pad_value and torch.equal(self.mean.cpu(), other.mean.cpu())
-                and torch.equal(self.std.cpu(), other.std.cpu()))
+                and self.pad_value == other.pad_value and _same_numbers(self.mean, other.mean)
+                and _same_numbers(self.std, other.std))
 
     def to(self, device: torch.device) -> 'Normalisation':
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         return self
+
+
+def _same_numbers(first: Tensor, second: Tensor) -> bool:
+    first, second = first.cpu(), second.cpu()
+    return (1 in (first.numel(), second.numel()) or first.shape == second.shape) and bool((first == second).all())
+
+
+#: Grey from red, green and blue (ITU-R BT.601), as cv2 reads a colour picture in grey.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class Teacher:
@@ -362,11 +373,40 @@ class Teacher:
         self._modules = list(model.modules())
         self._from = Normalisation(getattr(student, 'data_preprocessor', None)).to(reference.device)
         self._to = Normalisation(getattr(model, 'data_preprocessor', None)).to(reference.device)
-        self.same_input = self._from == self._to
+        #: channels of the student's pictures and of the teacher's; None for a student without any layer
+        self.channels = (input_channels(student) if next(student.parameters(), None) is not None else None,
+                         input_channels(model))
+        self.same_input = self._same_input()
+        self._say_channels()
         #: (H, W) to which the batch is resized first; None leaves it as it is.
         self.size: Optional[Tuple[int, int]] = None
         self.calls: Dict[str, int] = {}
         self.runs = 0
+
+    def _same_input(self) -> bool:
+        own, wanted = self.channels
+        return self._from == self._to and own in (None, wanted)
+
+    def _say_channels(self) -> None:
+        """Note a conversion between grey and colour.
+
+        Raises:
+            ValueError: there is no one right conversion.
+        """
+        own, wanted = self.channels
+        if own in (None, wanted):
+            return
+        if (own, wanted) == (1, 3):
+            how = 'the grey channel is given to it three times'
+        elif (own, wanted) == (3, 1):
+            order = 'RGB' if self._from.swapped else 'BGR'
+            how = f'the batch, taken as {order}, becomes grey: 0.299 R + 0.587 G + 0.114 B'
+        else:
+            raise ValueError(
+                f'teacher {self.name} takes pictures of {wanted} channels and the student ({own} channels) is given '
+                'others, which have no one right conversion. Give a teacher with the bands of the student (in_channels '
+                f'of its backbone and the mean and std of its data_preprocessor: {own})')
+        self.notes.append(f'teacher {self.name} takes pictures of {wanted} channels and the student {own}: {how}')
 
     def start(self, resumed: bool) -> None:
         """Training begins: the student has its first weights. A fixed teacher has nothing to do."""
@@ -402,7 +442,13 @@ class Teacher:
             return cls(source, student, type(source).__name__)
         cfg, name, path = load_config(source)
         with preserved_random_state(seed):
-            model = build_model(cfg, scope)
+            try:
+                model = build_model(cfg, scope)
+            except FileNotFoundError as error:
+                raise ValueError(
+                    f'teacher {name} cannot be built: its own config names a file that is not there: {error} (a '
+                    f'relative path is looked for in {os.getcwd()}). Give a config that inherits from it with the '
+                    'whole path') from error
             wanted, given = task_of(student), task_of(model)
             if wanted and given and wanted != given:
                 raise ValueError(f'teacher {name} is a {given} model ({type(model).__name__}) and the student does '
@@ -421,7 +467,7 @@ class Teacher:
                 loaded = ckpt.load(checkpoint)
                 notes = load_weights(model, loaded, checkpoint, strict)
         teacher = cls(model, student, name, class_names(cfg, loaded))
-        teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+        teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
         return teacher
 
     def renormalise(self, inputs: Tensor, batch: KDBatch) -> Tensor:
@@ -433,14 +479,24 @@ class Teacher:
         if self.same_input:
             return inputs
         channels = inputs.shape[1]
-        if channels != 3 and (self._from.mean.numel() not in (1, channels) or self._from.swapped != self._to.swapped):
-            raise ValueError(f'teacher {self.name}: inputs of {channels} channels cannot be re-normalised')
+        wanted = self.channels[1] if self.channels[0] == channels else channels
+        for side, norm, count in (('student', self._from, channels), ('teacher', self._to, wanted)):
+            if norm.mean.numel() not in (1, count) or norm.std.numel() not in (1, count):
+                raise ValueError(
+                    f'teacher {self.name}: a batch of {channels} channels cannot be re-normalised: the {side} has '
+                    f'{count} channels and its data preprocessor {norm.mean.numel()} means. Give both the same '
+                    'data_preprocessor')
         source, target = self._from, self._to
         mean_from, std_from, mean_to, std_to = (
             part.to(inputs.dtype) for part in (source.mean, source.std, target.mean, target.std))
         image = inputs * std_from + mean_from
-        if source.swapped != target.swapped:
-            image = image.flip(1)
+        if channels == 3 and wanted == 1:
+            luma = inputs.new_tensor(_LUMA if source.swapped else _LUMA[::-1])
+            image = (image * luma.view(3, 1, 1)).sum(1, keepdim=True)
+        elif channels == 1 and wanted == 3:
+            image = image.expand(-1, 3, -1, -1)
+        elif channels == 3 and source.swapped != target.swapped:
+            image = image.flip(1)  # bands of other numbers have no order of colours
         image = (image - mean_to) / std_to
         height, width = image.shape[-2:]
         for index, (h, w) in enumerate(targets.img_shapes(batch)):

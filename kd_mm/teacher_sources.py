@@ -102,7 +102,7 @@ class PlainTeacher(Teacher):
     def __init__(self, model: nn.Module, student: nn.Module, name: str, preprocess: Optional[Dict[str, Any]] = None):
         super().__init__(model, student, name)
         if preprocess is None:
-            self._to, self.same_input = self._from, True
+            self._to, self.same_input = self._from, self.channels[0] in (None, self.channels[1])
             return
         wrong = sorted(set(preprocess) - set(_PREPROCESS))
         if wrong:
@@ -118,7 +118,7 @@ class PlainTeacher(Teacher):
         expected.swapped = channels == 'rgb'
         expected.pad_value = float(preprocess.get('pad_value', 0))
         self._to = expected.to(self._from.mean.device)
-        self.same_input = self._from == self._to
+        self.same_input = self._same_input()
         size = preprocess.get('size')
         self.size = None if size is None else (int(size[0]), int(size[1]))
 
@@ -148,7 +148,7 @@ def build_plain(cfg: Dict[str, Any], student: nn.Module, checkpoint: Optional[st
     if checkpoint not in (RANDOM, OWN):
         notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
     teacher = PlainTeacher(model, student, name, preprocess)
-    teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+    teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
     return teacher
 
 
@@ -173,7 +173,7 @@ def build_copy(student: nn.Module, checkpoint: Optional[str], strict: bool, seed
     else:
         notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
     teacher = Teacher(model, student, 'copy of the student', list(classes) if classes else None)
-    teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+    teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
     return teacher
 
 
