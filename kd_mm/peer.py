@@ -65,9 +65,12 @@ class PeerTeacher(Teacher):
             if task_of(model) != task_of(student):
                 raise ValueError(f'peer {name} is a {task_of(model)} model and the student does {task_of(student)}')
             model.init_weights()
+            notes: List[str] = []
             if checkpoint is not None and checkpoint != RANDOM:
-                load_weights(model, ckpt.state_dict_of(ckpt.load(checkpoint)), checkpoint, strict)
-        return cls(model, student, name, class_names(cfg), optim_wrapper)
+                notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
+        peer = cls(model, student, name, class_names(cfg), optim_wrapper)
+        peer.notes = [*peer.notes, *(f'peer checkpoint {checkpoint} {note}' for note in notes)]
+        return peer
 
     # ------------------------------------------------------------------ its own losses
 

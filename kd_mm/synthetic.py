@@ -43,6 +43,70 @@ def find_num_classes(model: nn.Module) -> int:
                      + ', '.join(f'{path}.{attribute}' for path, attribute in _COUNTS) + '). Give num_classes')
 
 
+def input_channels(model: nn.Module) -> int:
+    """Channels of the pictures that ``model`` takes: 3 for colour, 1 for grey, any number of bands.
+
+    The number of means of its data preprocessor where that has more than one; else what the first layer of its backbone
+    wants, counted in the channels of a picture: a stem that folds 2 x 2 pixels into its channels wants four times them.
+    3 where neither tells.
+    """
+    model = _unwrap(model)
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    if isinstance(mean, Tensor) and mean.numel() > 1:
+        return mean.numel()
+    root = next((module for name, module in model.named_modules() if name.split('.')[-1] == 'backbone'), model)
+    layers: List[Any] = [module for module in root.modules() if _width(module)]
+    if not layers:
+        return 3
+    # In the order of registration the first layer need not be the first that runs, hence the pass.
+    first = _width(layers[0])
+    for guess in dict.fromkeys((3, first)):
+        found = _first_layer(root, layers, guess)
+        if found is not None and guess * found[1] % found[0] == 0:
+            return guess * found[1] // found[0]
+    return first if layers[0].weight.dim() == 4 else 3
+
+
+class _Seen(Exception):
+    """Ends a forward pass at its first layer."""
+
+
+def _width(module: nn.Module) -> int:
+    """Input channels of a 2-d convolution or a linear layer; 0 for anything else."""
+    weight = getattr(module, 'weight', None)
+    width = getattr(module, 'in_channels', None) or getattr(module, 'in_features', None)
+    return width if isinstance(width, int) and isinstance(weight, Tensor) and weight.dim() in (2, 4) else 0
+
+
+def _first_layer(root: nn.Module, layers: Sequence[nn.Module], channels: int) -> Optional[Tuple[int, int]]:
+    """Channels that the first of ``layers`` gets from a picture of ``channels``, and those that it wants."""
+    seen: List[Tuple[int, int]] = []
+
+    def look(module: Any, inputs: Tuple[Any, ...]) -> None:
+        axis = 1 if module.weight.dim() == 4 else -1
+        seen.append((inputs[0].shape[axis], _width(module)))
+        raise _Seen
+
+    weight: Any = layers[0].weight
+    size = getattr(root, 'img_size', 64)
+    flags = [(module, module.training) for module in root.modules()]
+    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        root.eval()  # a norm before the first layer would take statistics
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        with torch.no_grad():
+            root(torch.zeros(1, channels, *size, device=weight.device,
+                             dtype=weight.dtype if weight.is_floating_point() else torch.float32))
+    except Exception:  # models raise anything for a picture that they cannot take
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in flags:
+            module.training = flag
+    return seen[0] if seen else None
+
+
 def synthetic_batch(model: nn.Module,
                     batch_size: int,
                     shape: Tuple[int, int],
@@ -63,8 +127,9 @@ def synthetic_batch(model: nn.Module,
         num_classes: labels are in [0, num_classes). Default: what the model's heads say.
 
     Returns:
-        ``dict(inputs=..., data_samples=...)``: N images (3, H, W), uint8, and N ``DetDataSample`` (1 to 4 boxes, their
-        labels, bitmap masks where the model predicts masks) or ``SegDataSample`` (map with some pixels of 255).
+        ``dict(inputs=..., data_samples=...)``: N images (C, H, W), uint8, C of :func:`input_channels`, and N
+        ``DetDataSample`` (1 to 4 boxes, their labels, bitmap masks where the model predicts masks) or
+        ``SegDataSample`` (map with some pixels of 255).
 
     Raises:
         ValueError: an unknown kind of model, no class count, or a bad size.
@@ -81,7 +146,8 @@ def synthetic_batch(model: nn.Module,
     host = host_of(model)
     classes = find_num_classes(model) if num_classes is None else int(num_classes)
     generator = torch.Generator().manual_seed(seed)
-    inputs = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator).to(device)
+    channels = input_channels(model)
+    inputs = [torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=generator).to(device)
               for _ in range(batch_size)]
     make = _det_sample if host == 'mmdet' else _seg_sample
     samples = [make(model, index, height, width, classes, generator).to(device) for index in range(batch_size)]

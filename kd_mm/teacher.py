@@ -7,19 +7,23 @@ broadcasts it by accident.
 import copy
 import inspect
 import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.registry import MODELS as ENGINE_MODELS
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from kd_mm import checkpoint as ckpt
 from kd_mm import targets
 from kd_mm.functional import resize
 from kd_mm.modes import preserved_random_state
 from kd_mm.swap import swapped
+from kd_mm.synthetic import input_channels
 from kd_mm.taps import StopForward, Tap
 from kd_mm.types import KDBatch
 
@@ -96,38 +100,176 @@ def build_model(cfg: Config, scope: Optional[str], pretrained: bool = False) -> 
         return ENGINE_MODELS.build(ConfigDict(model_cfg))
 
 
-def load_weights(model: nn.Module, state: Dict[str, Tensor], source: str, strict: bool = True) -> List[str]:
-    """Load ``state`` into ``model``.
+def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: Any, strict: bool = True) -> List[str]:
+    """Load the weights of a checkpoint into ``model``, converted as the modules themselves convert older files.
+
+    Of several sets in a file, and of keys below common prefixes (``module.``, ``teacher.``), those are taken with which
+    most keys fit (:func:`kd_mm.checkpoint.best_fit`).
+
+    Args:
+        model: the network.
+        checkpoint: as :func:`kd_mm.checkpoint.load` gives it, or a state dict.
+        source: its path, for messages.
+        strict: whether every key must fit. False leaves what does not fit as it was built.
 
     Returns:
-        What was tolerated, as sentences; empty when strict.
+        What was mapped or tolerated, as sentences; empty when the keys were the model's own.
 
     Raises:
-        ValueError: keys are missing, left over or of another shape, and ``strict`` is true.
+        ValueError: keys are missing, left over or of another shape, and ``strict`` is true; or no key fits at all.
     """
+    if strict not in (True, False):
+        raise ValueError(f'teacher_strict={strict!r} must be True or False')
     own = model.state_dict()
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    notes = []
-    if missing:
-        notes.append(f'leaves {len(missing)} of {len(own)} keys unset ({_some(missing)})')
-    if extra:
-        notes.append(f'has {len(extra)} keys the model does not have ({_some(extra)})')
-    if shapes:
-        key = shapes[0]
-        notes.append(f'has {len(shapes)} keys of another shape ({key}: file {tuple(state[key].shape)}, model '
-                     f'{tuple(own[key].shape)})')
-    if notes and strict:
-        raise ValueError(f'teacher checkpoint {source} {"; ".join(notes)}: wrong file for this config? '
+    sets = ckpt.weight_sets(checkpoint)
+    fit = ckpt.best_fit(own, sets)
+    if fit is None:
+        raise ValueError(f'teacher checkpoint {source} holds no weights; its entries are {_some(list(checkpoint))}. '
+                         'Give a file of torch.save(dict(state_dict=model.state_dict()), path)')
+    if fit.add:
+        # Some models put prefixes on plain keys themselves (mmdet's semi-supervised ones), on more than one copy.
+        before = {key: value.clone() if isinstance(value, Tensor) else value for key, value in own.items()}
+        plain = _load(model, sets[fit.where])
+        if len(own) - len(plain.unset) > fit.fitting:
+            fit = ckpt.Fit(fit.where, '', '', 0, 0)
+        model.load_state_dict(before)
+    everything = sets[fit.where]
+    state = ckpt.strip(everything, fit.prefix, fit.add)
+    found = _load(model, state)
+    if own and all(key in found.unset for key in own if not key.endswith('num_batches_tracked')):
+        raise ValueError(f'teacher checkpoint {source}: {_nothing_fits(model, own, everything, found)}')
+    notes = _mapped(fit, len(everything) - len(state), found)
+    faults = []
+    if found.missing:
+        faults.append(f'leaves {len(found.missing)} of {len(own)} keys unset ({_some(found.missing)})')
+    if found.extra:
+        faults.append(f'has {len(found.extra)} keys the model does not have ({_some(found.extra)})')
+    if found.shapes:
+        key = found.shapes[0]
+        faults.append(f'has {len(found.shapes)} keys of another shape ({key}: file {found.sizes[key]}, model '
+                      f'{tuple(own[key].shape)})')
+    faults += found.errors
+    whole = _whole_modules(model, own, found.unset)
+    if whole:
+        faults.append(f'gives no weights to whole modules, which stay as they were built, random as a rule: '
+                      f'{", ".join(whole[:8])}{", ..." if len(whole) > 8 else ""}')
+    if faults and strict:
+        raise ValueError(f'teacher checkpoint {source} {"; ".join(notes + faults)}: wrong file for this config? '
                          'If it is meant so, set teacher_strict=False')
-    model.load_state_dict({key: value for key, value in state.items() if key in own and key not in shapes},
-                          strict=False)
+    return notes + faults
+
+
+@dataclass
+class _Loaded:
+    """What became of the keys of a state dict that was loaded."""
+
+    missing: List[str]
+    extra: List[str]
+    shapes: List[str]
+    sizes: Dict[str, Any]
+    #: second copies of the model's own keys under flat names
+    copies: List[str]
+    #: keys of the file that the modules renamed
+    converted: List[str]
+    errors: List[str]
+
+    @property
+    def unset(self) -> Set[str]:
+        return {*self.missing, *self.shapes}
+
+
+def _load(model: nn.Module, state: Dict[str, Tensor]) -> _Loaded:
+    """Load what fits, after every module's own conversion of the keys (``_load_from_state_dict`` and its hooks).
+
+    As ``nn.Module.load_state_dict``, but what does not fit is found by key, and every module sees all keys: older
+    names may lie outside of the module that converts them (mmcv's ``conv2_offset`` beside ``conv2``).
+    """
+    versions = getattr(state, '_metadata', None) or {}
+    converted, errors = OrderedDict(state), []  # type: ignore[var-annotated]
+    missing: List[str] = []
+    extra: List[str] = []
+
+    def load(module: nn.Module, prefix: str) -> None:
+        module._load_from_state_dict(converted, prefix, dict(versions.get(prefix[:-1], {})), False, missing, extra,
+                                     errors)
+        for name, child in module._modules.items():
+            if child is not None:
+                load(child, f'{prefix}{name}.')
+        for hook in module._load_state_dict_post_hooks.values():
+            hook(module, _IncompatibleKeys(missing, extra))
+
+    load(model, '')
+    own = model.state_dict()
+    # Batch norms of files before torch 0.4.1 count no batches, and nothing here reads the count.
+    absent = [key for key in own if key not in converted and not key.endswith('num_batches_tracked')]
+    sizes = {key: tuple(getattr(converted[key], 'shape', ())) for key in own if key in converted}
+    # torch takes one number as a scalar.
+    shapes = [key for key, size in sizes.items() if isinstance(own[key], Tensor)
+              and size != tuple(own[key].shape) and (size, tuple(own[key].shape)) != ((1, ), ())]
+    left = [key for key in converted if key not in own]
+    flat = {key.replace('.', '_') for key in own if key in converted}
+    copies = [key for key in left if '.' not in key and key.partition('_')[2] in flat]
+    return _Loaded(
+        absent, [key for key in left if key not in copies], shapes, sizes, copies,
+        [key for key in state if key not in own and key not in converted],
+        [error for error in errors if 'size mismatch' not in error])
+
+
+def _mapped(fit: ckpt.Fit, outside: int, found: _Loaded) -> List[str]:
+    """What was done to make a file's keys those of the model, in words."""
+    notes = []
+    usual = fit.where in ('', 'state_dict', 'model')
+    if not usual or fit.prefix or fit.add or fit.rivals:
+        done = (f'took the weights below the prefix {fit.prefix!r}' if fit.prefix else
+                f'took the weights for {fit.add[:-1]!r} of the model' if fit.add else 'took the weights')
+        places = {fit.where, *(rival.where for rival in fit.rivals)}
+        if fit.where and (not usual or len(places) > 1):
+            done += f' of its {fit.where!r}'
+        if outside:
+            done += f' and left {outside} other keys'
+        equal = [rival for rival in fit.rivals if rival.fitting == fit.fitting]
+        others = ', '.join(rival.name(len(places) > 1) for rival in (equal or fit.rivals)[:3])
+        if equal:
+            done += (f"; {others} would fit as well ('teacher' goes first, then what the file has first): to take "
+                     'that, save it alone')
+        elif others:
+            done += f'; they fit best ({fit.fitting} keys, {fit.rivals[0].fitting} with {others})'
+        notes.append(done)
+    if found.copies:
+        notes.append(f'has {len(found.copies)} second copies of weights, as an averaging hook writes them '
+                     f'({_some(found.copies)}): the plain keys were taken')
+    if found.converted:
+        notes.append(f'has {len(found.converted)} keys under older names, which the model itself converts '
+                     f'({_some(found.converted)})')
     return notes
 
 
-def _some(keys: Sequence[str]) -> str:
-    return ', '.join(keys[:3]) + (', ...' if len(keys) > 3 else '')
+def _nothing_fits(model: nn.Module, own: Dict[str, Any], state: Dict[str, Tensor], found: _Loaded) -> str:
+    keys = list(state)
+    if found.shapes:
+        key = found.shapes[0]
+        return (f'no key fits {type(model).__name__}, whatever teacher_strict says: the names are right, but all '
+                f'shapes are others ({key}: file {found.sizes[key]}, model {tuple(own[key].shape)}). Give the config '
+                'that the file was trained with')
+    prefix = ckpt.common_prefix(keys)
+    return (f'no key fits {type(model).__name__}, whatever teacher_strict says. Its keys '
+            + (f'all begin with {prefix!r}' if prefix else 'have no common prefix')
+            + f' ({_some(keys)}); the model has {_some(list(own))}. Give the file of this config, or save the weights '
+            "under the model's names: torch.save(dict(state_dict={name: tensor}), path)")
+
+
+def _whole_modules(model: nn.Module, own: Dict[str, Any], unset: Set[str]) -> List[str]:
+    """The outermost modules of which no key was set."""
+    names: List[str] = []
+    for name, _ in model.named_modules():
+        keys = [key for key in own if key.startswith(f'{name}.') and not key.endswith('num_batches_tracked')]
+        if name and keys and unset.issuperset(keys) and not any(name.startswith(f'{outer}.') for outer in names):
+            names.append(name)
+    return names
+
+
+def _some(keys: Sequence[Any]) -> str:
+    return ', '.join(map(str, keys[:3])) + (', ...' if len(keys) > 3 else '')
 
 
 def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = None) -> Optional[List[str]]:
@@ -154,8 +296,9 @@ class Normalisation:
         enabled = bool(getattr(preprocessor, '_enable_normalize', False))
         mean = getattr(preprocessor, 'mean', None) if enabled else None
         std = getattr(preprocessor, 'std', None) if enabled else None
-        self.mean = torch.zeros(3, 1, 1) if mean is None else mean.detach().float().reshape(-1, 1, 1)
-        self.std = torch.ones(3, 1, 1) if std is None else std.detach().float().reshape(-1, 1, 1)
+        # One number is that of every channel.
+        self.mean = torch.zeros(1, 1, 1) if mean is None else mean.detach().float().reshape(-1, 1, 1)
+        self.std = torch.ones(1, 1, 1) if std is None else std.detach().float().reshape(-1, 1, 1)
         # mmdet and mmengine call it _channel_conversion, mmseg channel_conversion.
         self.swapped = bool(getattr(preprocessor, '_channel_conversion', False)
                             or getattr(preprocessor, 'channel_conversion', False))
@@ -163,12 +306,21 @@ class Normalisation:
 
     def __eq__(self, other: Any) -> bool:
         return (isinstance(other, Normalisation) and self.swapped == other.swapped
-                and self.pad_value == other.pad_value and torch.equal(self.mean.cpu(), other.mean.cpu())
-                and torch.equal(self.std.cpu(), other.std.cpu()))
+                and self.pad_value == other.pad_value and _same_numbers(self.mean, other.mean)
+                and _same_numbers(self.std, other.std))
 
     def to(self, device: torch.device) -> 'Normalisation':
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         return self
+
+
+def _same_numbers(first: Tensor, second: Tensor) -> bool:
+    first, second = first.cpu(), second.cpu()
+    return (1 in (first.numel(), second.numel()) or first.shape == second.shape) and bool((first == second).all())
+
+
+#: Grey from red, green and blue (ITU-R BT.601), as cv2 reads a colour picture in grey.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class Teacher:
@@ -194,11 +346,40 @@ class Teacher:
         self._modules = list(model.modules())
         self._from = Normalisation(getattr(student, 'data_preprocessor', None)).to(reference.device)
         self._to = Normalisation(getattr(model, 'data_preprocessor', None)).to(reference.device)
-        self.same_input = self._from == self._to
+        #: channels of the student's pictures and of the teacher's; None for a student without any layer
+        self.channels = (input_channels(student) if next(student.parameters(), None) is not None else None,
+                         input_channels(model))
+        self.same_input = self._same_input()
+        self._say_channels()
         #: (H, W) to which the batch is resized first; None leaves it as it is.
         self.size: Optional[Tuple[int, int]] = None
         self.calls: Dict[str, int] = {}
         self.runs = 0
+
+    def _same_input(self) -> bool:
+        own, wanted = self.channels
+        return self._from == self._to and own in (None, wanted)
+
+    def _say_channels(self) -> None:
+        """Note a conversion between grey and colour.
+
+        Raises:
+            ValueError: there is no one right conversion.
+        """
+        own, wanted = self.channels
+        if own in (None, wanted):
+            return
+        if (own, wanted) == (1, 3):
+            how = 'the grey channel is given to it three times'
+        elif (own, wanted) == (3, 1):
+            order = 'RGB' if self._from.swapped else 'BGR'
+            how = f'the batch, taken as {order}, becomes grey: 0.299 R + 0.587 G + 0.114 B'
+        else:
+            raise ValueError(
+                f'teacher {self.name} takes pictures of {wanted} channels and the student ({own} channels) is given '
+                'others, which have no one right conversion. Give a teacher with the bands of the student (in_channels '
+                f'of its backbone and the mean and std of its data_preprocessor: {own})')
+        self.notes.append(f'teacher {self.name} takes pictures of {wanted} channels and the student {own}: {how}')
 
     def start(self, resumed: bool) -> None:
         """Training begins: the student has its first weights. A fixed teacher has nothing to do."""
@@ -234,7 +415,13 @@ class Teacher:
             return cls(source, student, type(source).__name__)
         cfg, name, path = load_config(source)
         with preserved_random_state(seed):
-            model = build_model(cfg, scope)
+            try:
+                model = build_model(cfg, scope)
+            except FileNotFoundError as error:
+                raise ValueError(
+                    f'teacher {name} cannot be built: its own config names a file that is not there: {error} (a '
+                    f'relative path is looked for in {os.getcwd()}). Give a config that inherits from it with the '
+                    'whole path') from error
             wanted, given = task_of(student), task_of(model)
             if wanted and given and wanted != given:
                 raise ValueError(f'teacher {name} is a {given} model ({type(model).__name__}) and the student does '
@@ -251,9 +438,9 @@ class Teacher:
                     model.init_weights()
             else:
                 loaded = ckpt.load(checkpoint)
-                notes = load_weights(model, ckpt.state_dict_of(loaded), checkpoint, strict)
+                notes = load_weights(model, loaded, checkpoint, strict)
         teacher = cls(model, student, name, class_names(cfg, loaded))
-        teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+        teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
         return teacher
 
     def renormalise(self, inputs: Tensor, batch: KDBatch) -> Tensor:
@@ -265,14 +452,24 @@ class Teacher:
         if self.same_input:
             return inputs
         channels = inputs.shape[1]
-        if channels != 3 and (self._from.mean.numel() not in (1, channels) or self._from.swapped != self._to.swapped):
-            raise ValueError(f'teacher {self.name}: inputs of {channels} channels cannot be re-normalised')
+        wanted = self.channels[1] if self.channels[0] == channels else channels
+        for side, norm, count in (('student', self._from, channels), ('teacher', self._to, wanted)):
+            if norm.mean.numel() not in (1, count) or norm.std.numel() not in (1, count):
+                raise ValueError(
+                    f'teacher {self.name}: a batch of {channels} channels cannot be re-normalised: the {side} has '
+                    f'{count} channels and its data preprocessor {norm.mean.numel()} means. Give both the same '
+                    'data_preprocessor')
         source, target = self._from, self._to
         mean_from, std_from, mean_to, std_to = (
             part.to(inputs.dtype) for part in (source.mean, source.std, target.mean, target.std))
         image = inputs * std_from + mean_from
-        if source.swapped != target.swapped:
-            image = image.flip(1)
+        if channels == 3 and wanted == 1:
+            luma = inputs.new_tensor(_LUMA if source.swapped else _LUMA[::-1])
+            image = (image * luma.view(3, 1, 1)).sum(1, keepdim=True)
+        elif channels == 1 and wanted == 3:
+            image = image.expand(-1, 3, -1, -1)
+        elif channels == 3 and source.swapped != target.swapped:
+            image = image.flip(1)  # bands of other numbers have no order of colours
         image = (image - mean_to) / std_to
         height, width = image.shape[-2:]
         for index, (h, w) in enumerate(targets.img_shapes(batch)):

@@ -105,7 +105,7 @@ class PlainTeacher(Teacher):
     def __init__(self, model: nn.Module, student: nn.Module, name: str, preprocess: Optional[Dict[str, Any]] = None):
         super().__init__(model, student, name)
         if preprocess is None:
-            self._to, self.same_input = self._from, True
+            self._to, self.same_input = self._from, self.channels[0] in (None, self.channels[1])
             return
         owner = f'teacher {name}'
         if not isinstance(preprocess, Mapping):
@@ -122,7 +122,7 @@ class PlainTeacher(Teacher):
         expected.swapped = channels == 'rgb'
         expected.pad_value = number(owner, 'preprocess pad_value', preprocess.get('pad_value', 0))
         self._to = expected.to(self._from.mean.device)
-        self.same_input = self._from == self._to
+        self.same_input = self._same_input()
         size = preprocess.get('size')
         self.size = None if size is None else pair(owner, 'preprocess size', size)
 
@@ -150,9 +150,9 @@ def build_plain(cfg: Dict[str, Any], student: nn.Module, checkpoint: Optional[st
             raise ValueError(f'teacher type={name!r} gives {type(model).__name__}, not an nn.Module')
     notes: List[str] = []
     if checkpoint not in (RANDOM, OWN):
-        notes = load_weights(model, ckpt.state_dict_of(ckpt.load(checkpoint)), checkpoint, strict)
+        notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
     teacher = PlainTeacher(model, student, name, preprocess)
-    teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+    teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
     return teacher
 
 
@@ -175,9 +175,9 @@ def build_copy(student: nn.Module, checkpoint: Optional[str], strict: bool, seed
             if hasattr(model, 'init_weights'):
                 model.init_weights()
     else:
-        notes = load_weights(model, ckpt.state_dict_of(ckpt.load(checkpoint)), checkpoint, strict)
+        notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
     teacher = Teacher(model, student, 'copy of the student', list(classes) if classes else None)
-    teacher.notes = [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+    teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
     return teacher
 
 

@@ -204,7 +204,7 @@ def test_inherit_only_looks_or_copies(det):
 
 def test_normalisation_of_models_without_one():
     empty = Normalisation(None)
-    assert empty == Normalisation(SimpleNamespace()) and empty.mean.sum() == 0 and empty.std.sum() == 3
+    assert empty == Normalisation(SimpleNamespace()) and empty.mean.sum() == 0 and empty.std.sum() == 1
 
 
 def test_auxiliary_head_does_not_fire_other_taps_twice(cityscapes_root, tmp_path):

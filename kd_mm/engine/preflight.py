@@ -11,7 +11,7 @@ from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.modes import eval_mode, preserved_random_state
 from kd_mm.problems import Problems
-from kd_mm.synthetic import synthetic_batch
+from kd_mm.synthetic import input_channels, synthetic_batch
 from kd_mm.taps import Recorded, Tap, TokenSizeError, image_size
 from kd_mm.teacher import forward_tensor, task_of
 from kd_mm.teacher_sources import SELF
@@ -41,7 +41,7 @@ def random_data(student: Any, shape: Tuple[int, int]) -> Dict[str, Any]:
     """Two random images with targets, as the student's data preprocessor gives them: ``inputs``, ``data_samples``."""
     device = next(student.parameters()).device
     if task_of(student) is None:
-        return dict(inputs=torch.rand(2, 3, *shape, device=device), data_samples=())
+        return dict(inputs=torch.rand(2, input_channels(student), *shape, device=device), data_samples=())
     data = synthetic_batch(student, 2, shape, device=device)
     # training=False: batch augmentations draw random sizes and remember them.
     return student.data_preprocessor(data, False)
