@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kd_mm import checks
 from kd_mm import functional as F
 
 
@@ -47,12 +48,12 @@ def test_apply_weights():
 
 
 def test_checks():
-    assert F.one_of('X', 'mode', 'a', ('a', 'b')) == 'a' and F.positive('X', 'tau', 2) == 2.0
+    assert checks.one_of('X', 'mode', 'a', ('a', 'b')) == 'a' and checks.positive('X', 'tau', 2) == 2.0
     with pytest.raises(ValueError, match="X: mode='c' is not one of 'a', 'b'"):
-        F.one_of('X', 'mode', 'c', ('a', 'b'))
+        checks.one_of('X', 'mode', 'c', ('a', 'b'))
     for bad in (0, -1, float('nan')):
         with pytest.raises(ValueError, match='above 0'):
-            F.positive('X', 'tau', bad)
+            checks.positive('X', 'tau', bad)
 
 
 def test_unit_norm():
@@ -103,8 +104,8 @@ def test_relation_rows_of_images():
 @pytest.mark.parametrize('limit', [1, 0, 2.5, True, 'all'])
 def test_sample_limit(limit):
     with pytest.raises(ValueError, match='limit='):
-        F.sample_limit('X', limit)
-    assert F.sample_limit('X', None) is None
+        checks.sample_limit('X', limit)
+    assert checks.sample_limit('X', None) is None
 
 
 def test_unit_vectors():
