@@ -73,8 +73,9 @@ def test_an_ambiguous_guess_is_a_problem_before_the_first_step(cfg, student):
     """On the square images of the dry pass both pairs are the same; the problem is found nevertheless."""
     path = AT + '.inside'
     with pytest.raises(ConfigProblems, match=f"student: the tap {path!r} gives 512 tokens, and their map could be "
-                                             '16x32 or 32x16.*tokens=STRIDE'):
+                                             '16x32 or 32x16.*tokens=STRIDE') as error:
         distil(cfg, turned(student), student_at=path, teacher_at=AT)
+    assert [problem[:8] for problem in error.value.found] == ['student:']  # once, and no list of the sizes tried
 
 
 def test_the_stride_in_the_config_settles_it(cfg, student):
