@@ -19,17 +19,17 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test sweep lint env clean
 
 env:
-	@$(PYTHON) tools/setup_env.py --stack $(STACK)
+	@$(PYTHON) tools/dev/setup_env.py --stack $(STACK)
 
 demo: env
-	@$(RUN) tools/demo.py --seeds $(SEEDS) $(if $(QUICK),--quick) $(ARGS)
+	@$(RUN) tools/studies/demo.py --seeds $(SEEDS) $(if $(QUICK),--quick) $(ARGS)
 
 lint: env
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
 
 sweep: env
-	@$(RUN) tools/sweep.py $(ARGS)
+	@$(RUN) tools/studies/sweep.py $(ARGS)
 
 test: lint
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)

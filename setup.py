@@ -1,16 +1,16 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = {}
-exec((ROOT / 'kd_mm' / 'version.py').read_text(), VERSION)
+VERSION = re.search(r"^__version__ = '(.*)'", (ROOT / 'kd_mm' / '__init__.py').read_text(), re.MULTILINE).group(1)
 
 # torch and mmengine are what kd_mm itself imports; which mmdet or mmseg (upstream or a fork with the same import
 # names) is the user's choice, so the extras name the published hosts and plain installation names none.
 setup(
     name='kd_mm',
-    version=VERSION['__version__'],
+    version=VERSION,
     description='Knowledge distillation for MMDetection 3.x and MMSegmentation 1.x: one hook in your own config',
     long_description=(ROOT / 'README.md').read_text() if (ROOT / 'README.md').exists() else '',
     long_description_content_type='text/markdown',

@@ -14,12 +14,12 @@ from mmengine.registry import HOOKS as ENGINE_HOOKS
 from mmengine.registry import MODELS as ENGINE_MODELS
 from mmengine.registry import Registry
 
-HOOKS = Registry('hook', parent=ENGINE_HOOKS, scope='kd_mm', locations=['kd_mm.hooks'])
+HOOKS = Registry('hook', parent=ENGINE_HOOKS, scope='kd_mm', locations=['kd_mm.engine.hook'])
 MODELS = Registry(
     'model',
     parent=ENGINE_MODELS,
     scope='kd_mm',
-    locations=['kd_mm.losses', 'kd_mm.adapters', 'kd_mm.regions', 'kd_mm.schedules'])
+    locations=['kd_mm.losses', 'kd_mm.adapters', 'kd_mm.regions', 'kd_mm.ops.schedules'])
 
 
 def discover(package: str, path: Iterable[str], registry: Registry) -> Dict[str, Type]:

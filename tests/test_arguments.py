@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from kd_mm import checks
+from kd_mm.ops import checks
+from kd_mm.ops.schedules import Weight
 from kd_mm.registry import MODELS, build, choices
-from kd_mm.schedules import Weight
-from kd_mm.teacher_sources import EMATeacher, PlainTeacher
+from kd_mm.teachers.ema import EMATeacher
+from kd_mm.teachers.plain import PlainTeacher
 
 #: Arguments without which a class cannot be made.
 COMPANY = {

@@ -14,11 +14,11 @@ from mmengine.config import Config
 from shipped import kd_index, quick_init, train_one_step
 
 import kd_mm.losses  # noqa: F401  (registers them)
-from kd_mm.checkpoint import zoo_config, zoo_weights
+from kd_mm.hosts.models import build_model
+from kd_mm.hosts.zoo import zoo_config, zoo_weights
 from kd_mm.registry import MODELS
-from kd_mm.teacher import build_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for task in ('det', 'seg')
                  for path in (ROOT / 'configs' / task).glob('*/*.py'))
 REQUIRED = {

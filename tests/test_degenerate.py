@@ -16,19 +16,20 @@ from heads import head_config
 from mmengine.registry import DefaultScope
 from stock import detector, hook, make_runner, segmentor, teacher_of, train
 
-from kd_mm.adapters import Adapter
-from kd_mm.distiller import Distiller
-from kd_mm.functional import lift
-from kd_mm.losses import KDLoss
-from kd_mm.losses.head_base import HeadLoss
+from kd_mm.adapters.base import Adapter
+from kd_mm.engine.distiller import Distiller
+from kd_mm.hosts.models import build_model
+from kd_mm.losses.base.head import HeadLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.losses.base.query import QueryLoss
 from kd_mm.losses.mask_query import MaskQueryLoss
-from kd_mm.losses.query_base import QueryLoss
-from kd_mm.norms import BatchNorm
-from kd_mm.regions import RegionMask
+from kd_mm.ops.functional import align_moments, lift
+from kd_mm.ops.norms import BatchNorm
+from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS, accepted_arguments, build, choices
-from kd_mm.teacher import build_model
-from kd_mm.types import KDBatch
-from kd_mm.views import Assignment, DenseView, MaskQueryView, QueryAssignment, QueryView, align_moments
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import Assignment, DenseView
+from kd_mm.types.query import MaskQueryView, QueryAssignment, QueryView
 
 LOSSES, REGIONS, ADAPTERS = choices(KDLoss), choices(RegionMask), choices(Adapter)
 FRAME = (64, 80)

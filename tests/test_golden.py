@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 SPEC = importlib.util.spec_from_file_location('check_golden', ROOT.parent / 'tools' / 'check_golden.py')
 check_golden = importlib.util.module_from_spec(SPEC)
 sys.modules['check_golden'] = check_golden  # dataclasses look their module up there
 SPEC.loader.exec_module(check_golden)
 
-import golden.cwd  # noqa: E402  check_golden made it importable
-from golden.vector import RECIPES, find_recipe  # noqa: E402
+import recipes.cwd  # noqa: E402  check_golden made it importable
+from recipes.vector import RECIPES, find_recipe  # noqa: E402
 
 FILES = sorted(path.relative_to(ROOT / 'golden').with_suffix('').as_posix()
                for path in (ROOT / 'golden').rglob('*.npz'))
@@ -122,6 +122,6 @@ def test_a_missing_file_fails(tmp_path):
 
 
 def test_the_longest_pattern_wins():
-    assert find_recipe('cwd') is golden.cwd.cwd
-    assert find_recipe('cwd_norm') is golden.cwd.cwd_norm
+    assert find_recipe('cwd') is recipes.cwd.cwd
+    assert find_recipe('cwd_norm') is recipes.cwd.cwd_norm
     assert find_recipe('cwd_unknown') is None

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from stock import detector, make_runner, segmentor
 
-from kd_mm.synthetic import synthetic_batch
+from kd_mm.hosts.synthetic import synthetic_batch
 
 
 class Order(Hook):

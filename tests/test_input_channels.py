@@ -12,11 +12,12 @@ from mmengine.registry import TRANSFORMS
 from stock import detector, distill_hook, hook, make_runner, segmentor, teacher_of, train
 from torch import nn
 
-from kd_mm.checkpoint import zoo_config
-from kd_mm.inspection import check
-from kd_mm.synthetic import input_channels, synthetic_batch
-from kd_mm.teacher import Teacher, build_model
-from kd_mm.types import KDBatch
+from kd_mm.hosts.models import build_model
+from kd_mm.hosts.synthetic import input_channels, synthetic_batch
+from kd_mm.hosts.zoo import zoo_config
+from kd_mm.lab.check import check
+from kd_mm.teachers.base import Teacher
+from kd_mm.types.batch import KDBatch
 
 GREY = dict(mean=[114.0], std=[57.0], bgr_to_rgb=False)
 PKD = dict(loss_pkd=dict(type='PKDLoss', at='neck'))

@@ -10,9 +10,9 @@ from mmengine.config import Config
 from shipped import train_one_step
 from stock import tool
 
-from kd_mm.checkpoint import package_folder, zoo_config
+from kd_mm.hosts.zoo import package_folder, zoo_config
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'```(\w+)\n(.*?)```', README, re.DOTALL)
 CONFIGS = [text for language, text in BLOCKS if language == 'python']
@@ -67,18 +67,18 @@ def test_method_table_is_generated():
 
 
 def test_documented_keys_are_the_hooks_own():
+    from kd_mm.engine.hook import DistillHook
     from kd_mm.engine.term import TAP_KEYS
-    from kd_mm.hooks import DistillHook
     from kd_mm.registry import accepted_arguments
     for name in [*accepted_arguments(DistillHook), *TAP_KEYS]:
         assert f'`{name}`' in README, name
 
 
 def test_every_adapter_region_and_schedule_is_named():
-    from kd_mm.adapters import Adapter
-    from kd_mm.regions import RegionMask
+    from kd_mm.adapters.base import Adapter
+    from kd_mm.ops.schedules import Schedule
+    from kd_mm.regions.base import RegionMask
     from kd_mm.registry import choices
-    from kd_mm.schedules import Schedule
     for base in (Adapter, RegionMask, Schedule):
         for name in choices(base):
             assert re.search(rf'\b{name}\b', README), name

@@ -14,13 +14,14 @@ import kd_mm
 import kd_mm.adapters
 import kd_mm.losses
 import kd_mm.regions
-from kd_mm.adapters import Adapter
-from kd_mm.losses import CWDLoss, KDLoss
-from kd_mm.losses.head_base import HeadLoss
-from kd_mm.losses.query_base import QueryLoss
-from kd_mm.regions import RegionMask
+from kd_mm.adapters.base import Adapter
+from kd_mm.losses import CWDLoss
+from kd_mm.losses.base.head import HeadLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.losses.base.query import QueryLoss
+from kd_mm.ops.schedules import Schedule
+from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS, accepted_arguments, build, choices, discover
-from kd_mm.schedules import Schedule
 
 PACKAGES = ('checks', 'functional', 'blocks', 'losses', 'adapters', 'regions', 'views')
 

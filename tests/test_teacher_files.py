@@ -10,9 +10,12 @@ from mmengine.config import Config
 from stock import detector, make_runner, retinanet_model, teacher_of
 from torch import nn
 
-from kd_mm.checkpoint import load, zoo_config
-from kd_mm.teacher import Teacher, build_model, load_weights
-from kd_mm.teacher_sources import build_copy
+from kd_mm.hosts.checkpoint import load
+from kd_mm.hosts.models import build_model
+from kd_mm.hosts.weights import load_weights
+from kd_mm.hosts.zoo import zoo_config
+from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.sources import build_copy
 
 
 @pytest.fixture(scope='module')

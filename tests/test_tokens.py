@@ -5,12 +5,12 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from kd_mm.checkpoint import zoo_config
-from kd_mm.distiller import Distiller
+from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.term import Term, mirrored
-from kd_mm.problems import ConfigProblems
-from kd_mm.synthetic import synthetic_batch
-from kd_mm.teacher import build_model
+from kd_mm.hosts.models import build_model
+from kd_mm.hosts.synthetic import synthetic_batch
+from kd_mm.hosts.zoo import zoo_config
+from kd_mm.ops.problems import ConfigProblems
 
 AT = 'backbone.layers.1.1.0'  # stride 8
 

@@ -13,7 +13,10 @@ import sys
 
 from mmengine.config import DictAction
 
-from kd_mm import inspection
+from kd_mm.lab import check as inspection
+from kd_mm.lab.configs import read_config
+from kd_mm.lab.observe import shape_text
+from kd_mm.lab.step import parameter_count
 
 
 def parse_args(argv=None):
@@ -37,7 +40,7 @@ def print_models(cfg, report):
     student, distiller = report.student, report.distiller
     millions = sum(parameter.numel() for parameter in student.parameters()) / 1e6
     print_row('student', f'{type(student).__name__}, {millions:.2f} M parameters, of which '
-              f'{inspection.parameter_count(student) / 1e6:.2f} M are trained')
+              f'{parameter_count(student) / 1e6:.2f} M are trained')
     if not distiller.teachers:
         print_row('teacher', "the student itself (teacher='self')")
     for name, teacher in distiller.teachers.items():
@@ -47,7 +50,7 @@ def print_models(cfg, report):
                   f'weights: {weights}')
         print_row('inputs', "the teacher takes the student's normalised images as they are" if teacher.same_input
                   else 'are re-normalised for the teacher, whose mean, std, channel order or padding differ')
-    print_row('extras', f'{inspection.parameter_count(distiller)} trainable parameters in adapters and losses')
+    print_row('extras', f'{parameter_count(distiller)} trainable parameters in adapters and losses')
     print_row('inherit', ', '.join(distiller.inherit) or 'nothing')
     print_row('task losses', f'times {distiller.task_loss_weight:g}')
 
@@ -66,7 +69,7 @@ def print_step(step):
             print_row('  loss', 'not computed: its weight is 0 at this step')
             continue
         columns = [('level', 'student', 'teacher', 'weight', 'weighted loss')]
-        columns += [(str(index), inspection.shape_text([level.student]), inspection.shape_text([level.teacher]),
+        columns += [(str(index), shape_text([level.student]), shape_text([level.teacher]),
                      f'{level.weight:g}', f'{level.loss:.4g}') for index, level in enumerate(term.levels)]
         widths = [max(len(row[column]) for row in columns) for column in range(len(columns[0]))]
         for row in columns:
@@ -78,7 +81,7 @@ def print_step(step):
 def main(argv=None):
     args = parse_args(argv)
     try:
-        cfg = inspection.read_config(args.config, args.cfg_options)
+        cfg = read_config(args.config, args.cfg_options)
     except (FileNotFoundError, ValueError) as error:
         print(f'check_config.py: {error}', file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ A line a file, with the largest relative error of the losses, of the terms and o
 
 Exit status: 0 all agree, 1 a number is off or a file cannot be read, 2 a file has no implementation (and none is off).
 
-To add a method, write ``tools/golden/<method>.py`` with a function that takes a :class:`golden.vector.Vector` and
+To add a method, write ``tests/recipes/<method>.py`` with a function that takes a :class:`recipes.vector.Vector` and
 decorate it with ``@recipe('name of the file')`` (shell wildcards are allowed, the longest pattern wins).  It calls
 ``Vector.run`` once for each behaviour that the file has numbers of, reads every hyper-parameter (``number``, ``words``
 for a text), and says which it has no choice of (``only``), which the arrays repeat (``agree``) and which change nothing
@@ -22,9 +22,9 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
 
-from golden.vector import Report, Vector, find_recipe  # noqa: E402
+from recipes.vector import Report, Vector, find_recipe  # noqa: E402
 
 
 def check_file(path: Path) -> Report:

@@ -19,7 +19,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from kd_mm.checkpoint import load_file, state_dict_of
+from kd_mm.hosts.checkpoint import load_file, state_dict_of
 
 #: Entries of ``meta`` that describe the weights and not the run that made them.
 META = ('dataset_meta', 'epoch', 'iter', 'experiment_name', 'time', 'mmengine_version')

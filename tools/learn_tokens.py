@@ -19,13 +19,16 @@ import torch
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
+from kd_mm.lab.configs import hook_arguments, hook_entries
+from kd_mm.lab.models import scope_of
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import train  # noqa: E402
 
-from kd_mm import inspection, learning  # noqa: E402
-from kd_mm.checkpoint import allow_mmengine_checkpoints  # noqa: E402
-from kd_mm.problems import Problems  # noqa: E402
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints  # noqa: E402
+from kd_mm.lab import learning
+from kd_mm.ops.problems import Problems  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -49,11 +52,11 @@ def parse_args(argv=None):
 
 def learn(args, cfg):
     """Train and save; returns the files."""
-    entries = inspection.hook_entries(cfg)
+    entries = hook_entries(cfg)
     if not entries:
         train.fail('custom_hooks of this config has no kd_mm.DistillHook')
     problems = Problems()
-    arguments = inspection.hook_arguments(entries[0], problems)
+    arguments = hook_arguments(entries[0], problems)
     try:
         problems.raise_any()
         lessons = learning.find_lessons(arguments['losses'] or {}, args.out)
@@ -64,7 +67,7 @@ def learn(args, cfg):
         train.fail(f'{", ".join(there)} is there already. Use it, or learn anew with --overwrite')
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     torch.manual_seed(args.seed)
-    with inspection.scope_of(cfg):
+    with scope_of(cfg):
         try:
             teacher = learning.frozen_teacher(arguments, cfg.get('default_scope'), device)
             data = Runner.build_dataloader(cfg.train_dataloader, seed=args.seed)

@@ -14,8 +14,10 @@ import sys
 
 from mmengine.config import DictAction
 
-from kd_mm import inspection
-from kd_mm.teacher import build_model, load_config
+from kd_mm.hosts.models import build_model, load_config
+from kd_mm.lab.configs import hook_entries, read_config
+from kd_mm.lab.models import build_student, scope_of
+from kd_mm.lab.observe import matches, observe, shape_text
 
 
 def parse_args(argv=None):
@@ -34,8 +36,8 @@ def parse_args(argv=None):
 def build(cfg, teacher):
     """The model to list, with random weights: shapes do not depend on them."""
     if not teacher:
-        return inspection.build_student(cfg)
-    entries = inspection.hook_entries(cfg)
+        return build_student(cfg)
+    entries = hook_entries(cfg)
     if not entries or not entries[0].get('teacher'):
         raise ValueError("--teacher: custom_hooks has no kd_mm.DistillHook with a teacher. Give the teacher's config "
                          'itself, without --teacher')
@@ -44,7 +46,7 @@ def build(cfg, teacher):
 
 def print_table(rows):
     table = [('path', 'type', 'calls', 'shapes')]
-    table += [(row.path, row.type, str(row.calls), inspection.shape_text(row.shapes) or '-') for row in rows]
+    table += [(row.path, row.type, str(row.calls), shape_text(row.shapes) or '-') for row in rows]
     widths = [max(len(line[column]) for line in table) for column in range(3)]
     for line in table:
         print('  '.join([*(text.ljust(width) for text, width in zip(line, widths)), line[3]]))
@@ -53,9 +55,9 @@ def print_table(rows):
 def main(argv=None):
     args = parse_args(argv)
     try:
-        cfg = inspection.read_config(args.config, args.cfg_options)
-        with inspection.scope_of(cfg):
-            rows = inspection.observe(build(cfg, args.teacher), tuple(args.shape))
+        cfg = read_config(args.config, args.cfg_options)
+        with scope_of(cfg):
+            rows = observe(build(cfg, args.teacher), tuple(args.shape))
     except (FileNotFoundError, KeyError, ValueError) as error:
         print(f'list_taps.py: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
         return 1
@@ -63,7 +65,7 @@ def main(argv=None):
         print(f'list_taps.py: the model fails on an image of {args.shape[0]}x{args.shape[1]}: {error}. '
               'Give another size with --shape H W', file=sys.stderr)
         return 1
-    found = [row for row in rows if inspection.matches(row.path, args.filter)]
+    found = [row for row in rows if matches(row.path, args.filter)]
     shown = found if args.all else [row for row in found if row.shapes]
     if shown:
         print_table(shown)

@@ -15,7 +15,7 @@ import os.path as osp
 
 from train import add_shared_arguments, build_runner, check_data, fail, init_cpu_processes, load_config, prepare_args
 
-from kd_mm.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 
 
 def parse_args(argv=None):

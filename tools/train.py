@@ -20,7 +20,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from kd_mm.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 
 HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '

@@ -1,4 +1,4 @@
-# What `tools/benchmark.py --task det` compares: one hook entry a method, on the pair of gfl_student.py and
+# What `tools/studies/benchmark.py --task det` compares: one hook entry a method, on the pair of gfl_student.py and
 # gfl_teacher.py.
 #
 # Taps and weights are those of the method's own config in configs/det, but: names of the head (GFL, two convolutions),

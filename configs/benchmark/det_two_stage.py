@@ -1,4 +1,5 @@
-# What `tools/benchmark.py --task det` compares on a two-stage detector: losses on shared proposals.  See det.py.
+# What `tools/studies/benchmark.py --task det` compares on a two-stage detector: losses on shared proposals.
+# See det.py.
 title = 'Faster R-CNN R18 on blood cells (BCCD)'
 data = 'bccd'
 host = 'mmdet'

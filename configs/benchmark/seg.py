@@ -1,4 +1,4 @@
-# What `tools/benchmark.py --task seg` compares: one hook entry a method, on the pair of pspnet_student.py /
+# What `tools/studies/benchmark.py --task seg` compares: one hook entry a method, on the pair of pspnet_student.py /
 # pspnet_teacher.py.
 #
 # Taps and weights are those of the method's own config in configs/seg, but for what changes with the size of the maps.

@@ -1,5 +1,5 @@
 # Queries matched one to one: Deformable DETR R18 at a quarter of the width from R50.
-#   python tools/profile.py configs/profile/deformable_detr_logits.py --batch 2 --shape 256 320
+#   python tools/measure.py configs/profile/deformable_detr_logits.py --batch 2 --shape 256 320
 _base_ = './deformable_detr_teacher.py'
 
 model = dict(

@@ -1,5 +1,5 @@
 # Rows of proposals that both heads are asked about: Faster R-CNN R18 at a quarter of the width from R50.
-#   python tools/profile.py configs/profile/faster_rcnn_roi.py --batch 4 --shape 256 320
+#   python tools/measure.py configs/profile/faster_rcnn_roi.py --batch 4 --shape 256 320
 _base_ = './faster_rcnn_teacher.py'
 
 model = dict(

@@ -1,6 +1,6 @@
-# Cheap models for tools/profile.py, so that the engine's own cost shows: PSPNet, CWD on the logits.
+# Cheap models for tools/measure.py, so that the engine's own cost shows: PSPNet, CWD on the logits.
 # Student R18 and teacher R50, both at a quarter of the width; measured with 4 images, 256 wide and 192 high:
-#   python tools/profile.py configs/profile/pspnet_cwd.py --batch 4 --shape 192 256
+#   python tools/measure.py configs/profile/pspnet_cwd.py --batch 4 --shape 192 256
 _base_ = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
 norm_cfg = dict(type='BN', requires_grad=True)

@@ -1,5 +1,5 @@
 # The memory of a step whose teacher is larger than the student: PSPNet, CWD on the logits.
-#   python tools/profile.py configs/profile/pspnet_wide.py --batch 4 --shape 192 256
+#   python tools/measure.py configs/profile/pspnet_wide.py --batch 4 --shape 192 256
 _base_ = './pspnet_cwd.py'
 
 custom_hooks = [dict(

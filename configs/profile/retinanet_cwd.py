@@ -1,6 +1,6 @@
-# Cheap models for tools/profile.py, so that the engine's own cost shows: RetinaNet, CWD on the five levels of the neck.
+# Cheap models for tools/measure.py, so that the engine's own cost shows: RetinaNet, CWD on the five levels of the neck.
 # Student R18 and teacher R50, both at a quarter of the width; measured with 8 images, 320 wide and 256 high:
-#   python tools/profile.py configs/profile/retinanet_cwd.py --batch 8 --shape 256 320
+#   python tools/measure.py configs/profile/retinanet_cwd.py --batch 8 --shape 256 320
 _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
 model = dict(

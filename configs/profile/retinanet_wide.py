@@ -1,6 +1,6 @@
 # The memory of a step whose teacher is larger than the student: RetinaNet, CWD on the five levels of the neck.
 # Student R18 at a quarter of the width, teacher R50 of full width, three classes:
-#   python tools/profile.py configs/profile/retinanet_wide.py --batch 8 --shape 256 320
+#   python tools/measure.py configs/profile/retinanet_wide.py --batch 8 --shape 256 320
 _base_ = './retinanet_cwd.py'
 
 model = dict(bbox_head=dict(num_classes=3))

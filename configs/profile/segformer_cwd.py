@@ -1,5 +1,5 @@
 # A transformer for segmentation: SegFormer B0 from B2, CWD on the logits.
-#   python tools/profile.py configs/profile/segformer_cwd.py --batch 2 --shape 192 256
+#   python tools/measure.py configs/profile/segformer_cwd.py --batch 2 --shape 192 256
 _base_ = 'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py'
 
 norm_cfg = dict(type='BN', requires_grad=True)

@@ -8,7 +8,7 @@ from kd_mm.adapters.base import Adapter
 from kd_mm.adapters.conv import ConvAdapter
 from kd_mm.adapters.resize import ResizeAdapter
 from kd_mm.adapters.sequential import SequentialAdapter
-from kd_mm.types import Features
+from kd_mm.types.batch import Features
 
 
 def auto_adapter(loss: nn.Module, student: Features, teacher: Features) -> Optional[Adapter]:

@@ -4,7 +4,7 @@ from typing import Optional, Tuple
 
 from torch import nn
 
-from kd_mm.types import Features
+from kd_mm.types.batch import Features
 
 
 class Adapter(nn.Module):

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mm.adapters.base import Adapter, check_maps
-from kd_mm.checks import boolean
-from kd_mm.functional import lift, parameter_options
-from kd_mm.norms import BatchNorm
+from kd_mm.ops.checks import boolean
+from kd_mm.ops.functional import lift, parameter_options
+from kd_mm.ops.norms import BatchNorm
 from kd_mm.registry import MODELS
-from kd_mm.types import Features
+from kd_mm.types.batch import Features
 
 #: Largest logit of a relation: float32 tells logits of 1/8 apart there.
 LARGEST_RELATION = 2.0**20

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from kd_mm.adapters.base import Adapter, check_maps
-from kd_mm.checks import boolean, from_zero
-from kd_mm.functional import lift, parameter_options
-from kd_mm.norms import batch_standardise
+from kd_mm.ops.checks import boolean, from_zero
+from kd_mm.ops.functional import lift, parameter_options
+from kd_mm.ops.norms import batch_standardise
 from kd_mm.registry import MODELS
-from kd_mm.types import Features
+from kd_mm.types.batch import Features
 
 
 @MODELS.register_module()

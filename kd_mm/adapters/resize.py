@@ -3,10 +3,10 @@
 from typing import Tuple
 
 from kd_mm.adapters.base import Adapter, check_maps
-from kd_mm.checks import boolean, one_of
-from kd_mm.functional import lift, resize
+from kd_mm.ops.checks import boolean, one_of
+from kd_mm.ops.functional import lift, resize
 from kd_mm.registry import MODELS
-from kd_mm.types import Features
+from kd_mm.types.batch import Features
 
 SIDES = ('student', 'teacher')
 

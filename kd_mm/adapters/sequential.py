@@ -7,7 +7,7 @@ from torch import nn
 
 from kd_mm.adapters.base import Adapter
 from kd_mm.registry import MODELS, build
-from kd_mm.types import Features
+from kd_mm.types.batch import Features
 
 
 @MODELS.register_module()

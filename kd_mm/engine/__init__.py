@@ -1,1 +1,1 @@
-"""The machinery of a step: terms, readers, the step itself."""
+"""The machinery of a step: the hook, the distiller, the step, terms and readers."""

@@ -6,16 +6,19 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_mm.engine.readers import Comparison
+from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term
-from kd_mm.modes import eval_mode, preserved_random_state
-from kd_mm.problems import Problems
-from kd_mm.synthetic import input_channels, synthetic_batch
-from kd_mm.taps import Recorded, Tap, TokenSizeError, image_size
-from kd_mm.teacher import forward_tensor, task_of
-from kd_mm.teacher_sources import SELF
-from kd_mm.types import KDBatch
+from kd_mm.hosts.forward import forward_tensor
+from kd_mm.hosts.models import task_of
+from kd_mm.hosts.synthetic import input_channels, synthetic_batch
+from kd_mm.hosts.taps import Tap, image_size
+from kd_mm.hosts.tokens import TokenSizeError
+from kd_mm.ops.modes import eval_mode, preserved_random_state
+from kd_mm.ops.problems import Problems
+from kd_mm.teachers.sources import SELF
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.records import Recorded
 
 #: Input sizes: small first, larger for models whose layers need it.
 SHAPES = ((128, 128), (256, 256), (320, 320), (512, 512))

@@ -27,16 +27,18 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_mm import distributed
-from kd_mm.engine.readers import Comparison
+from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import STUDENT, Term
-from kd_mm.losses.base import total
-from kd_mm.modes import preserved_random_state
-from kd_mm.peer import PeerTeacher
-from kd_mm.taps import Recorded, Tap, TokenSize, image_size, tensors_in
-from kd_mm.teacher import Teacher
-from kd_mm.teacher_sources import SELF
-from kd_mm.types import Features, KDBatch
+from kd_mm.hosts.taps import Tap, image_size, tensors_in
+from kd_mm.hosts.tokens import TokenSize
+from kd_mm.losses.base.loss import total
+from kd_mm.ops import distributed
+from kd_mm.ops.modes import preserved_random_state
+from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.peer import PeerTeacher
+from kd_mm.teachers.sources import SELF
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.records import Recorded
 
 #: Name of a model and path in it.
 Key = Tuple[str, str]
@@ -119,7 +121,7 @@ class Step:
             name: of the model.
             path: in it.
             calls: whether whole calls are kept.
-            tokens: what map tokens make, see :class:`kd_mm.taps.Tap`.
+            tokens: what map tokens make, see :class:`kd_mm.hosts.taps.Tap`.
 
         Raises:
             KeyError: the model has no such module.

@@ -4,17 +4,21 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
-from kd_mm.adapters import Adapter, auto_adapter
-from kd_mm.engine.readers import ClassPair, Comparison, HeadReader, MapReader, ProposalReader, Reader
-from kd_mm.levels import common_classes
-from kd_mm.losses.base import KDLoss, PicksInstances, ReadsModules
-from kd_mm.losses.head_base import HeadLoss
-from kd_mm.modes import eval_mode
-from kd_mm.places import SHARED
+from kd_mm.adapters.auto import auto_adapter
+from kd_mm.adapters.base import Adapter
+from kd_mm.engine.readers.base import ClassPair, Comparison, Reader
+from kd_mm.engine.readers.heads import HeadReader
+from kd_mm.engine.readers.maps import MapReader
+from kd_mm.engine.readers.proposals import ProposalReader
+from kd_mm.hosts.places import SHARED
+from kd_mm.hosts.tokens import TokenSize, looks_like_token_size, token_sizes
+from kd_mm.losses.base.head import HeadLoss
+from kd_mm.losses.base.loss import KDLoss, PicksInstances, ReadsModules
+from kd_mm.ops.classes import common_classes
+from kd_mm.ops.modes import eval_mode
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.taps import TokenSize, looks_like_token_size, token_sizes
-from kd_mm.views import roi_head
+from kd_mm.types.proposals import OF_CLASSES, PROPOSALS
 
 TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher', 'proposals',
             'tokens')
@@ -66,11 +70,11 @@ class Term(nn.Module):
             ``region`` besides the loss's own; for a logit loss between models of different classes ``classes``
             (``'common'`` or a list of names); with several teachers ``teacher``: the name of one, or names whose
             outputs are averaged.  At a place of shared proposals (``'@roi_logits'`` and its like, see
-            :mod:`kd_mm.views.roi_head`) ``levels`` are the stages of a cascade and ``proposals`` says whose they are:
-            ``'student'`` (default) or ``'teacher'``.  ``tokens`` says what map the (N, L, C) tokens at the taps make:
-            (H, W) in cells, or one whole number, the stride in pixels; for both sides or ``dict(student=...,
-            teacher=...)``.  Default: from the call or the input, see :class:`kd_mm.taps.Tap`.  (For a loss with an
-            argument ``tokens`` of its own, any other value is that.)
+            :mod:`kd_mm.hosts.heads.proposals`) ``levels`` are the stages of a cascade and ``proposals`` says whose they
+            are: ``'student'`` (default) or ``'teacher'``.  ``tokens`` says what map the (N, L, C) tokens at the taps
+            make: (H, W) in cells, or one whole number, the stride in pixels; for both sides or ``dict(student=...,
+            teacher=...)``.  Default: from the call or the input, see :class:`kd_mm.hosts.taps.Tap`.  (For a loss with
+            an argument ``tokens`` of its own, any other value is that.)
         learner: name of the model that learns; another than the student's for the mirror of a term with a peer.
 
     Attributes:
@@ -130,9 +134,9 @@ class Term(nn.Module):
             raise ValueError(f'{self.title}: {places[0]!r} asks both models about the same proposals: write at='
                              f'{places[0]!r}')
         if proposals is not None and (not places or places[0].startswith('@rpn')
-                                      or proposals not in roi_head.PROPOSALS):
+                                      or proposals not in PROPOSALS):
             raise ValueError(f'{self.title}: proposals={proposals!r} must be one of '
-                             f'{", ".join(map(repr, roi_head.PROPOSALS))}, at a place of RoIs such as '
+                             f'{", ".join(map(repr, PROPOSALS))}, at a place of RoIs such as '
                              "'@roi_logits'")
         return places[0] if places else None
 
@@ -158,7 +162,7 @@ class Term(nn.Module):
                        or self.of_heads or picks):
             raise ValueError(f'{self.title}: {name} looks at images, and {shared!r} gives rows of proposals. Tap maps')
         #: whether both models must have the same classes.
-        self.of_classes: bool = shared in roi_head.OF_CLASSES if shared else self.loss.logits
+        self.of_classes: bool = shared in OF_CLASSES if shared else self.loss.logits
         self.classes = cfg.get('classes')
         if self.classes is not None and (not self.of_classes or (isinstance(self.classes, str)
                                                                  and self.classes != COMMON)):
@@ -180,7 +184,7 @@ class Term(nn.Module):
     def _reader(self, at: Dict[str, Any], levels: Dict[str, Optional[List[int]]], shared: Optional[str],
                 cfg: Dict[str, Any]) -> Reader:
         if shared:
-            return ProposalReader(self.title, at, levels, cfg.get('proposals', roi_head.PROPOSALS[0]))
+            return ProposalReader(self.title, at, levels, cfg.get('proposals', PROPOSALS[0]))
         if isinstance(self.loss, HeadLoss):
             return HeadReader(self.title, at, self.loss)
         logits_at = self.region.logits_at if self.region is not None else None
@@ -263,7 +267,9 @@ class Term(nn.Module):
     # ------------------------------------------------------------------ a step
 
     def evaluate(self, comparison: Comparison) -> List[Dict[str, Tensor]]:
-        """The loss of each level by its parts, without ``loss_weight``; see :meth:`kd_mm.losses.KDLoss.parts`."""
+        """The loss of each level by its parts, without ``loss_weight``; see
+        :meth:`kd_mm.losses.base.loss.KDLoss.parts`.
+        """
         student, teacher = comparison.student, comparison.teacher
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)

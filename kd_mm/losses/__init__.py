@@ -10,9 +10,9 @@ In the docstrings a mark says where a default or a formula comes from:
 
 from typing import TYPE_CHECKING, Any
 
-from kd_mm.losses.base import KDLoss
-from kd_mm.losses.learned import Learner
-from kd_mm.losses.opponent import Opponent
+from kd_mm.losses.base.learner import Learner
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.losses.base.opponent import Opponent
 from kd_mm.registry import MODELS, discover
 
 _found = discover(__name__, __path__, MODELS)

@@ -5,11 +5,11 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from kd_mm.checks import one_of, positive
-from kd_mm.functional import apply_weights, weighted_mean
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import one_of, positive
+from kd_mm.ops.functional import apply_weights, weighted_mean
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 REDUCTIONS = ('mean', 'batch_mean')
 

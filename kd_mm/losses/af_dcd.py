@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm import distributed
-from kd_mm.checks import boolean, from_zero, number, pair, positive, whole
-from kd_mm.functional import keep_mask, parameter_options, seeded_generator
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
 from kd_mm.losses.mgd import generation_loss
+from kd_mm.ops import distributed
+from kd_mm.ops.checks import boolean, from_zero, number, pair, positive, whole
+from kd_mm.ops.functional import parameter_options
+from kd_mm.ops.sampling import keep_mask, seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 def split_patches(features: Tensor, patch: Tuple[int, int], groups: int) -> Tensor:

@@ -5,12 +5,12 @@ from typing import Any, Dict, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import boolean, from_zero, one_of, positive
-from kd_mm.functional import channel_affinity, spatial_log_softmax, unit_vectors
-from kd_mm.losses.base import KDLoss, labelled, needs_channels
+from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
 from kd_mm.losses.kd import mean_divergence
+from kd_mm.ops.checks import boolean, from_zero, one_of, positive
+from kd_mm.ops.functional import channel_affinity, spatial_log_softmax, unit_vectors
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 SIMILARITIES = ('kl', 'released')
 

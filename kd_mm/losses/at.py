@@ -4,18 +4,18 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from kd_mm.checks import number, one_of
-from kd_mm.functional import attention_vector, safe_sqrt
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import number, one_of
+from kd_mm.ops.functional import attention_vector, safe_sqrt
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 REDUCTIONS = ('mean', 'cell_sum', 'norm')
 
 
 def attention_gap(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None, p: float = 2.0,
                   reduction: str = 'mean') -> Tensor:
-    """Distance of the attention vectors of two maps, see :func:`kd_mm.functional.attention_vector`.
+    """Distance of the attention vectors of two maps, see :func:`kd_mm.ops.functional.attention_vector`.
 
     Args:
         student: (N, Cs, H, W).

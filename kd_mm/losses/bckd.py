@@ -4,13 +4,13 @@ from typing import Any, Dict, List
 
 from torch import Tensor
 
-from kd_mm.checks import factors
-from kd_mm.functional import giou_loss
-from kd_mm.losses.head_base import HeadLoss
-from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence_sum
+from kd_mm.losses.base.head import HeadLoss
+from kd_mm.ops.boxes import giou_loss
+from kd_mm.ops.checks import factors
+from kd_mm.ops.divergences import quality_focal, sigmoid_divergence_sum
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
-from kd_mm.views.dense_head import DenseView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import DenseView
 
 
 @MODELS.register_module()
@@ -38,7 +38,7 @@ class BCKDLoss(HeadLoss):
             ``|d|`` is) or 'kl' (less the teacher's entropy).
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
-    Inputs are two :class:`kd_mm.views.DenseView`, the student's with the host's assignment.  In a config
+    Inputs are two :class:`kd_mm.types.dense.DenseView`, the student's with the host's assignment.  In a config
     ``at='bbox_head'``: any dense head with sigmoid classes and boxes, the same priors and classes in both models.
 
     Returns:
@@ -51,7 +51,7 @@ class BCKDLoss(HeadLoss):
     Example:
         >>> import torch
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import Assignment, DenseView
+        >>> from kd_mm.types.dense import Assignment, DenseView
         >>> host = Assignment([torch.tensor([[1, 3]])], [torch.ones(1, 2)], background=3)
         >>> view = DenseView([torch.randn(1, 2, 3)], boxes=[torch.tensor([[[0., 0., 4., 4.]] * 2])], assignment=host)
         >>> abs(build(dict(type='BCKDLoss'))(view, view).item()) < 1e-5

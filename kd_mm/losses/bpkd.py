@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.blocks import BLOCK, sum_in_blocks
-from kd_mm.checks import from_zero, positive
-from kd_mm.functional import nonzero
-from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, needs_channels
 from kd_mm.losses.cwd import channel_wise_divergence
-from kd_mm.losses.kd import softmax_divergence
+from kd_mm.ops.blocks import BLOCK, sum_in_blocks
+from kd_mm.ops.checks import from_zero, positive
+from kd_mm.ops.divergences import softmax_divergence
+from kd_mm.ops.functional import nonzero
 from kd_mm.regions.edge import class_edges, label_edges, odd_width, window_classes
 from kd_mm.registry import MODELS
-from kd_mm.targets import seg_map
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import seg_map
 
 
 @MODELS.register_module()

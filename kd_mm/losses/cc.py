@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor
 
-from kd_mm.checks import boolean, one_of, positive, sample_limit, whole
-from kd_mm.functional import SAMPLES, relation_rows, safe_sqrt, seeded_generator
-from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.ops.checks import boolean, one_of, positive, sample_limit, whole
+from kd_mm.ops.functional import safe_sqrt
+from kd_mm.ops.sampling import SAMPLES, relation_rows, seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 KERNELS = ('gaussian', 'bilinear')
 DISTANCES = ('squared', 'norm')
@@ -55,7 +56,7 @@ class CCLoss(KDLoss):
         order: last power of the Taylor series, from 1. Default 2 [C: torchdistill].
         normalize: make the samples unit vectors first. Default True.
         distance: 'squared' (default, the mean of the squares [P]) or 'norm' (their root over M^2).
-        samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+        samples: 'cell' (default) or 'image', see :func:`kd_mm.ops.sampling.relation_rows`; rows (M, C) are M samples.
             One sample has no relation: 0, without gradient.
         limit: the most samples; more are drawn at random, for each step anew. None for all. Default 1024.
         loss_weight: see :class:`KDLoss`. Default 1; torchdistill's 0.003 is for 'norm' [C].

@@ -5,11 +5,11 @@ from typing import Any, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import number, one_of, positive
-from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.ops.checks import number, one_of, positive
 from kd_mm.registry import MODELS
-from kd_mm.targets import row_targets
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import row_targets
 
 DIVISORS = ('sampled', 'positive')
 

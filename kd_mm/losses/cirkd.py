@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm import distributed
-from kd_mm.blocks import relation_divergence
-from kd_mm.checks import boolean, from_zero, one_of, positive, whole
-from kd_mm.functional import nonzero, parameter_options, seeded_generator, unit_vectors
-from kd_mm.losses.base import KDLoss, needs_channels
-from kd_mm.norms import BatchNorm
+from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.ops import distributed
+from kd_mm.ops.blocks import relation_divergence
+from kd_mm.ops.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.ops.functional import nonzero, parameter_options, unit_vectors
+from kd_mm.ops.norms import BatchNorm
+from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.targets import seg_map
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import seg_map
 
 ENQUEUE = ('class', 'published')
 
@@ -72,7 +73,7 @@ class CIRKDMiniBatchLoss(KDLoss):
         pool_above: maps at least this high and wide are average-pooled 4x4 first. Default 256 [C].
         gather: relate the images of this process to those of all processes. The gradient is that of one process with
             the joined batch. Default False [C]. It needs equal sizes on all ranks, and memory for the features of all.
-        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`;
+        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.ops.blocks.relation_divergence`;
             the value is the same for any, but for rounding.
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
@@ -235,7 +236,7 @@ class CIRKDMemoryLoss(KDLoss):
     The memory is state: buffers that a checkpoint keeps and a resume restores, equal on all processes because what is
     added is gathered.  It is written once a step (``batch.step``) and in training mode only.  Draws depend on
     ``(batch.seed, rank, batch.step, level)`` alone.  Relations are computed in blocks, see
-    :func:`kd_mm.blocks.relation_divergence`.
+    :func:`kd_mm.ops.blocks.relation_divergence`.
 
     As published, with an error: CIRKD's code picks places *within* the cells of a class and applies them to the whole
     map, so that the cells stored are random ones among the first of the image, whatever their class.
@@ -254,7 +255,7 @@ class CIRKDMemoryLoss(KDLoss):
         pixel_weight: factor of the pixel term. Default 0.1 [C].
         region_weight: factor of the region term. Default 0.1 [C].
         enqueue: 'class' or 'published', see above. Default 'class'.
-        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`.
+        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.ops.blocks.relation_divergence`.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
     A region weights the cells that are compared; what is stored comes from all labelled cells.

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm import distributed
-from kd_mm.blocks import relation_divergence
-from kd_mm.checks import from_zero, pair, positive, whole
-from kd_mm.functional import parameter_options, seeded_generator, unit_vectors
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
 from kd_mm.losses.cirkd import Queue, projection
+from kd_mm.ops import distributed
+from kd_mm.ops.blocks import relation_divergence
+from kd_mm.ops.checks import from_zero, pair, positive, whole
+from kd_mm.ops.functional import parameter_options, unit_vectors
+from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 def channel_vectors(features: Tensor, mask: Optional[Tensor] = None) -> Tensor:
@@ -57,7 +58,7 @@ class CIRKDChannelLoss(KDLoss):
         minibatch_weight: Default 1 [C].
         memory_weight: Default 0.1 [C].
         mse_weight: Default 100 [C].
-        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.blocks.relation_divergence`.
+        max_block: similarities of one matrix at a time. Default None, see :func:`kd_mm.ops.blocks.relation_divergence`.
         loss_weight: factor of the three terms, see :class:`KDLoss`. Default 1.
 
     A region, pooled to the grid, weights the cells of both vectors before they are divided by their lengths.

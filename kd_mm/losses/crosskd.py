@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import boolean, factors, one_of, positive, whole
-from kd_mm.functional import giou_loss, nonzero
-from kd_mm.losses.head_base import HeadLoss
+from kd_mm.losses.base.head import HeadLoss
 from kd_mm.losses.ld import distribution_divergence
-from kd_mm.losses.sigmoid_kd import quality_focal, sigmoid_divergence_sum
+from kd_mm.ops.boxes import giou_loss
+from kd_mm.ops.checks import boolean, factors, one_of, positive, whole
+from kd_mm.ops.divergences import quality_focal, sigmoid_divergence_sum
+from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
-from kd_mm.types import CrossHead, KDBatch
-from kd_mm.views.cross_head import STAGES
-from kd_mm.views.dense_head import DenseView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import STAGES, CrossHead, DenseView
 
 
 @MODELS.register_module()
@@ -22,9 +22,9 @@ class CrossKDLoss(HeadLoss):
     """CrossKD (Wang et al., CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024).
 
     Features of the student's class and box towers, taken after convolution number ``index`` and before its activation,
-    are rescaled to the teacher's mean and deviation per channel (:func:`kd_mm.views.align_moments`) and go through the
-    teacher's activation, the rest of its towers and its predictors.  These *cross-head* predictions learn the
-    teacher's; so the student's own predictors hear the ground truth alone.  With ``p = sigma(z)``, teacher ``t``:
+    are rescaled to the teacher's mean and deviation per channel (:func:`kd_mm.ops.functional.align_moments`) and go
+    through the teacher's activation, the rest of its towers and its predictors.  These *cross-head* predictions learn
+    the teacher's; so the student's own predictors hear the ground truth alone.  With ``p = sigma(z)``, teacher ``t``:
 
     - classes: ``w_c / P * sum m * |p - p_t|^beta * BCE(z, p_t)``;
     - boxes: ``w = m * max over classes p_t``; where the heads predict distributions,
@@ -54,7 +54,7 @@ class CrossKDLoss(HeadLoss):
 
     In a config ``at='bbox_head'``: heads with ``cls_convs`` and ``reg_convs`` (RetinaNet, FCOS, ATSS, GFL, PAA, DDOD,
     VFNet, RTMDet, FSAF, FoveaBox), YOLOX or YOLOF, the same kind and ``feat_channels`` in both models.  On plain
-    tensors the student's :class:`kd_mm.views.DenseView` holds the cross-head predictions.
+    tensors the student's :class:`kd_mm.types.dense.DenseView` holds the cross-head predictions.
 
     Returns:
         Reduction: per level; sum over priors; divided by positives
@@ -66,7 +66,7 @@ class CrossKDLoss(HeadLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import Assignment
+        >>> from kd_mm.types.dense import Assignment
         >>> host = Assignment([torch.tensor([[1, 3]])], [torch.ones(1, 2)], background=3)
         >>> view = DenseView([torch.randn(1, 2, 3)], boxes=[torch.tensor([[[0., 0., 4., 4.]] * 2])], assignment=host)
         >>> abs(build(dict(type='CrossKDLoss'))(view, view).item()) < 1e-5

@@ -4,12 +4,12 @@ from typing import Any, List, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
-from kd_mm.blocks import sum_in_blocks
-from kd_mm.checks import entries, one_of, positive, whole
-from kd_mm.functional import spatial_log_softmax
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.blocks import sum_in_blocks
+from kd_mm.ops.checks import entries, one_of, positive, whole
+from kd_mm.ops.functional import spatial_log_softmax
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 DIVERGENCES = ('kl', 'cross_entropy')
 DIVISORS = ('teacher', 'student')

@@ -5,14 +5,14 @@ from typing import Any, Dict, Optional, Sequence
 import torch
 from torch import Tensor
 
-from kd_mm.checks import factors, from_zero, positive
-from kd_mm.functional import apply_weights
-from kd_mm.losses.base import KDLoss, needs_channels
-from kd_mm.losses.kd import softmax_divergence
+from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.ops.checks import factors, from_zero, positive
+from kd_mm.ops.divergences import softmax_divergence
+from kd_mm.ops.functional import apply_weights
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS, build
-from kd_mm.targets import row_labels
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import row_labels
 
 
 def half_mean(gap: Tensor, mask: Tensor) -> Tensor:

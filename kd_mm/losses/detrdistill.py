@@ -6,24 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm import targets
-from kd_mm.checks import entries, factors, from_zero, number, one_of, positive, whole
-from kd_mm.functional import intersection, nonzero, unit_vectors
-from kd_mm.losses.query_base import QueryLoss, class_costs, class_divergence, image_shapes, paired_box_losses
-from kd_mm.losses.sigmoid_kd import DIVERGENCES
-from kd_mm.regions.gt_box import batch_boxes
+from kd_mm.losses.base.query import QueryLoss, class_costs, class_divergence, image_shapes, paired_box_losses
+from kd_mm.ops.boxes import frames, intersection, to_centre, to_corners
+from kd_mm.ops.checks import entries, factors, from_zero, number, one_of, positive, whole
+from kd_mm.ops.divergences import DIVERGENCES
+from kd_mm.ops.functional import nonzero, unit_vectors
+from kd_mm.ops.matching import hungarian, pair_costs, take_queries
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
-from kd_mm.views.query_head import (
-    QueryAssignment,
-    QueryView,
-    frames,
-    hungarian,
-    pair_costs,
-    take_queries,
-    to_centre,
-    to_corners,
-)
+from kd_mm.types import targets
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.query import QueryAssignment, QueryView
+from kd_mm.types.targets import batch_boxes
 
 FEATURES = ('memory', 'neck')
 
@@ -84,7 +77,7 @@ class DETRDistillLogitsLoss(QueryLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import QueryView
+        >>> from kd_mm.types.query import QueryView
         >>> view = QueryView(torch.randn(2, 1, 5, 3), torch.rand(2, 1, 5, 4) * 0.2 + 0.4)
         >>> bool(build(dict(type='DETRDistillLogitsLoss', divergence='kl'))(view, view) < 1e-5)
         True
@@ -170,7 +163,7 @@ class DETRDistillFeatureLoss(QueryLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import QueryView
+        >>> from kd_mm.types.query import QueryView
         >>> views = [QueryView(torch.randn(2, 1, 5, 3), torch.rand(2, 1, 5, 4), torch.randn(2, 1, 5, 8),
         ...                    memory=[torch.randn(1, 8, 4, 4)]) for _ in range(2)]
         >>> batch = KDBatch(boxes=[torch.tensor([[0., 0., 20., 20.]])], img_shapes=[(32, 32)], input_shape=(32, 32))
@@ -273,7 +266,7 @@ class DETRDistillQueryPriorLoss(QueryLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import QueryAssignment, QueryView
+        >>> from kd_mm.types.query import QueryAssignment, QueryView
         >>> found = QueryAssignment(torch.tensor([[[1, 3]]]), torch.tensor([[[0, -1]]]), 3, torch.ones(1))
         >>> view = QueryView(torch.randn(1, 1, 2, 3), torch.rand(1, 1, 2, 4), assignment=found)
         >>> batch = KDBatch(boxes=[torch.tensor([[0., 0., 20., 20.]])], labels=[torch.tensor([1])],

@@ -4,12 +4,12 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 
 from torch import Tensor
 
-from kd_mm.blocks import sum_in_blocks
-from kd_mm.checks import boolean, from_zero, one_of, positive, whole
-from kd_mm.functional import apply_weights, nonzero, safe_sqrt
-from kd_mm.losses.base import KDLoss, labelled, needs_channels
+from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
+from kd_mm.ops.blocks import sum_in_blocks
+from kd_mm.ops.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.ops.functional import apply_weights, nonzero, safe_sqrt
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 ACTIVATIONS = ('softmax', 'sigmoid')
 

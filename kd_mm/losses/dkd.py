@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.blocks import sum_in_blocks
-from kd_mm.checks import boolean, from_zero, one_of, positive
-from kd_mm.functional import nonzero
-from kd_mm.losses.base import KDLoss, labelled, needs_channels
+from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
+from kd_mm.ops.blocks import sum_in_blocks
+from kd_mm.ops.checks import boolean, from_zero, one_of, positive
+from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
-from kd_mm.targets import row_labels, seg_map
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import row_labels, seg_map
 
 TARGETS = ('labels', 'teacher_argmax')
 

@@ -5,11 +5,11 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import boolean, from_zero, number, positive
-from kd_mm.functional import attention_vector, nonzero, spatial_log_softmax, unit_vectors
-from kd_mm.losses.base import KDLoss, labelled
+from kd_mm.losses.base.loss import KDLoss, labelled
+from kd_mm.ops.checks import boolean, from_zero, number, positive
+from kd_mm.ops.functional import attention_vector, nonzero, spatial_log_softmax, unit_vectors
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 def smallest(features: Features) -> Tuple[int, int]:
@@ -28,7 +28,7 @@ def attention_residuals(features: Features, p: float = 2.0, masks: Sequence[Opti
 
     Args:
         features: maps (N, C, H, W), whose attentions are averaged to the size of the smallest map.
-        p: exponent, see :func:`kd_mm.functional.attention_vector`.
+        p: exponent, see :func:`kd_mm.ops.functional.attention_vector`.
         masks: weights of the cells, one a map, or none.
 
     Returns:

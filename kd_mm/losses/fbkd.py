@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kd_mm.checks import entries, from_zero, positive, whole
-from kd_mm.functional import apply_weights, nonzero, parameter_options
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import entries, from_zero, positive, whole
+from kd_mm.ops.functional import apply_weights, nonzero, parameter_options
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 def spatial_attention(features: Tensor, tau: float) -> Tensor:

@@ -5,12 +5,13 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_mm.checks import from_zero, one_of, positive
-from kd_mm.functional import apply_weights, parameter_options
-from kd_mm.losses.base import KDLoss
-from kd_mm.regions.gt_box import FRAMES, background_mask, batch_boxes, scale_mask
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import from_zero, one_of, positive
+from kd_mm.ops.functional import apply_weights, parameter_options
+from kd_mm.regions.gt_box import background_mask, scale_mask
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import FRAMES, batch_boxes
 
 
 def attention(features: Tensor, tau: float) -> Tuple[Tensor, Tensor]:
@@ -112,7 +113,7 @@ class FGDLoss(KDLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.types import KDBatch
+        >>> from kd_mm.types.batch import KDBatch
         >>> batch = KDBatch(input_shape=(64, 64), boxes=[torch.tensor([[8., 8., 40., 30.]])])
         >>> loss = build(dict(type='FGDLoss'))
         >>> x = torch.randn(1, 8, 16, 16)

@@ -4,11 +4,11 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from kd_mm.checks import boolean, one_of, positive
-from kd_mm.functional import apply_weights, safe_sqrt, unit_norm, weighted_mean
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import boolean, one_of, positive
+from kd_mm.ops.functional import apply_weights, safe_sqrt, unit_norm, weighted_mean
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 DISTANCES = ('l2', 'l1')
 REDUCTIONS = ('mean', 'batch_mean', 'sum', 'norm')

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import one_of
-from kd_mm.functional import nonzero, safe_sqrt
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import one_of
+from kd_mm.ops.functional import nonzero, safe_sqrt
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 DISTANCES = ('squared', 'column_norm')
 

@@ -4,12 +4,12 @@ from typing import Any, Optional
 
 from torch import Tensor, nn
 
-from kd_mm.checks import boolean, from_zero, one_of, positive, whole
-from kd_mm.functional import apply_weights, nonzero, parameter_options, safe_sqrt, unit_norm
-from kd_mm.losses.base import KDLoss
-from kd_mm.norms import BatchNorm
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.ops.functional import apply_weights, nonzero, parameter_options, safe_sqrt, unit_norm
+from kd_mm.ops.norms import BatchNorm
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 NORMS = (1, 2)
 

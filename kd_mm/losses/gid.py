@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import from_zero, number, one_of, positive, whole
-from kd_mm.functional import apply_weights, nonzero, safe_sqrt
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.instances import instance_rows, pool_instances, rows_of_level
+from kd_mm.losses.base.loss import KDLoss
 from kd_mm.losses.mimic import ASSIGNMENTS
-from kd_mm.regions.roi import instance_rows, pool_instances, rows_of_level
+from kd_mm.ops.checks import from_zero, number, one_of, positive, whole
+from kd_mm.ops.functional import apply_weights, nonzero, safe_sqrt
 from kd_mm.registry import MODELS
-from kd_mm.targets import input_shape
-from kd_mm.types import Features, KDBatch
-from kd_mm.views.dense_head import DenseView
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.dense import DenseView
+from kd_mm.types.targets import input_shape
 
 
 def select_instances(student_scores: Tensor, teacher_scores: Tensor, student_boxes: Tensor, teacher_boxes: Tensor,

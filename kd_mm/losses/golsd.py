@@ -5,14 +5,15 @@ from typing import Any, Dict, List
 import torch
 from torch import Tensor
 
-from kd_mm.checks import positive
-from kd_mm.functional import intersection, nonzero
-from kd_mm.losses.head_base import HeadLoss
+from kd_mm.losses.base.head import HeadLoss
 from kd_mm.losses.ld import distribution_divergence
-from kd_mm.regions.gt_box import batch_boxes
+from kd_mm.ops.boxes import intersection
+from kd_mm.ops.checks import positive
+from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
-from kd_mm.views.dense_head import DenseView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import DenseView
+from kd_mm.types.targets import batch_boxes
 
 
 def balanced_mean(values: Tensor, matched: Tensor, counted: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class GOLSDLoss(HeadLoss):
         tau: temperature, above 0. Default 5 [C].
         loss_weight: see :class:`KDLoss`. Default 1.5 [C].
 
-    Inputs are two :class:`kd_mm.views.DenseView` with ``distributions``, the student's with boxes and the host's
+    Inputs are two :class:`kd_mm.types.dense.DenseView` with ``distributions``, the student's with boxes and the host's
     assignment.  In a config ``at='bbox_head'``: two heads of the GFL family with the same strides, bins and classes.
 
     Returns:
@@ -78,7 +79,7 @@ class GOLSDLoss(HeadLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import Assignment
+        >>> from kd_mm.types.dense import Assignment
         >>> host = Assignment([torch.tensor([[1, 3]])], [torch.ones(1, 2)], 3, [torch.tensor([[0, -1]])])
         >>> view = DenseView([torch.randn(1, 2, 3)], [torch.rand(1, 2, 4)], [torch.randn(1, 2, 4, 9)], assignment=host)
         >>> batch = KDBatch(boxes=[torch.tensor([[0., 0., 4., 4.]])], input_shape=(8, 8))

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor, nn
 
-from kd_mm.checks import from_zero, positive, whole
-from kd_mm.functional import nonzero, parameter_options, seeded_generator
-from kd_mm.losses.base import KDLoss
-from kd_mm.regions.gt_box import batch_boxes
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import from_zero, positive, whole
+from kd_mm.ops.functional import nonzero, parameter_options
+from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.targets import gt_labels, img_shapes, input_shape
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import batch_boxes, gt_labels, img_shapes, input_shape
 
 #: sizes of the instance descriptor besides the classes: sines of a point, and five steps of width and of height.
 POINT, STEPS = 256, 5

@@ -5,12 +5,12 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
-from kd_mm.checks import one_of, whole
-from kd_mm.functional import class_centres, nonzero
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import one_of, whole
+from kd_mm.ops.functional import class_centres, nonzero
 from kd_mm.registry import MODELS
-from kd_mm.targets import class_members
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.targets import class_members
 
 SCALES = ('none', 'mean')
 
@@ -20,7 +20,7 @@ def centre_distances(features: Tensor, members: Tensor) -> Tuple[Tensor, Tensor]
 
     Args:
         features: (N, C, H, W).
-        members: (N, H*W, K), see :func:`kd_mm.targets.class_members`.
+        members: (N, H*W, K), see :func:`kd_mm.types.targets.class_members`.
 
     Returns:
         (N, K, K), and 1 for each pair k < l of classes that are both there, 0 elsewhere, (N, K, K).

@@ -5,12 +5,12 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from kd_mm.checks import boolean, one_of, whole
-from kd_mm.functional import class_centres, nonzero, safe_sqrt
-from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.ops.checks import boolean, one_of, whole
+from kd_mm.ops.functional import class_centres, nonzero, safe_sqrt
 from kd_mm.registry import MODELS
-from kd_mm.targets import class_members
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import class_members
 
 CENTRES = ('image', 'batch')
 

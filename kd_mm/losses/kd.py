@@ -2,43 +2,18 @@
 
 from typing import Any, Optional, Tuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.blocks import sum_in_blocks
-from kd_mm.checks import boolean, one_of, positive
-from kd_mm.functional import apply_weights, nonzero
-from kd_mm.losses.base import KDLoss, labelled, needs_channels
+from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
+from kd_mm.ops.blocks import sum_in_blocks
+from kd_mm.ops.checks import boolean, one_of, positive
+from kd_mm.ops.divergences import softmax_divergence
+from kd_mm.ops.functional import apply_weights, nonzero
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 REDUCTIONS = ('pixel_mean', 'element_mean', 'batch_mean', 'spatial_mean', 'sum')
 DIVERGENCES = ('kl', 'cross_entropy')
-
-
-def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, divergence: str = 'kl') -> Tensor:
-    """Terms of the divergence between two softmax distributions over dimension 1, one an element.
-
-    ``p_t * (log p_t - log p_s)`` (kl) or ``-p_t * log p_s`` (cross_entropy), ``p = softmax(z / tau)``.
-
-    Args:
-        student: logits (M, K) or (N, K, H, W).
-        teacher: logits of the same shape.
-        tau: temperature, above 0.
-        divergence: 'kl' or 'cross_entropy'.
-
-    Returns:
-        Terms of the shape of ``student``; their sum over dimension 1 is the divergence. Not multiplied by tau squared.
-
-    Example:
-        >>> import torch
-        >>> z = torch.tensor([[0.0, 1.0]])
-        >>> softmax_divergence(z, z).abs().sum().item() < 1e-6
-        True
-    """
-    log_s = F.log_softmax(student / tau, dim=1)
-    log_t = F.log_softmax(teacher / tau, dim=1)
-    return log_t.exp() * (log_t - log_s if divergence == 'kl' else -log_s)
 
 
 def mean_divergence(student: Tensor, teacher: Tensor, mask: Optional[Tensor], tau: float = 1.0, divergence: str = 'kl',

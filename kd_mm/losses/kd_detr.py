@@ -2,16 +2,19 @@
 
 from typing import Any, Dict, List, Sequence, Tuple
 
+import torch
 from torch import Tensor
 
-from kd_mm import distributed
-from kd_mm.checks import factors, one_of, whole
-from kd_mm.functional import nonzero, seeded_generator
-from kd_mm.losses.query_base import QueryLoss, class_divergence, image_shapes, paired_box_losses
-from kd_mm.losses.sigmoid_kd import DIVERGENCES
+from kd_mm.losses.base.query import QueryLoss, class_divergence, image_shapes, paired_box_losses
+from kd_mm.ops import distributed
+from kd_mm.ops.boxes import frames
+from kd_mm.ops.checks import factors, one_of, whole
+from kd_mm.ops.divergences import DIVERGENCES
+from kd_mm.ops.functional import nonzero
+from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
-from kd_mm.views.query_head import QueryView, frames, join_views, random_points
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.query import Points, QueryView, join_views
 
 POINTS = ('specific', 'general')
 WEIGHTS = ('foreground', 'none')
@@ -33,7 +36,7 @@ class KDDETRLoss(QueryLoss):
     over the classes.
 
     A re-implementation from the description: no code was published.  How random points are drawn for a decoder that
-    takes embeddings (:func:`kd_mm.views.query_head.random_points`) and the normaliser are ours.
+    takes embeddings (:func:`kd_mm.losses.kd_detr.random_points`) and the normaliser are ours.
 
     Args:
         points: 'specific', 'general' or both. Default both [P].
@@ -107,3 +110,40 @@ class KDDETRLoss(QueryLoss):
         return {name: list(factor * (values * weight).sum(dim=(1, 2)) / total)
                 for name, factor, values in (('class', self.class_weight, classes), ('l1', self.l1_weight, l1),
                                              ('giou', self.giou_weight, giou)) if factor}
+
+
+def random_points(points: Points, count: int, generator: torch.Generator) -> Points:
+    """Points drawn at random, of the same kind as given ones, the same for all images.
+
+    Positions (reference points and boxes) are uniform over the image and over all sizes.  Embeddings are drawn from a
+    normal distribution with the mean and deviation that the given ones have in each channel; where these do not differ
+    (DETR's and DAB-DETR's zeros), neither do those.
+
+    Args:
+        points: of a detector, (N, Q, ...).
+        count: how many, at least 1.
+        generator: a CPU generator.
+
+    Returns:
+        The same names, (N, count, ...).
+
+    Example:
+        >>> given = dict(query=torch.zeros(2, 5, 8), reference_points=torch.rand(2, 5, 4))
+        >>> drawn = random_points(given, 7, torch.Generator().manual_seed(0))
+        >>> drawn['query'].abs().sum().item(), drawn['reference_points'].shape
+        (0.0, torch.Size([2, 7, 4]))
+    """
+    result: Points = {}
+    for name, value in points.items():
+        images, _, width = value.shape
+        anchors = name == 'query_pos' and 'query' in points and width != points['query'].shape[-1]
+        if name == 'reference_points' or anchors:
+            drawn = torch.rand(count, width, generator=generator).clamp(0.01, 0.99).to(value)
+            if anchors:  # DAB-DETR's learned anchors are before their sigmoid
+                drawn = torch.logit(drawn)
+        else:
+            drawn = torch.randn(count, width, generator=generator).to(value)
+            rows = value.detach().flatten(0, 1)
+            drawn = rows.mean(dim=0) + drawn * rows.std(dim=0, unbiased=False)
+        result[name] = drawn.expand(images, count, width)
+    return result

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.checks import from_zero, one_of, whole
-from kd_mm.functional import nonzero, parameter_options, resize, safe_sqrt, unit_vectors
-from kd_mm.losses.base import KDLoss
-from kd_mm.losses.learned import Learner, load_learned, read_learned
+from kd_mm.losses.base.learner import Learner, load_learned, read_learned
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import from_zero, one_of, whole
+from kd_mm.ops.functional import nonzero, parameter_options, resize, safe_sqrt, unit_vectors
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 AFFINITIES = ('cell', 'channel')
 

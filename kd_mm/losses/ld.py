@@ -5,15 +5,16 @@ from typing import Any, Dict, List
 import torch
 from torch import Tensor
 
-from kd_mm import distributed
-from kd_mm.checks import boolean, factors, number, one_of, positive, whole
-from kd_mm.functional import intersection, nonzero
-from kd_mm.losses.head_base import HeadLoss
-from kd_mm.losses.kd import softmax_divergence
-from kd_mm.regions.gt_box import batch_boxes
+from kd_mm.losses.base.head import HeadLoss
+from kd_mm.ops import distributed
+from kd_mm.ops.boxes import centers, intersection
+from kd_mm.ops.checks import boolean, factors, number, one_of, positive, whole
+from kd_mm.ops.divergences import softmax_divergence
+from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
-from kd_mm.views.dense_head import DenseView, Rows, centers
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import DenseView, Rows
+from kd_mm.types.targets import batch_boxes
 
 BINS = ('sum', 'mean')
 
@@ -129,8 +130,8 @@ class LDLoss(HeadLoss):
         normalise: divide by the sum of the weights. Default True.
         loss_weight: see :class:`KDLoss`. Default 0.75 [ours: about the published size, at 50 summed weights a GPU].
 
-    Inputs are two :class:`kd_mm.views.DenseView` with distributions; the student's with the host's assignment.  In a
-    config ``at='bbox_head'``: GFL and heads derived from it.
+    Inputs are two :class:`kd_mm.types.dense.DenseView` with distributions; the student's with the host's assignment.
+    In a config ``at='bbox_head'``: GFL and heads derived from it.
 
     Returns:
         Reduction: per level; sum over sides; divided by weights
@@ -141,7 +142,7 @@ class LDLoss(HeadLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import Assignment, DenseView
+        >>> from kd_mm.types.dense import Assignment, DenseView
         >>> loss = build(dict(type='LDLoss', valuable_weight=0))
         >>> host = Assignment([torch.tensor([[1, 3]])], [torch.ones(1, 2)], background=3)
         >>> s, t = (DenseView([torch.zeros(1, 2, 3)], distributions=[torch.randn(1, 2, 4, 17)], assignment=host)

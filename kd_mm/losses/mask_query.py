@@ -6,16 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm import distributed, targets
-from kd_mm.checks import entries, factors, from_zero, whole
-from kd_mm.functional import nonzero, seeded_generator
-from kd_mm.losses.head_base import HeadLoss
-from kd_mm.losses.kd import softmax_divergence
-from kd_mm.losses.sigmoid_kd import sigmoid_divergence
+from kd_mm.losses.base.head import HeadLoss
+from kd_mm.ops import distributed
+from kd_mm.ops.checks import entries, factors, from_zero, whole
+from kd_mm.ops.divergences import sigmoid_divergence, softmax_divergence
+from kd_mm.ops.functional import nonzero
+from kd_mm.ops.matching import hungarian, take_queries
+from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
-from kd_mm.views.mask_queries import MaskQueryView, sample_masks
-from kd_mm.views.query_head import hungarian, take_queries
+from kd_mm.types import targets
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.query import MaskQueryView
 
 
 def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
@@ -61,7 +62,7 @@ class MaskQueryLoss(HeadLoss):
         loss_weight: see :class:`KDLoss`. Default 1.
 
     In a config ``at='panoptic_head'`` (mmdet) or ``at='decode_head'`` (mmseg): two mask transformers with the same
-    classes and number of decoder layers.  On plain tensors two :class:`kd_mm.views.MaskQueryView`.
+    classes and number of decoder layers.  On plain tensors two :class:`kd_mm.types.query.MaskQueryView`.
 
     Returns:
         Reduction: per level; mean over pairs
@@ -73,7 +74,7 @@ class MaskQueryLoss(HeadLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import MaskQueryView
+        >>> from kd_mm.types.query import MaskQueryView
         >>> view = MaskQueryView(torch.randn(2, 1, 5, 4), [torch.randn(1, 5, 8, 8)] * 2)
         >>> bool(build(dict(type='MaskQueryLoss', dice_weight=0.))(view, view) < 1e-5)
         True
@@ -155,3 +156,22 @@ class MaskQueryLoss(HeadLoss):
         """The mask terms of pairs, (N, Q), of mask logits (N, Q, P)."""
         result = self.mask_weight * sigmoid_divergence(own, theirs).mean(dim=-1)
         return result + self.dice_weight * dice_loss(own, theirs.sigmoid()) if self.dice_weight else result
+
+
+def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of all masks of an image at the same points.
+
+    Args:
+        masks: (N, Q, H, W).
+        points: (N, P, 2), (x, y) in 0..1 of the padded input.
+
+    Returns:
+        (N, Q, P).
+
+    Example:
+        >>> ramp = torch.arange(4.).view(1, 1, 1, 4)
+        >>> sample_masks(ramp, torch.tensor([[[0.5, 0.5]]])).item()
+        1.5
+    """
+    grid = (2 * points - 1)[:, :, None].to(masks)
+    return F.grid_sample(masks, grid, align_corners=False, padding_mode='border')[..., 0]

@@ -5,12 +5,12 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_mm.checks import from_zero, one_of, whole
-from kd_mm.functional import dice_similarity, nonzero, parameter_options
-from kd_mm.losses.base import KDLoss
-from kd_mm.losses.learned import Learner, load_learned, read_learned
+from kd_mm.losses.base.learner import Learner, load_learned, read_learned
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import from_zero, one_of, whole
+from kd_mm.ops.functional import dice_similarity, nonzero, parameter_options
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 WEIGHTS = ('softmax', 'mean')
 

@@ -6,11 +6,12 @@ import torch
 from mmengine.dist import get_rank
 from torch import Tensor, nn
 
-from kd_mm.checks import number, one_of
-from kd_mm.functional import apply_weights, keep_mask, parameter_options, seeded_generator
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import number, one_of
+from kd_mm.ops.functional import apply_weights, parameter_options
+from kd_mm.ops.sampling import keep_mask, seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 MASKS = ('pixel', 'channel')
 

@@ -4,13 +4,13 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from kd_mm.checks import one_of, positive, whole
-from kd_mm.functional import apply_weights
-from kd_mm.losses.base import KDLoss
-from kd_mm.regions.roi import instance_rows, pool_instances, rows_of_level
+from kd_mm.losses.base.instances import instance_rows, pool_instances, rows_of_level
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import one_of, positive, whole
+from kd_mm.ops.functional import apply_weights
 from kd_mm.registry import MODELS
-from kd_mm.targets import input_shape
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import input_shape
 
 ASSIGNMENTS = ('all', 'size')
 

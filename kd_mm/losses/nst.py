@@ -5,11 +5,11 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from kd_mm.checks import from_zero, whole
-from kd_mm.functional import safe_sqrt
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import from_zero, whole
+from kd_mm.ops.functional import safe_sqrt
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def selectivity(features: Tensor, mask: Optional[Tensor] = None, eps: float = 1e-12) -> Tensor:

@@ -6,11 +6,11 @@ from typing import Any, Dict, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from kd_mm.checks import one_of
-from kd_mm.functional import apply_weights, nonzero
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import one_of
+from kd_mm.ops.functional import apply_weights, nonzero
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 MARGINS = ('auto', 'norm', 'batch')
 

@@ -4,10 +4,10 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from kd_mm.functional import apply_weights
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.functional import apply_weights
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 @MODELS.register_module()

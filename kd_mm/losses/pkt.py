@@ -5,11 +5,12 @@ from typing import Any, Optional
 from mmengine.dist import get_rank
 from torch import Tensor
 
-from kd_mm.checks import one_of, positive, sample_limit
-from kd_mm.functional import SAMPLES, relation_rows, safe_sqrt, seeded_generator
-from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.ops.checks import one_of, positive, sample_limit
+from kd_mm.ops.functional import safe_sqrt
+from kd_mm.ops.sampling import SAMPLES, relation_rows, seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 def neighbour_probabilities(rows: Tensor, eps: float = 1e-7) -> Tensor:
@@ -46,7 +47,7 @@ class PKTLoss(KDLoss):
 
     Args:
         eps: added to norms and probabilities, above 0. Default 1e-7 [C].
-        samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+        samples: 'cell' (default) or 'image', see :func:`kd_mm.ops.sampling.relation_rows`; rows (M, C) are M samples.
             One sample has no relation: 0, without gradient.
         limit: the most samples; more are drawn at random, for each step anew. None for all. Default 1024.
         loss_weight: see :class:`KDLoss`. Default 30000 [C: mdistiller, for 64 images a batch]. The mean is over M^2 and

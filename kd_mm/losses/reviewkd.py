@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.checks import entries, whole
-from kd_mm.functional import nonzero, parameter_options, weighted_mean
-from kd_mm.losses.base import KDLoss
-from kd_mm.norms import BatchNorm
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import entries, whole
+from kd_mm.ops.functional import nonzero, parameter_options, weighted_mean
+from kd_mm.ops.norms import BatchNorm
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 def hierarchical_context_loss(student: Tensor, teacher: Tensor, pools: Sequence[int] = (4, 2, 1),

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor
 
-from kd_mm.checks import boolean, from_zero, one_of, positive, sample_limit
-from kd_mm.functional import SAMPLES, nonzero, relation_rows, seeded_generator
-from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.ops.checks import boolean, from_zero, one_of, positive, sample_limit
+from kd_mm.ops.functional import nonzero
+from kd_mm.ops.sampling import SAMPLES, relation_rows, seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 def relative_distances(rows: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class RKDLoss(KDLoss):
         angle_weight: not negative. Default 50 [C]. With 0 no angles are computed and a larger ``limit`` costs M^2.
         normalize: make the samples unit vectors first. Default False.
         beta: where h goes from square to linear, above 0. Default 1 [C].
-        samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+        samples: 'cell' (default) or 'image', see :func:`kd_mm.ops.sampling.relation_rows`; rows (M, C) are M samples.
         limit: the most samples; more are drawn at random, for each step anew. None for all. Default 128.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 

@@ -5,12 +5,12 @@ from typing import Any, Dict, List
 import torch
 from torch import Tensor
 
-from kd_mm.checks import one_of, positive
-from kd_mm.functional import nonzero
-from kd_mm.losses.head_base import HeadLoss
+from kd_mm.losses.base.head import HeadLoss
+from kd_mm.ops.checks import one_of, positive
+from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
-from kd_mm.views.dense_head import DenseView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import DenseView
 
 SCORES = ('logit', 'probability')
 
@@ -56,7 +56,7 @@ class RMLoss(HeadLoss):
         tau: temperature, above 0. Default 1 [ours].
         loss_weight: see :class:`KDLoss`. Default 4 [recalled].
 
-    Inputs are two :class:`kd_mm.views.DenseView`, the student's with the host's assignment.  In a config
+    Inputs are two :class:`kd_mm.types.dense.DenseView`, the student's with the host's assignment.  In a config
     ``at='bbox_head'``: any dense head that tells the object of each positive (not FoveaBox).
 
     Returns:
@@ -68,7 +68,7 @@ class RMLoss(HeadLoss):
 
     Example:
         >>> from kd_mm.registry import build
-        >>> from kd_mm.views import Assignment
+        >>> from kd_mm.types.dense import Assignment
         >>> host = Assignment([torch.tensor([[1, 1, 3]])], [torch.ones(1, 3)], 3, [torch.tensor([[0, 0, -1]])])
         >>> view = DenseView([torch.randn(1, 3, 3)], assignment=host)
         >>> bool(build(dict(type='RMLoss'))(view, view) < 1e-6)

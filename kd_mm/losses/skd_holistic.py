@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm import distributed, targets
-from kd_mm.checks import boolean, from_zero, one_of, positive, whole
-from kd_mm.functional import parameter_options, resize, safe_sqrt, seeded_generator
-from kd_mm.losses.base import KDLoss, labelled
-from kd_mm.losses.opponent import Opponent, SpectralConv2d, make_optimizer
-from kd_mm.norms import BatchNorm
+from kd_mm.losses.base.loss import KDLoss, labelled
+from kd_mm.losses.base.opponent import Opponent, SpectralConv2d, make_optimizer
+from kd_mm.ops import distributed
+from kd_mm.ops.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.ops.functional import parameter_options, resize, safe_sqrt
+from kd_mm.ops.norms import BatchNorm
+from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types import targets
+from kd_mm.types.batch import Features, KDBatch
 
 OBJECTIVES = ('wgan-gp', 'hinge')
 #: Four halvings and a 4x4 window at the end: the smallest side that gives a score.

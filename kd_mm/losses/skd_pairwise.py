@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import boolean, from_zero, positive, whole
-from kd_mm.functional import nonzero, unit_vectors
-from kd_mm.losses.base import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.ops.checks import boolean, from_zero, positive, whole
+from kd_mm.ops.functional import nonzero, unit_vectors
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 #: most numbers of a block of affinities, of all images of the batch together.
 BLOCK = 2**21

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor
 
-from kd_mm.checks import one_of, sample_limit
-from kd_mm.functional import SAMPLES, relation_rows, safe_sqrt, seeded_generator
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import one_of, sample_limit
+from kd_mm.ops.functional import safe_sqrt
+from kd_mm.ops.sampling import SAMPLES, relation_rows, seeded_generator
 from kd_mm.registry import MODELS
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 NORMS = ('l2', 'l1')
 
@@ -73,7 +74,7 @@ class SPLoss(KDLoss):
     L1 rows M^2 numbers are held, so set ``limit``.
 
     Args:
-        samples: 'cell' (default) or 'image', see :func:`kd_mm.functional.relation_rows`; rows (M, C) are M samples.
+        samples: 'cell' (default) or 'image', see :func:`kd_mm.ops.sampling.relation_rows`; rows (M, C) are M samples.
             One sample has no relation: 0, without gradient.
         limit: the most samples; more are drawn at random, for each step anew. Default None: all.
         norm: of the rows of G, 'l2' or 'l1'. Default 'l2' [P].

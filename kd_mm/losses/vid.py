@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mm.checks import positive
-from kd_mm.functional import parameter_options, weighted_mean
-from kd_mm.losses.base import KDLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.ops.checks import positive
+from kd_mm.ops.functional import parameter_options, weighted_mean
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 def gaussian_surprise(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:

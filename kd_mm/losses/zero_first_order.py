@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.blocks import BLOCK, sum_in_blocks
-from kd_mm.checks import boolean, from_zero, positive
-from kd_mm.functional import apply_weights, nonzero, weighted_mean
-from kd_mm.losses.base import KDLoss, labelled, needs_channels
+from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
+from kd_mm.ops.blocks import BLOCK, sum_in_blocks
+from kd_mm.ops.checks import boolean, from_zero, positive
+from kd_mm.ops.functional import apply_weights, nonzero, weighted_mean
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 #: one of each two opposite directions to the 8 neighbours: down, right.
 DIRECTIONS = ((0, 1), (1, -1), (1, 0), (1, 1))

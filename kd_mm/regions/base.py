@@ -4,7 +4,7 @@ from typing import Any, Dict
 
 from torch import nn
 
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 class RegionMask(nn.Module):

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.checks import one_of, whole
-from kd_mm.functional import parameter_options
+from kd_mm.ops.checks import one_of, whole
+from kd_mm.ops.functional import parameter_options
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
-from kd_mm.targets import seg_map
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import seg_map
 
 MODES = ('edge', 'body')
 

@@ -6,12 +6,13 @@ from typing import List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from kd_mm.checks import boolean, entries, number, positive
-from kd_mm.functional import nonzero
+from kd_mm.ops.checks import boolean, entries, number, positive
+from kd_mm.ops.functional import nonzero
 from kd_mm.regions.base import RegionMask
-from kd_mm.regions.gt_box import BLOCK, batch_boxes
+from kd_mm.regions.gt_box import BLOCK
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import batch_boxes
 
 
 def anchor_shapes(stride: float, scales: Sequence[float], ratios: Sequence[float],

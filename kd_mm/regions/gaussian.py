@@ -4,13 +4,13 @@ from typing import Optional, Sequence
 
 import torch
 
-from kd_mm.checks import boolean, class_indices, positive
-from kd_mm.functional import nonzero
+from kd_mm.ops.checks import boolean, class_indices, positive
+from kd_mm.ops.functional import nonzero
 from kd_mm.regions.base import RegionMask
-from kd_mm.regions.gt_box import BLOCK, batch_boxes
+from kd_mm.regions.gt_box import BLOCK
 from kd_mm.registry import MODELS
-from kd_mm.targets import input_shape
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import batch_boxes, input_shape
 
 
 @MODELS.register_module()

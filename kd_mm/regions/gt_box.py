@@ -1,64 +1,19 @@
 """Regions made of ground-truth boxes."""
 
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from kd_mm.checks import class_indices, one_of
-from kd_mm.functional import parameter_options
+from kd_mm.ops.checks import class_indices, one_of
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
-from kd_mm.targets import gt_boxes, gt_labels, img_shapes, input_shape
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import FRAMES, batch_boxes
 
-FRAMES = ('input', 'image')
 MODES = ('foreground', 'background', 'scale')
-
 #: boxes of an image handled at once by scale_mask: bounds its memory at N * 64 * H * W numbers.
 BLOCK = 64
-
-
-def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
-                classes: Optional[Sequence[int]] = None) -> Tuple[Tensor, Tensor, Tensor]:
-    """Boxes of all images in one tensor.
-
-    Args:
-        batch: gives boxes, labels and sizes.
-        frame: 'input' or 'image': the size that box coordinates refer to.
-        like: device and dtype of the result (half precision becomes float32).
-        classes: keep only boxes of these class indices; None keeps all.
-
-    Returns:
-        boxes (N, M, 4) in input pixels, filled up with zeros; whether each is a box (N, M); (h, w) of the frames
-        (N, 2), the padded input where the image is not known.
-
-    Raises:
-        ValueError: the data has no boxes (or no labels, with ``classes``), or not as many as images.
-
-    Example:
-        >>> batch = KDBatch(input_shape=(32, 32), boxes=[torch.rand(2, 4), torch.rand(0, 4)])
-        >>> boxes, real, frames = batch_boxes(batch, 'input', torch.zeros(2, 8, 4, 4))
-        >>> boxes.shape, real.sum(dim=1).tolist()
-        (torch.Size([2, 2, 4]), [2, 0])
-    """
-    options = parameter_options(like)
-    found: List[Tensor] = [boxes.detach().to(**options).reshape(-1, 4) for boxes in gt_boxes(batch)]
-    if len(found) != like.shape[0]:
-        raise ValueError(f'boxes of {len(found)} images for features of {like.shape[0]} images')
-    if classes is not None:
-        wanted = torch.tensor(list(classes), device=options['device'])
-        found = [boxes[torch.isin(labels.to(options['device']), wanted)]
-                 for boxes, labels in zip(found, gt_labels(batch))]
-    frames = img_shapes(batch) if frame == 'image' else []
-    frames = frames or [input_shape(batch)] * len(found)
-    if len(frames) != len(found):
-        raise ValueError(f'boxes of {len(found)} images and sizes of {len(frames)}')
-    boxes = pad_sequence(found, batch_first=True)
-    counts = torch.tensor([len(boxes) for boxes in found], device=options['device'])
-    real = torch.arange(boxes.shape[1], device=options['device'])[None] < counts[:, None]
-    return boxes, real, torch.tensor(frames, **options)
 
 
 def box_cells(boxes: Tensor, frames: Tensor, size: Tuple[int, int]) -> Tensor:

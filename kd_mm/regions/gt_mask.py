@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from kd_mm.checks import one_of
-from kd_mm.functional import parameter_options
+from kd_mm.ops.checks import one_of
+from kd_mm.ops.functional import parameter_options
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
-from kd_mm.targets import gt_masks, input_shape
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import gt_masks, input_shape
 
 
 def cover(mask: Tensor, frame: tuple, size: tuple) -> Tensor:

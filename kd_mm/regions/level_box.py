@@ -5,12 +5,11 @@ from typing import Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from kd_mm.checks import entries, positive
+from kd_mm.ops.checks import entries, positive
 from kd_mm.regions.base import RegionMask
-from kd_mm.regions.gt_box import batch_boxes
 from kd_mm.registry import MODELS
-from kd_mm.targets import input_shape
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import batch_boxes, input_shape
 
 
 def box_level(boxes: Tensor, levels: int, scale: float = 56.0, border: float = 1.0) -> Tensor:

@@ -4,12 +4,12 @@ from typing import Optional, Sequence
 
 import torch
 
-from kd_mm.checks import class_indices
-from kd_mm.functional import parameter_options
+from kd_mm.ops.checks import class_indices
+from kd_mm.ops.functional import parameter_options
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
-from kd_mm.targets import seg_map, valid_pixels
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.targets import seg_map, valid_pixels
 
 
 @MODELS.register_module()

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from kd_mm.functional import lift, resize
+from kd_mm.ops.functional import lift, resize
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
-from kd_mm.types import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch
 
 
 @MODELS.register_module()

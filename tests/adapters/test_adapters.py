@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from kd_mm.adapters import Adapter, ConvAdapter, NormAdapter, ResizeAdapter, SequentialAdapter, auto_adapter
-from kd_mm.losses import KDLoss
+from kd_mm.adapters import ConvAdapter, NormAdapter, ResizeAdapter, SequentialAdapter
+from kd_mm.adapters.auto import auto_adapter
+from kd_mm.adapters.base import Adapter
+from kd_mm.losses.base.loss import KDLoss
 from kd_mm.registry import MODELS, build, choices
 
 

@@ -1,23 +1,24 @@
 """A distilled step needs the memory of the plain step or of the teacher, whichever is more, and what the taps keep.
 
-Counted in allocated bytes, on the shipped configs of tools/profile.py at a small size.
+Counted in allocated bytes, on the shipped configs of tools/measure.py at a small size.
 """
 
 from pathlib import Path
 
 import pytest
 
-from kd_mm import inspection
-from kd_mm.benchmark import Bench
-from kd_mm.problems import Problems
+from kd_mm.lab.configs import hook_arguments, hook_entries, read_config
+from kd_mm.lab.cost import Bench
+from kd_mm.lab.models import scope_of
+from kd_mm.ops.problems import Problems
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'profile'
 
 
 def memory(name, batch, shape):
-    cfg = inspection.read_config(str(CONFIGS / f'{name}.py'))
-    arguments = inspection.hook_arguments(inspection.hook_entries(cfg)[0], Problems())
-    with inspection.scope_of(cfg):
+    cfg = read_config(str(CONFIGS / f'{name}.py'))
+    arguments = hook_arguments(hook_entries(cfg)[0], Problems())
+    with scope_of(cfg):
         bench = Bench(cfg, batch, shape, 'cpu')
         bench.distil(arguments)
         return bench.step_memory()

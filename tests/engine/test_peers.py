@@ -7,11 +7,11 @@ import torch
 from stock import detector, hook, teacher_of, train
 from two_stage import two_stage_config
 
-from kd_mm.distiller import Distiller
+from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.preflight import random_data
 from kd_mm.engine.term import STUDENT
-from kd_mm.modes import preserved_random_state
-from kd_mm.teacher import build_model, load_config
+from kd_mm.hosts.models import build_model, load_config
+from kd_mm.ops.modes import preserved_random_state
 
 LOSSES = {
     'score region': dict(type='FRSLoss', at='neck', region=dict(

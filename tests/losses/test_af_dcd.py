@@ -6,7 +6,7 @@ from torch import nn
 
 from kd_mm.losses.af_dcd import TwoBranch, omni_contrast
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SMALL = dict(groups=3, pool=2, patch=(2, 2))
 SWEEP = {'AfDCDLoss': dict(options=SMALL, skip=dict(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd_mm.registry import build
-from kd_mm.views import Assignment, DenseView
+from kd_mm.types.dense import Assignment, DenseView
 
 LOGIT = math.log(3)  # sigmoid: 3/4
 BOX = torch.tensor([0.0, 0.0, 2.0, 2.0], dtype=torch.float64)

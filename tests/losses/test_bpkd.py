@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from kd_mm.losses.cwd import channel_wise_divergence
-from kd_mm.losses.kd import softmax_divergence
-from kd_mm.regions import EdgeRegion, RegionMask
+from kd_mm.ops.divergences import softmax_divergence
+from kd_mm.regions import EdgeRegion
+from kd_mm.regions.base import RegionMask
 from kd_mm.regions.edge import class_edges, label_edges, window_classes
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 class Given(RegionMask):
@@ -72,7 +73,7 @@ def test_the_classes_count_the_same():
 
 @pytest.mark.parametrize('block', [10, 2**20])
 def test_each_image_has_bodies_of_its_own(block, monkeypatch):
-    monkeypatch.setattr('kd_mm.blocks.BLOCK', block)
+    monkeypatch.setattr('kd_mm.ops.blocks.BLOCK', block)
     labels = torch.zeros(2, 8, 8, dtype=torch.long)
     labels[0, :, 3:], labels[1, 5:] = 1, 1
     student, teacher = draw(2, 2, 8, 8), draw(2, 2, 8, 8, seed=1)
@@ -104,7 +105,7 @@ def test_chunks_of_classes_do_not_change_the_numbers(monkeypatch):
     loss = build(dict(type='BPKDLoss', width=3))
     whole = loss.terms(student, teacher, batch, None)
     monkeypatch.setattr('kd_mm.regions.edge.BLOCK', 3 * 128)
-    monkeypatch.setattr('kd_mm.losses.bpkd.BLOCK', 2 * 32)
+    monkeypatch.setattr('kd_mm.ops.blocks.BLOCK', 2 * 32)
     parts = loss.terms(student, teacher, batch, None)
     assert all(torch.isclose(parts[name], whole[name], rtol=1e-12) for name in ('edge', 'body'))
 

@@ -5,7 +5,7 @@ import torch
 
 from kd_mm.losses.cc import taylor_gaussian
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def value(student, teacher, batch=None, **options):

@@ -5,7 +5,7 @@ import torch
 
 from kd_mm.losses.chen import bounded_squares, weighted_cross_entropy
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def value(kind, student, teacher, batch=None, **options):

@@ -1,18 +1,14 @@
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from peak import Largest  # noqa: E402
 from torch import nn
 
-from kd_mm.blocks import relation_divergence
 from kd_mm.losses.cirkd import Queue, class_cells, class_means
+from kd_mm.ops.blocks import relation_divergence
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from peak import Largest  # noqa: E402
+from kd_mm.types.batch import KDBatch
 
 SMALL = dict(num_classes=3, pixel_memory=60, region_memory=20, pixel_keys=8, region_keys=4)
 SWEEP = {'CIRKDMemoryLoss': dict(options=SMALL, skip=dict(

@@ -6,7 +6,7 @@ from torch import nn
 
 from kd_mm.losses.cirkd_v2 import channel_vectors
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SMALL = dict(grid=(2, 3), memory=40, keys=8, channels_per_step=12)
 SWEEP = {'CIRKDChannelLoss': dict(options=SMALL, skip=dict(

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from kd_mm.hosts.heads.towers import cross_head_outputs, held_features, tower_taps
+from kd_mm.hosts.taps import Tap
+from kd_mm.ops.functional import align_moments
 from kd_mm.registry import build
-from kd_mm.taps import Tap
-from kd_mm.views import Assignment, DenseView, align_moments, cross_head_outputs, held_features, tower_taps
+from kd_mm.types.dense import Assignment, DenseView
 
 LOGIT = math.log(3)
 BCE = math.log(2)

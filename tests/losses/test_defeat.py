@@ -5,7 +5,7 @@ import torch
 
 from kd_mm.losses.defeat import decoupled_divergence, half_mean
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 BATCH = KDBatch(input_shape=(32, 32), boxes=[torch.tensor([[8.0, 8.0, 24.0, 24.0]])])
 

@@ -7,8 +7,8 @@ import torch
 
 from kd_mm.losses.detrdistill import clipped, focal_loss
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
-from kd_mm.views import QueryAssignment, QueryView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.query import QueryAssignment, QueryView
 
 LOGIT = math.log(3)  # sigmoid: 3/4
 CE = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))  # of equal scores 3/4

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kd_mm.losses.dsd import attention_residuals, category_similarity
-from kd_mm.regions import RegionMask
+from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 class Given(RegionMask):

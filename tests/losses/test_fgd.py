@@ -3,7 +3,7 @@ import torch
 
 from kd_mm.losses.fgd import attention
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'FGDLoss': dict(skip=dict(
     test_outside_of_the_region_nothing_counts='attention and context are of the whole map'))}

@@ -3,7 +3,7 @@ import torch
 
 from kd_mm.regions import FineGrainedRegion
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def test_closed_form():

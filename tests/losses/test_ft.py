@@ -4,7 +4,7 @@ from torch import nn
 
 from kd_mm.losses.ft import factor_gap, relative_error
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'FTLoss': dict(skip=dict(
     test_zero_for_equal_inputs='translator and paraphraser are two networks',

@@ -3,8 +3,8 @@ import torch
 
 from kd_mm.losses.gid import normalised_distances, select_instances
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
-from kd_mm.views import DenseView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import DenseView
 
 #: three boxes of two columns each, apart from one another
 BATCH = KDBatch(input_shape=(16, 48), boxes=[

@@ -7,8 +7,8 @@ import torch
 
 from kd_mm.losses.golsd import balanced_mean
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
-from kd_mm.views import Assignment, DenseView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import Assignment, DenseView
 
 KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # of (3/4, 1/4) to (1/2, 1/2)
 SCORE = math.log(3)  # sigmoid: 3/4

@@ -6,7 +6,7 @@ import torch
 
 from kd_mm.losses.icd import image_cells, position_embedding, sines, value_distance
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def make_batch(**changes):

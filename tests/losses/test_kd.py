@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from kd_mm.regions import RegionMask
+from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 #: KL of (3/4, 1/4) to (1/2, 1/2), and the entropy of (3/4, 1/4)
 KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
-from kd_mm.views import QueryView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.query import QueryView
 
 LOGIT = math.log(3)  # sigmoid: 3/4
 BOX, TALL = [0.25, 0.25, 0.5, 0.5], [0.25, 0.5, 0.5, 1.0]  # L1 0.75, GIoU 1/2

@@ -6,7 +6,7 @@ from torch import nn
 
 from kd_mm.losses.ktaad import CodeLearner, adaptation_distance, cell_affinity_distance, channel_affinity_distance
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'KTAADLoss': dict(options=dict(autoencoder='random', code=4), skip=dict(
     test_zero_for_equal_inputs='the student is adapted to a code first',

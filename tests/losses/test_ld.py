@@ -7,8 +7,8 @@ import torch
 
 from kd_mm.losses.ld import distribution_divergence, valuable_region
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
-from kd_mm.views import Assignment, DenseView
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import Assignment, DenseView
 
 #: softmax of (0, LOGIT) is (1/4, 3/4); its KL from (1/2, 1/2).
 LOGIT = math.log(3)

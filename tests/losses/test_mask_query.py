@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from kd_mm.losses.mask_query import dice_loss
+from kd_mm.hosts.heads.mask_query import mask_query_view
+from kd_mm.losses.mask_query import dice_loss, sample_masks
+from kd_mm.ops.matching import hungarian
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
-from kd_mm.views import MaskQueryView, mask_query_view
-from kd_mm.views.mask_queries import sample_masks
-from kd_mm.views.query_head import hungarian
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.query import MaskQueryView
 
 LOGIT = math.log(3)  # sigmoid: 3/4
 KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from kd_mm.functional import dice_similarity
 from kd_mm.losses.maskd import TokenLearner, masked_distance
+from kd_mm.ops.functional import dice_similarity
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'MasKDLoss': dict(options=dict(tokens='random', num_tokens=3))}
 

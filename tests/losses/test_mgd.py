@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from kd_mm.functional import keep_mask
+from kd_mm.ops.sampling import keep_mask
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'MGDLoss': dict(skip=dict(
     test_outside_of_the_region_nothing_counts="the generator's convolutions reach over the border"))}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 BATCH = KDBatch(input_shape=(32, 32), boxes=[torch.tensor([[0.0, 0.0, 16.0, 16.0], [16.0, 16.0, 32.0, 32.0]])])
 

@@ -4,7 +4,7 @@ import torch
 from kd_mm.losses.pkd import standardise
 from kd_mm.regions import GTBoxRegion
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def value(student, teacher, **options):

@@ -5,7 +5,7 @@ import torch
 
 from kd_mm.losses.pkt import neighbour_probabilities
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'PKTLoss': dict(skip=dict(
     test_the_batch_twice_is_what_the_reduction_says='probabilities of twice as many neighbours are half as large'))}

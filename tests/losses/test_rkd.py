@@ -3,7 +3,7 @@ import torch
 
 from kd_mm.losses.rkd import angles, relative_distances
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def value(student, teacher, batch=None, **options):

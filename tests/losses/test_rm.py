@@ -7,7 +7,7 @@ import torch
 
 from kd_mm.losses.rm import grouped_log_softmax
 from kd_mm.registry import build
-from kd_mm.views import Assignment, DenseView
+from kd_mm.types.dense import Assignment, DenseView
 
 LOGIT = math.log(3)
 KL = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from kd_mm.losses.sigmoid_kd import sigmoid_divergence, sigmoid_divergence_sum
+from kd_mm.ops.divergences import sigmoid_divergence, sigmoid_divergence_sum
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 #: teacher sure at 3/4, student at 1/2
 LOGIT = math.log(3)
@@ -69,7 +69,7 @@ def test_divergence_equals_the_plain_way(options):
 
 
 def test_sum_in_blocks_is_the_sum(monkeypatch):
-    monkeypatch.setattr('kd_mm.blocks.BLOCK', 10)
+    monkeypatch.setattr('kd_mm.ops.blocks.BLOCK', 10)
     generator = torch.Generator().manual_seed(0)
     own, theirs = (torch.randn(7, 5, generator=generator).double().requires_grad_() for _ in range(2))
     weights = torch.rand(7, 1, generator=generator).double()

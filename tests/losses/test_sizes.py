@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd_mm.adapters import auto_adapter
-from kd_mm.losses import KDLoss
+from kd_mm.adapters.auto import auto_adapter
+from kd_mm.losses.base.loss import KDLoss
 from kd_mm.registry import MODELS, build, choices
 
 POOLING = {'ATLoss': 'smaller', 'NSTLoss': 'smaller', 'VIDLoss': 'smaller', 'OFDLoss': 'student'}

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd_mm.losses.opponent import Opponent
+from kd_mm.losses.base.opponent import Opponent
 from kd_mm.losses.skd_holistic import Discriminator, SelfAttention, discriminator_loss, generator_loss, image_mean
-from kd_mm.regions import RegionMask
+from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'SKDHolisticLoss': dict(
     options=dict(condition_on_image=False, width=2),

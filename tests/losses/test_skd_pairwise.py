@@ -3,9 +3,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from kd_mm.losses.skd_pairwise import affinity_gap, pooled_nodes
-from kd_mm.regions import RegionMask
+from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 class Given(RegionMask):

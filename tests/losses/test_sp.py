@@ -3,7 +3,7 @@ import torch
 
 from kd_mm.losses.sp import similarity_gap, similarity_gap_factored
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'SPLoss': dict(skip=dict(
     test_the_batch_twice_is_what_the_reduction_says='the numbers of a row of unit length are smaller in a longer one'))}

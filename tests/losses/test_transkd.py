@@ -4,7 +4,7 @@ from torch import nn
 
 from kd_mm.losses.transkd import Assistant, Mixer, SelectiveFusion, hierarchical_distance, tokens_of
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 SWEEP = {'TransKDLoss': dict(options=dict(embed_weights=[1.0], middle=4), skip=dict(
     test_zero_for_equal_inputs='the student is fused and projected first',

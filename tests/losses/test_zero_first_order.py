@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kd_mm.losses.zero_first_order import consistency_map
-from kd_mm.regions import RegionMask
+from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 class Given(RegionMask):

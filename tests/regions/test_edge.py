@@ -4,7 +4,7 @@ import torch
 from kd_mm.regions import EdgeRegion
 from kd_mm.regions.edge import class_edges, label_edges, window_classes
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def mask(labels, size, dtype=torch.float32, **options):

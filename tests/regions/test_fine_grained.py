@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from kd_mm.regions.fine_grained import BLOCK, FineGrainedRegion, anchor_shapes, cell_overlap
-from kd_mm.types import KDBatch
+from kd_mm.regions.fine_grained import FineGrainedRegion, anchor_shapes, cell_overlap
+from kd_mm.regions.gt_box import BLOCK
+from kd_mm.types.batch import KDBatch
 
 
 def brute_force(boxes, sizes, strides, scales, ratios, factor):

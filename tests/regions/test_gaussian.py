@@ -5,7 +5,7 @@ import torch
 
 from kd_mm.regions.gaussian import GaussianBoxRegion
 from kd_mm.regions.gt_box import BLOCK
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def mask(boxes, size=(4, 8), frame=(32, 64), **options):

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from kd_mm.regions import GTBoxRegion
-from kd_mm.regions.gt_box import BLOCK, batch_boxes, box_cells, foreground_mask, scale_mask
+from kd_mm.regions.gt_box import BLOCK, box_cells, foreground_mask, scale_mask
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.targets import batch_boxes
 
 
 def by_hand(boxes, frame, size):

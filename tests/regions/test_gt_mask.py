@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kd_mm.regions.gt_mask import GTMaskRegion
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 FEATURES = (torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kd_mm.regions.level_box import LevelBoxRegion, box_level, inner_cells
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def test_levels_by_size():

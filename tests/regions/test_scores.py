@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd_mm.regions import PredictionGapRegion, TeacherScoreRegion
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 
 def test_teacher_score():

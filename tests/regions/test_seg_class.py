@@ -3,7 +3,7 @@ import torch
 
 from kd_mm.regions import SegClassRegion
 from kd_mm.registry import build
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
 
 LABELS = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 255, 255], [2, 2, 255, 255]]], dtype=torch.uint8)
 

@@ -7,16 +7,18 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from kd_mm import checkpoint, inspection
+from kd_mm.hosts.zoo import zoo_config
+from kd_mm.lab import check as inspection
+from kd_mm.lab.configs import dropped_hooks, read_config
 
-TOOLS = Path(__file__).parent.parent.parent / 'tools'
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_check_config', TOOLS / 'check_config.py')
 TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
 
 # By path: for a name with `::` mmengine reads every metafile of the host first.
 DETECTOR = f'''
-_base_ = {str(checkpoint.zoo_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'))!r}
+_base_ = {str(zoo_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'))!r}
 model = dict(
     backbone=dict(base_channels=8, stem_channels=8, frozen_stages=-1, init_cfg=None),
     neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
@@ -29,7 +31,7 @@ model = dict(
     neck=dict(out_channels=24), bbox_head=dict(in_channels=24, feat_channels=24))
 '''
 SEGMENTOR = f'''
-_base_ = {str(checkpoint.zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'))!r}
+_base_ = {str(zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'))!r}
 norm = dict(type='BN', requires_grad=True)
 model = dict(
     pretrained=None,
@@ -82,7 +84,7 @@ def test_the_numbers_of_the_dry_step(folder):
     """Terms and task losses add up to the total, each term has a gradient, and nothing is left on the models."""
     config = write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'},
                                    'loss_kd': {'type': 'SigmoidKDLoss', 'at': 'bbox_head.retina_cls'}}))
-    report = inspection.check(inspection.read_config(config), (64, 64))
+    report = inspection.check(read_config(config), (64, 64))
     assert report.problems == []
     terms = {term.name: term for term in report.step.terms}
     total = sum(report.step.task.values()) + sum(term.loss for term in terms.values())
@@ -124,7 +126,7 @@ def test_runner_settings_that_are_not_supported(folder):
     part = "dict(optimizer=dict(type='SGD', lr=0.1))"
     config = write(folder, f'{entry}, {entry}', extra=f"runner_type = 'FlexibleRunner'\n"
                    f"optim_wrapper = dict(_delete_=True, constructor='Two', a={part}, b={part})")
-    problems = inspection.check(inspection.read_config(config), (64, 64)).problems
+    problems = inspection.check(read_config(config), (64, 64)).problems
     assert len(problems) == 3
     for word in ('2 times', 'FlexibleRunner', 'OptimWrapperDict'):
         assert any(word in problem for problem in problems)
@@ -132,7 +134,7 @@ def test_runner_settings_that_are_not_supported(folder):
 
 def test_a_step_that_fails_is_a_problem(folder):
     config = write(folder, distil({'loss_bbox': {'type': 'CWDLoss', 'at': 'neck'}}))
-    problems = inspection.check(inspection.read_config(config), (64, 64)).problems
+    problems = inspection.check(read_config(config), (64, 64)).problems
     assert len(problems) == 1 and "already has a loss named 'loss_bbox'" in problems[0]
 
 
@@ -158,11 +160,11 @@ def test_a_weight_that_starts_at_zero_is_tried_where_it_is_not(folder, capsys):
 
 
 def lost(path):
-    return inspection.dropped_hooks(Config.fromfile(str(path)))
+    return dropped_hooks(Config.fromfile(str(path)))
 
 
 def test_dropped_hooks_of_a_stock_base(tmp_path):
-    base = checkpoint.zoo_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
+    base = zoo_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
     head = f'_base_ = {str(base)!r}\n'
     entry = "dict(type='kd_mm.DistillHook', teacher='x', losses=dict())"
     (tmp_path / 'loses.py').write_text(f"_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'\n"

@@ -1,4 +1,4 @@
-"""tools/cost.py: what is grouped, measured once, resumed, noted when it fails, and written into the cards."""
+"""tools/studies/cost.py: what is grouped, measured once, resumed, noted when it fails, and written into the cards."""
 
 import json
 import shutil
@@ -10,13 +10,14 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from kd_mm import benchmark as measuring
-from kd_mm import inspection
-from kd_mm.checkpoint import zoo_config
-from kd_mm.problems import Problems
+from kd_mm.hosts.zoo import zoo_config
+from kd_mm.lab import cost as measuring
+from kd_mm.lab.configs import hook_arguments, hook_entries, read_config
+from kd_mm.lab.models import scope_of
+from kd_mm.ops.problems import Problems
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
+sys.path.insert(0, str(ROOT / 'tools' / 'studies'))
 
 import cost  # noqa: E402
 
@@ -362,12 +363,12 @@ def test_no_paths_of_this_machine_in_an_error():
 def bench():
     """CWD behind a 1x1 convolution on the five levels of a small neck, with 2 images of 64x64."""
     pytest.importorskip('mmdet')
-    cfg = inspection.read_config(str(ROOT / 'configs/profile/retinanet_cwd.py'), {
+    cfg = read_config(str(ROOT / 'configs/profile/retinanet_cwd.py'), {
         'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8, 'model.neck.in_channels': [8, 16, 32, 64],
         'custom_hooks.0.losses.loss_cwd.adapter': dict(type='ConvAdapter', always=True),
         'custom_hooks.0.losses.loss_mgd': dict(type='MGDLoss', at='neck')})
-    arguments = inspection.hook_arguments(inspection.hook_entries(cfg)[0], Problems())
-    with inspection.scope_of(cfg):
+    arguments = hook_arguments(hook_entries(cfg)[0], Problems())
+    with scope_of(cfg):
         bench = measuring.Bench(cfg, 2, (64, 64), 'cpu')
         bench.distil(arguments, trained=False)
         yield bench
@@ -458,7 +459,7 @@ def test_the_batch_keeps_its_size_without_augmentation():
     pytest.importorskip('mmdet')
     cfg = Config.fromfile(str(ROOT / 'configs/profile/retinanet_cwd.py'))
     cfg.model.data_preprocessor.batch_augments = [dict(type='BatchFixedSizePad', size=(128, 128), img_pad_value=0)]
-    with inspection.scope_of(cfg):
+    with scope_of(cfg):
         sizes = [tuple(measuring.Bench(cfg, 1, (64, 64), 'cpu', augment=augment).data['inputs'].shape[-2:])
                  for augment in (True, False)]
     assert sizes == [(128, 128), (64, 64)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from stock import TOOLS, seg_config, tool, write_stock_cityscapes
 
-from kd_mm.teacher import build_model
+from kd_mm.hosts.models import build_model
 
 TEST = tool('test')
 

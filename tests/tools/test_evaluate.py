@@ -9,7 +9,7 @@ import pytest
 import torch
 from stock import det_config, seg_config, tool, write_stock_cityscapes, write_stock_coco
 
-from kd_mm.teacher import build_model
+from kd_mm.hosts.models import build_model
 
 TEST = tool('test')
 

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from stock import detector, hook, retinanet_model, teacher_of, train
 
-from kd_mm.checkpoint import load_file
+from kd_mm.hosts.checkpoint import load_file
 
 SPEC = importlib.util.spec_from_file_location(
     'kd_mm_tool_export', Path(__file__).parent.parent.parent / 'tools' / 'export_student.py')

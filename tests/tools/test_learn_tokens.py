@@ -8,7 +8,7 @@ import pytest
 import torch
 from stock import detector, hook, segmentor, teacher_of
 
-TOOLS = Path(__file__).parent.parent.parent / 'tools'
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 sys.path.insert(0, str(TOOLS))
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_learn_tokens', TOOLS / 'learn_tokens.py')
 TOOL = importlib.util.module_from_spec(SPEC)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from kd_mm import inspection
-from kd_mm.checkpoint import zoo_config
-from kd_mm.taps import Tap
-from kd_mm.teacher import forward_tensor
+from kd_mm.hosts.forward import forward_tensor
+from kd_mm.hosts.taps import Tap
+from kd_mm.hosts.zoo import zoo_config
+from kd_mm.lab.models import build_student, scope_of
+from kd_mm.lab.observe import observe, shape_text
 
-TOOLS = Path(__file__).parent.parent.parent / 'tools'
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_list_taps', TOOLS / 'list_taps.py')
 TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
@@ -87,14 +88,14 @@ def segformer():
         'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py')))
     cfg.model.backbone.update(init_cfg=None, embed_dims=8, num_heads=[1, 2, 5, 8], num_layers=[1, 1, 1, 1])
     cfg.model.decode_head.update(in_channels=[8, 16, 40, 64], channels=16, norm_cfg=dict(type='BN'))
-    with inspection.scope_of(cfg):
-        return inspection.build_student(cfg)
+    with scope_of(cfg):
+        return build_student(cfg)
 
 
 def test_tokens_are_shown_as_the_maps_that_a_tap_gives(segformer):
     flags = {name: module.training for name, module in segformer.named_modules()}
     state = torch.get_rng_state()
-    found = {row.path: row for row in inspection.observe(segformer, (64, 96))}
+    found = {row.path: row for row in observe(segformer, (64, 96))}
     assert torch.equal(state, torch.get_rng_state())
     assert flags == {name: module.training for name, module in segformer.named_modules()}
     assert not any('forward' in vars(module) for module in segformer.modules())
@@ -108,6 +109,6 @@ def test_tokens_are_shown_as_the_maps_that_a_tap_gives(segformer):
 
 
 def test_long_lists_of_shapes_are_cut():
-    assert inspection.shape_text([(1, 2), (1, 2), (3, )]) == '2 times 1x2, 3'
-    text = inspection.shape_text([(1, index) for index in range(20)])
+    assert shape_text([(1, 2), (1, 2), (3, )]) == '2 times 1x2, 3'
+    text = shape_text([(1, index) for index in range(20)])
     assert text.endswith('1x7, ... (20 in all)')

@@ -1,4 +1,4 @@
-"""tools/profile.py: the numbers belong together, and the file does not hide the standard library's ``profile``."""
+"""tools/measure.py: the numbers belong together, and the file does not hide the standard library's ``profile``."""
 
 import ast
 import importlib.util
@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_mm import benchmark, inspection
-from kd_mm.problems import Problems
+from kd_mm.lab import cost as benchmark
+from kd_mm.lab.configs import hook_arguments, hook_entries, read_config
+from kd_mm.lab.meters import count_flops
+from kd_mm.lab.models import scope_of
+from kd_mm.ops.problems import Problems
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_profile', ROOT / 'tools' / 'profile.py')
 TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
@@ -51,9 +54,9 @@ def test_the_numbers_are_positive_and_consistent(tmp_path, capsys):
 @pytest.fixture(scope='module')
 def bench():
     options = {name: ast.literal_eval(value) for name, value in (option.split('=') for option in SMALL)}
-    cfg = inspection.read_config(str(ROOT / 'configs/profile/retinanet_cwd.py'), options)
-    arguments = inspection.hook_arguments(inspection.hook_entries(cfg)[0], Problems())
-    with inspection.scope_of(cfg):
+    cfg = read_config(str(ROOT / 'configs/profile/retinanet_cwd.py'), options)
+    arguments = hook_arguments(hook_entries(cfg)[0], Problems())
+    with scope_of(cfg):
         bench = benchmark.Bench(cfg, 1, (64, 64), 'cpu')
         bench.distil(arguments)
         bench.times(1)
@@ -103,5 +106,5 @@ def test_attention_counts_on_a_cpu_too():
     from torch.nn.functional import scaled_dot_product_attention
     rows = torch.randn(1, 1, 16, 8, requires_grad=True)
     product = 2 * 16 * 16 * 8
-    assert benchmark.count_flops(lambda: scaled_dot_product_attention(rows, rows, rows)) == 2 * product
-    assert benchmark.count_flops(lambda: scaled_dot_product_attention(rows, rows, rows).sum().backward()) == 7 * product
+    assert count_flops(lambda: scaled_dot_product_attention(rows, rows, rows)) == 2 * product
+    assert count_flops(lambda: scaled_dot_product_attention(rows, rows, rows).sum().backward()) == 7 * product

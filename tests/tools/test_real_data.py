@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_mm.checkpoint import load_file
+from kd_mm.hosts.checkpoint import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get('KD_MM_DATA') or ROOT.parent / 'shared' / 'data')

@@ -1,4 +1,4 @@
-"""A fixed sample of the families, through the code of ``tools/sweep.py``; and that the sweep can fail."""
+"""A fixed sample of the families, through the code of ``tools/studies/sweep.py``; and that the sweep can fail."""
 
 import importlib.util
 import json
@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from stock import detector
 
-from kd_mm.taps import Tap
-from kd_mm.teacher import build_model, load_config
+from kd_mm.hosts.models import build_model, load_config
+from kd_mm.hosts.taps import Tap
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location('sweep', ROOT / 'tools' / 'sweep.py')
 sweep = importlib.util.module_from_spec(SPEC)
 sys.modules['sweep'] = sweep
@@ -62,7 +62,7 @@ def test_faults_are_found(coco_root, tmp_path, monkeypatch):
     cfg.dump(path)
     record = sweep.try_family(path, 'mmdet')
     assert sweep.passed(record), record
-    from kd_mm.hooks import DistillHook
+    from kd_mm.engine.hook import DistillHook
     monkeypatch.setattr(DistillHook, '_add_parameters', lambda self, runner: None)
     record = sweep.try_family(path, 'mmdet')
     assert 'adapter parameters untrained' in record['kinds']['backbone'] and record['kinds']['neck'] == 'ok'

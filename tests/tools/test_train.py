@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from stock import TOOLS, det_config, seg_config, tool, write_stock_cityscapes, write_stock_coco
 
-from kd_mm.checkpoint import load_file, package_folder
+from kd_mm.hosts.checkpoint import load_file
+from kd_mm.hosts.zoo import package_folder
 
 TRAIN, TEST = tool('train'), tool('test')
 

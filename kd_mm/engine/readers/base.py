@@ -5,8 +5,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
-from kd_mm.taps import Recorded
-from kd_mm.types import KDBatch
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.records import Recorded
 
 #: What one model's taps recorded in a step, by path.
 Records = Mapping[str, Recorded]

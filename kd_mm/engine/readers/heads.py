@@ -5,20 +5,23 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from torch import nn
 
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records
-from kd_mm.places import MARK
-from kd_mm.taps import Recorded, resolve
-from kd_mm.types import KDBatch
-from kd_mm.views.cross_head import cross_head_outputs, default_index, held_features, tower_taps
-from kd_mm.views.dense_head import DenseView, assignment_tap, dense_view, read_assignment
-from kd_mm.views.mask_queries import MaskQueryView, mask_query_view
-from kd_mm.views.query_head import QueryView, query_taps, query_view
+from kd_mm.hosts.heads.dense import assignment_tap, dense_view, read_assignment
+from kd_mm.hosts.heads.mask_query import mask_query_view
+from kd_mm.hosts.heads.query import query_taps, query_view
+from kd_mm.hosts.heads.towers import cross_head_outputs, default_index, held_features, tower_taps
+from kd_mm.hosts.paths import resolve
+from kd_mm.hosts.places import MARK
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import DenseView
+from kd_mm.types.query import MaskQueryView, QueryView
+from kd_mm.types.records import Recorded
 
 #: A side's records by the names that its kind of view gives them.
 Named = Mapping[str, Recorded]
 
 
 class HeadReader(Reader):
-    """Two heads, as the view that the loss compares (:attr:`kd_mm.losses.head_base.HeadLoss.compares`).
+    """Two heads, as the view that the loss compares (:attr:`kd_mm.losses.base.head.HeadLoss.compares`).
 
     No head runs again, and the host's assignment is read, not repeated.  A loss with a ``cross_head`` gets the
     teacher's predictions from the student's tower features instead of the student's own predictions.

@@ -5,12 +5,13 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
+from kd_mm.engine.levels import Pairs, pair_levels
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records, shapes_text
-from kd_mm.levels import Pairs, pair_levels, take_classes
-from kd_mm.places import MARK, find
-from kd_mm.taps import expand_paths, module_at, resolve
-from kd_mm.types import Features, KDBatch
-from kd_mm.views import dense_view
+from kd_mm.hosts.heads.dense import dense_view
+from kd_mm.hosts.paths import expand_paths, module_at, resolve
+from kd_mm.hosts.places import MARK, find
+from kd_mm.ops.classes import take_classes
+from kd_mm.types.batch import Features, KDBatch
 
 Pick = Callable[[Features], Features]
 SIDES = ('student', 'teacher')
@@ -23,7 +24,7 @@ class MapReader(Reader):
         title, at, levels: see :class:`Reader`.
         logits_at: where a region made of predictions finds its logits, by side; they keep the same levels.
         picker: a loss that chooses instances by what two dense heads predict
-            (:class:`kd_mm.losses.base.PicksInstances`); None for all others.
+            (:class:`kd_mm.losses.base.loss.PicksInstances`); None for all others.
     """
 
     def __init__(self, title: str, at: Dict[str, Any], levels: Mapping[str, Optional[Sequence[int]]],

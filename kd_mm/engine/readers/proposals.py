@@ -5,16 +5,17 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from torch import nn
 
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records
-from kd_mm.types import KDBatch
-from kd_mm.views import roi_head
+from kd_mm.hosts.heads import proposals as roi_head
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.proposals import compared
 
 
 class ProposalReader(Reader):
-    """Rows of a place of :data:`kd_mm.places.SHARED`, one level a stage of a cascade.
+    """Rows of a place of :data:`kd_mm.hosts.places.SHARED`, one level a stage of a cascade.
 
     Args:
         title, at, levels: see :class:`Reader`; ``levels`` are stages.
-        proposals: whose they are, see :data:`kd_mm.views.roi_head.PROPOSALS`.
+        proposals: whose they are, see :data:`kd_mm.views.PROPOSALS`.
     """
 
     def __init__(self, title: str, at: Dict[str, Any], levels: Mapping[str, Optional[Sequence[int]]], proposals: str):
@@ -55,7 +56,7 @@ class ProposalReader(Reader):
         if classes is not None:
             (own_count, own), (count, theirs) = classes
             chosen = own_count, (own, theirs)
-        rows = [roi_head.compared(self.place, *pair, chosen, count) for pair in views]
+        rows = [compared(self.place, *pair, chosen, count) for pair in views]
         targets = [part.targets for part in rows if part.targets is not None]
         # A batch that knows the rows, and nothing of the images that they are not.
         own_batch = KDBatch(

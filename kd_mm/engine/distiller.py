@@ -1,0 +1,516 @@
+"""One student pass and one teacher pass -> a dict of losses.
+
+The :class:`Distiller` attaches to a model it does not own: two hooks on the student's forward, nothing else.  Before
+the student computes its training losses the teacher runs on the same images; the distiller's taps collect the
+student's features on the way; and the distillation terms are added to the returned loss dict, which the host sums as
+usual.
+"""
+
+import functools
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kd_mm.engine.preflight import Preflight
+from kd_mm.engine.readers.base import Comparison
+from kd_mm.engine.step import Evaluation, Step
+from kd_mm.engine.term import STUDENT, Term, mirrored
+from kd_mm.hosts.forward import forward_tensor
+from kd_mm.hosts.models import task_of
+from kd_mm.hosts.swap import Swap
+from kd_mm.hosts.weights import inherit_weights
+from kd_mm.losses.base.loss import Adversarial, opponents_of
+from kd_mm.losses.base.opponent import Opponent
+from kd_mm.ops import distributed
+from kd_mm.ops.problems import Problems
+from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.peer import PeerTeacher
+from kd_mm.teachers.sources import SELF, build_teachers
+
+#: A term whose gradient was zero in so many steps from its first one teaches nothing, and stops the training.
+PATIENCE = 100
+
+
+class Distiller(nn.Module):
+    """Distils a teacher into a student that it does not own.
+
+    ``parameters()`` are the trainable extras (adapters, generators): neither the student nor the teacher is a
+    sub-module.  Building checks everything that can be checked before the first step, by one forward of each model
+    on random images in eval mode that changes no random state and no statistics, and reports all problems at once.
+
+    Args:
+        student: the model in training.
+        teacher: config path, installed config name (``mmdet::...``), config dict, ``nn.Module``, or one of the other
+            sources of :mod:`kd_mm.teachers.sources`.
+        losses: name -> config, see :class:`Term`. Names start with ``loss_``.
+        teacher_ckpt: path or URL of the teacher's weights; None for the published weights of an installed config;
+            ``'random'`` for none (tests).
+        teacher_strict: whether the weights must fit exactly. Default True.
+        teachers: several of them instead: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...)``. Losses
+            say which one they mean with ``teacher='name'`` (or several names, whose outputs are averaged).
+        inherit: module paths whose weights :meth:`inherit_weights` copies from the teacher. Default none.
+        task_loss_weight: factor on the student's own losses, from 0 (teacher alone). Default 1.
+        seed: of the initial adapters and of random masks. Default 0.
+        classes: the student's class names, if known.
+        scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
+        max_steps: iterations of the whole training, 0 if unknown; schedules that count from the end need it.
+
+    Raises:
+        ValueError: the configuration is wrong; all problems in one message.
+    """
+
+    student: Any  # a host model: mypy knows nothing of its attributes
+
+    def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
+                 teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
+                 task_loss_weight: float = 1.0, seed: int = 0, classes: Optional[Sequence[str]] = None,
+                 scope: Optional[str] = None, max_steps: int = 0):
+        super().__init__()
+        self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
+        self.task_loss_weight = task_loss_weight
+        self.inherit = (inherit, ) if isinstance(inherit, str) else tuple(inherit)
+        self.classes = list(classes) if classes else None
+        self._wrapper: List[nn.Module] = []  # in a list, or it would become a sub-module
+        self._handles: List[Any] = []
+        self._pending_checks: List[Tuple[Tensor, List[str], int]] = []
+        self._log: Dict[str, Tensor] = {}
+        self._proven: Set[Tuple[str, str]] = set()  # terms that were seen to have a gradient
+        self._idle: Dict[Tuple[str, str], int] = {}  # steps of the others so far
+        self.terms = nn.ModuleDict()
+        self.problems = Problems()
+        self._skipped: Optional[Swap] = None  # of the student's own loss, where it counts nothing
+        self._opened = False
+
+        if not hasattr(losses, 'items') or not losses:
+            self.problems.add(f'losses={losses!r}: give a dict of losses, losses=dict(loss_x=dict(type=..., at=...))')
+            losses = {}
+        if isinstance(task_loss_weight, bool) or not isinstance(task_loss_weight, (int, float)) \
+                or not 0 <= task_loss_weight < float('inf'):
+            self.problems.add(f'task_loss_weight={task_loss_weight!r} must be a number from 0')
+        for name, cfg in losses.items():
+            try:
+                self.terms[name] = Term(name, cfg)
+            except (KeyError, ValueError) as error:
+                self.problems.add(error)
+        self.teachers: Dict[str, Teacher] = build_teachers(
+            student, teacher, teacher_ckpt, teacher_strict, teachers, self.problems, scope=scope, seed=seed,
+            classes=self.classes)
+        self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
+        #: the step in progress, see :class:`kd_mm.engine.step.Step`.
+        self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)
+        for term in self.all_terms():
+            self._choose_sources(term)
+            self._mirror(term, losses.get(term.name))
+        for term in self.current.terms:
+            self._make_taps(term)
+        self._check_data()
+        if self.teacher is not None:
+            for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
+                self.problems.add(problem)
+        preflight = Preflight(self.current, self.problems, self._check_classes)
+        if self.teachers or any(SELF in term.sources for term in self.all_terms()):
+            preflight.run()
+        self._loss_only = preflight.loss_only
+        self.problems.raise_any()
+
+    # ------------------------------------------------------------------ building
+
+    @property
+    def teacher(self) -> Optional[Teacher]:
+        """The first (usually the only) teacher; None in self-distillation."""
+        return next(iter(self.teachers.values()), None)
+
+    def _choose_sources(self, term: Term) -> None:
+        """Which teachers a term learns from."""
+        known = [*self.teachers, SELF]
+        wrong = [name for name in term.sources if name not in known]
+        if wrong and (self.teachers or self._alone):  # without any, there is another problem already
+            self.problems.add(f'{term.name}: teacher={wrong[0]!r} is not among {", ".join(map(repr, known))}')
+        elif not term.sources and len(self.teachers) > 1:
+            self.problems.add(f'{term.name}: there are several teachers; say which one with teacher=NAME (or a list of '
+                              f'names, whose outputs are averaged): {", ".join(map(repr, self.teachers))}')
+        elif not term.sources:
+            term.sources = (SELF, ) if self._alone else tuple(self.teachers)
+
+    def _mirror(self, term: Term, cfg: Any) -> None:
+        """A term with a peer has its mirror: what the peer learns from the student."""
+        peers = [source for source in term.sources if isinstance(self.teachers.get(source), PeerTeacher)]
+        if not peers:
+            return
+        kind = type(term.loss).__name__
+        if len(term.sources) > 1:
+            self.problems.add(f'{term.name}: a peer cannot be averaged with other teachers; give each its own loss')
+        elif isinstance(term.loss, Adversarial):
+            self.problems.add(f'{term.name}: {kind} trains a network against the student, which is not supported '
+                              f'between peers (teacher {peers[0]!r}). Use another loss, or a fixed teacher')
+        elif getattr(term.loss, 'cross_head', None) is not None:
+            self.problems.add(f'{term.name}: {kind} sends the student through the head of its teacher, which must not '
+                              f'change in the same step; the peer {peers[0]!r} does. Use another loss, or a fixed '
+                              'teacher')
+        else:
+            try:
+                mirror = Term(term.name, mirrored(cfg), learner=peers[0])
+            except (KeyError, ValueError) as error:  # what holds in one direction only
+                self.problems.add(error)
+                return
+            mirror.sources = (STUDENT, )
+            self.teachers[peers[0]].add(term.name, mirror)  # type: ignore[attr-defined]
+            self.current.terms.append(mirror)
+
+    @property
+    def peers(self) -> Dict[str, PeerTeacher]:
+        """The teachers that are students themselves."""
+        return self.current.peers
+
+    @property
+    def step(self) -> int:
+        """Number of the iteration, from 0; whoever trains sets it."""
+        return self.current.number
+
+    @step.setter
+    def step(self, number: int) -> None:
+        self.current.number = number
+
+    @property
+    def max_steps(self) -> int:
+        """Iterations of the whole training, 0 if unknown."""
+        return self.current.max_steps
+
+    @property
+    def seed(self) -> int:
+        """Seed of the initial adapters and of random masks."""
+        return self.current.seed
+
+    def _make_taps(self, term: Term) -> None:
+        step = self.current
+
+        def locate(side: str, name: str) -> None:
+            for path in term.reader.locate(side, step.model(name)):
+                step.add_tap(name, path, term.reader.keeps_calls(path), term.tokens[side])
+
+        def attempt(call: Any, *args: Any) -> None:
+            try:
+                call(*args)
+            except (KeyError, ValueError) as error:
+                self.problems.add(f'{term.title}: {error.args[0]}')
+
+        attempt(locate, 'student', term.learner)
+        for source in term.sources:
+            name = step.source_of(term, source)
+            if name == STUDENT or name in self.teachers:
+                attempt(locate, 'teacher', name)
+                attempt(term.reader.settle, step.model(term.learner), step.model(name))
+                attempt(self._same_pixels, term, name)
+
+    def _same_pixels(self, term: Term, name: str) -> None:
+        resized = [self.teachers[model].size for model in (name, term.learner) if model in self.teachers]
+        if term.shared and any(size is not None for size in resized):
+            raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher resizes '
+                             'them (preprocess size)')
+
+    def opponents(self) -> List[Opponent]:
+        """What adversarial losses train against the student, with optimizers of their own."""
+        return [opponent for term in self.all_terms() for opponent in opponents_of(term.loss)]
+
+    def all_terms(self) -> Iterable[Term]:
+        return self.terms.values()  # type: ignore[return-value]
+
+    def classes_of(self, name: str) -> Optional[List[str]]:
+        """Class names of a model, if known."""
+        return self.teachers[name].classes if name in self.teachers else self.classes
+
+    def _check_data(self) -> None:
+        """Problems of terms with the kind of data and with the classes of both models."""
+        task = task_of(self.student)
+        for term in self.current.terms:
+            if term.needs_boxes and task == 'segmentation':
+                self.problems.add(f'{term.title}: {type(term.region or term.loss).__name__} needs ground-truth boxes, '
+                                  'which segmentation data do not have. Use a loss or region without boxes '
+                                  '(SegClassRegion makes regions from the labels)')
+            ours = self.classes_of(term.learner)
+            for source in term.sources:
+                name = self.current.source_of(term, source)
+                theirs = self.classes_of(name)
+                if term.classes is not None and ours and theirs:
+                    try:
+                        term.map_classes(source, ours, theirs)
+                    except ValueError as error:
+                        self.problems.add(error)
+                elif term.classes is not None and name != term.learner:
+                    self.problems.add(f'{term.title}: classes={term.classes!r} needs the class names of both models; '
+                                      f'student: {_names(ours)}, teacher: {_names(theirs)}')
+                elif term.of_classes and ours and theirs and list(ours) != list(theirs):
+                    self.problems.add(f'{term.title}: a logit loss needs the same classes in the same order. '
+                                      f'Student ({len(ours)}): {_names(ours)}. '
+                                      f'Teacher ({len(theirs)}): {_names(theirs)}. Give classes=\'common\' (or the '
+                                      'names to compare), use a feature loss, or a teacher trained on these classes')
+
+    def _check_classes(self, comparison: Comparison) -> None:
+        """Raise a ValueError where the logits of the two sides are not of the same classes."""
+        term: Term = comparison.term
+        if not term.loss.logits or term.of_heads:  # a head loss compares them itself
+            return
+        for level, (s, t) in enumerate(zip(comparison.student, comparison.teacher)):
+            if s.shape[1] != t.shape[1]:
+                theirs = self.classes_of(self.current.source_of(term, term.sources[0]))
+                raise ValueError(
+                    f'{term.title}, level {level}: a logit loss needs the same classes, but the student has '
+                    f'{s.shape[1]} logits ({_names(self.classes_of(term.learner))}) and the teacher {t.shape[1]} '
+                    f'({_names(theirs)}). Use a feature loss, or a teacher trained on these classes')
+
+    # ------------------------------------------------------------------ life
+
+    def trainable_modules(self) -> nn.ModuleDict:
+        """The extras, whose state dict a checkpoint keeps under its side key."""
+        return self.terms
+
+    def follow(self, wrapper: nn.Module) -> None:
+        """Average the gradients of the extras whenever this DDP wrapper of the student averages the student's."""
+        self._wrapper = [wrapper]
+        distributed.broadcast(self)
+
+    def inherit_weights(self) -> None:
+        """Copy the inherited modules from the teacher into the student."""
+        assert self.teacher is not None
+        problems = Problems()
+        for problem in inherit_weights(self.student, self.teacher.model, self.inherit):
+            problems.add(problem)
+        problems.raise_any()
+
+    def attach(self) -> None:
+        """Put the two hooks on the student.
+
+        Raises:
+            RuntimeError: a distiller is attached already.
+        """
+        if self._handles or any(getattr(hook, '_kd_mm', False) for hook in self.student._forward_hooks.values()):
+            raise RuntimeError('a distiller is already attached to this student')
+        before = functools.partial(_before_forward, self)
+        after = functools.partial(_after_forward, self)
+        before._kd_mm = after._kd_mm = True  # type: ignore[attr-defined]
+        self._handles = [self.student.register_forward_pre_hook(before, with_kwargs=True),
+                         self.student.register_forward_hook(after, with_kwargs=True, always_call=True)]
+
+    def detach(self) -> None:
+        """Take the hooks off and free what was captured; doing it twice is harmless."""
+        self._clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for opponent in self.opponents():
+            opponent.forget()
+
+    def _clear(self) -> None:
+        self.current.clear()
+        self._restore_task_loss()
+        self._opened = False
+
+    # ------------------------------------------------------------------ a step
+
+    def active_terms(self) -> List[Term]:
+        """Terms of the student whose weight is not 0 at the current step."""
+        return [term for term in self.current.weighted_terms() if term.learner == STUDENT]
+
+    def begin(self, inputs: Any, data_samples: Any) -> None:
+        """Teach and start collecting: called before the student's training forward."""
+        self._clear()
+        self.raise_if_not_finite()
+        if not self.active_terms() and not self.peers:
+            return
+        if not isinstance(inputs, Tensor):
+            raise ValueError(f'the student is given {type(inputs).__name__} inputs, not one batch of images; '
+                             'multi-branch (semi-supervised) data are not supported')
+        self.current.begin(inputs, data_samples)
+        self.current.teach(inputs, data_samples)
+        paths = self.current.listen()
+        self._opened = True
+        if self.task_loss_weight == 0 and self.current.active and not set(paths) & set(self._loss_only):
+            self._skip_task_loss(paths)
+
+    def _skip_task_loss(self, paths: List[str]) -> None:
+        """Run the forward pass alone: the student's own loss has the weight 0 and may lack its labels."""
+        student = self.student
+
+        def loss(inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
+            forward_tensor(student, inputs, data_samples, paths)
+            return {}
+
+        self._skipped = Swap(student, 'loss', loss).on()
+
+    def _restore_task_loss(self) -> None:
+        if self._skipped is not None:
+            self._skipped.off()
+            self._skipped = None
+
+    def end(self, losses: Dict[str, Any]) -> Dict[str, Any]:
+        """The student's loss dict with the distillation terms; called after its training forward."""
+        self._restore_task_loss()
+        found: List[Evaluation] = []
+        if self._opened:
+            self.current.hear()
+            found = [self.current.evaluate(comparison) for comparison in self.current.read()]
+            self._watch(found)
+        result = self.add(losses, found)
+        self._clear()
+        return result
+
+    def _watch(self, found: Sequence[Evaluation]) -> None:
+        """Stop for a term that teaches nothing; a term is left alone once it was seen to have a gradient."""
+        for evaluation in found:
+            key = (evaluation.term.learner, evaluation.term.name)
+            if key in self._proven:
+                continue
+            if self.current.has_gradient(evaluation):
+                self._proven.add(key)
+                self._idle.pop(key, None)
+                continue
+            self._idle[key] = self._idle.get(key, 0) + 1
+            if self._idle[key] >= PATIENCE:
+                value = float(evaluation.total.detach())
+                raise RuntimeError(
+                    f'{evaluation.term.title}: in {PATIENCE} steps its gradient on the student was exactly 0 (its '
+                    f'value now is {value:.4g}), so nothing is learned from it. Is the student its own teacher, is '
+                    'there nothing in the region, or do the maps have one class, cell or image only? Give it another '
+                    'loss or place, or take it out')
+
+    def add(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> Dict[str, Any]:
+        """The student's loss dict with what the terms of a step gave; peers make their own update.
+
+        Args:
+            losses: of the host.
+            found: of both directions.
+
+        Raises:
+            ValueError: the student already has a loss of that name.
+        """
+        task = {name: value for name, value in losses.items() if 'loss' in name}
+        result = dict(losses)
+        if self.task_loss_weight != 1.0:
+            for name, value in task.items():
+                result[name] = ([item * self.task_loss_weight for item in value] if isinstance(value, (list, tuple))
+                                else value * self.task_loss_weight)
+        own = [evaluation for evaluation in found if evaluation.term.learner == STUDENT]
+        for evaluation in own:
+            term = evaluation.term
+            if term.name in result:
+                raise ValueError(f'the student already has a loss named {term.name!r}; rename the distillation loss')
+            result[term.name] = evaluation.total
+            weights = evaluation.weights
+            result[f'kd_weight_{term.label}'] = evaluation.total.new_tensor(sum(weights) / len(weights))
+            self._log.update({f'{term.name}/{part}': value for part, value in evaluation.parts.items()})
+        if self._opened:
+            for name, peer in self.peers.items():
+                result.update(peer.learn([evaluation.total for evaluation in found if evaluation.term.learner == name],
+                                         self.step))
+        if not own:
+            return result
+        self._check_later([torch.isfinite(level.detach()) for evaluation in own for level in evaluation.levels],
+                          [f'{evaluation.term.name}, level {index}' for evaluation in own
+                           for index in range(len(evaluation.levels))])
+        distributed.average_after_backward(own[0].total, [
+            parameter for evaluation in own for parameter in evaluation.term.parameters()],
+            next(iter(self._wrapper), None))
+        if not task and self._wrapper:
+            # DDP waits for a gradient of every parameter, also of those that no term reaches.
+            first = own[0].term.name
+            result[first] = result[first] + 0 * sum(
+                p.flatten()[0] for p in self.student.parameters() if p.requires_grad)
+        with torch.no_grad():
+            kd = sum(evaluation.total.detach() for evaluation in own)
+            tasks = sum(_total(result[name]) for name in task)
+            if isinstance(tasks, Tensor) and isinstance(kd, Tensor):
+                result['kd_task_ratio'] = kd / tasks.abs().clamp(min=1e-12)
+        return result
+
+    def after_step(self, rate: float = 1.0) -> Dict[str, Tensor]:
+        """Let the opponents of adversarial losses make their own step: called after the student's.
+
+        The hook does it after every iteration; a training loop without a Runner has to.
+
+        Args:
+            rate: learning rate of the student as a fraction of its first one; the opponents follow it.
+
+        Returns:
+            Numbers for the log that are no losses of the step: what they minimise (``kd_opponent_<name>``, summed over
+            the levels of a term), and the parts of each term (``loss_fgd/fg``).
+        """
+        result: Dict[str, Tensor] = {}
+        for term in self.all_terms():
+            found = [opponent.learn(rate) for opponent in opponents_of(term.loss)]
+            values = [value for value in found if value is not None]
+            if values:
+                result[f'kd_opponent_{term.label}'] = torch.stack(values).sum()
+        if result:
+            self._check_later([torch.isfinite(value) for value in result.values()], list(result))
+        result.update(self._log)
+        self._log = {}
+        return result
+
+    def _check_later(self, flags: List[Tensor], where: List[str]) -> None:
+        self._pending_checks.append((torch.stack(flags), where, self.step))
+        if flags[0].device.type == 'cpu':
+            self.raise_if_not_finite()
+
+    def raise_if_not_finite(self) -> None:
+        """Stop if a term of the last step was not finite.
+
+        On an accelerator the look waits until the next step (or the next save), where it costs no synchronisation of
+        its own.
+
+        Raises:
+            FloatingPointError: naming term, level and step.
+        """
+        checks, self._pending_checks = self._pending_checks, []
+        for flags, where, step in checks:
+            if not bool(flags.all()):
+                names = [name for flag, name in zip(flags.tolist(), where) if not flag]
+                raise FloatingPointError(
+                    f'distillation loss is not finite at step {step}: {"; ".join(names)}. Lower loss_weight or the '
+                    'learning rate, clip gradients (optim_wrapper.clip_grad), or look for non-finite student features')
+
+
+def _names(classes: Optional[Sequence[str]]) -> str:
+    if not classes:
+        return 'classes unknown'
+    return ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')
+
+
+def _total(value: Any) -> Tensor:
+    """Detached value of a host loss: a tensor or a list of tensors, each averaged, as the host sums them."""
+    if isinstance(value, Tensor):
+        return value.detach().mean()
+    return torch.stack([item.detach().mean() for item in value]).sum()
+
+
+def _arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Any, str]:
+    """inputs, data_samples and mode of a host model's forward."""
+    names = ('inputs', 'data_samples', 'mode')
+    given = dict(zip(names, args))
+    given.update({name: kwargs[name] for name in names if name in kwargs})
+    return given.get('inputs'), given.get('data_samples'), given.get('mode', 'tensor')
+
+
+# A compiled train_step (compile=True) breaks here and goes on: which taps are armed changes from step to step.
+@torch.compiler.disable
+def _before_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: Any) -> None:
+    inputs, data_samples, mode = _arguments(args, kwargs)
+    # A copy of the student (an EMA model made while attached) carries the hooks too, and is none of our business.
+    if module is distiller.student and module.training and mode == 'loss':
+        distiller.begin(inputs, data_samples)
+
+
+@torch.compiler.disable
+def _after_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    if module is not distiller.student or not module.training or _arguments(args, kwargs)[2] != 'loss':
+        return None
+    if not isinstance(output, dict):  # the forward raised
+        distiller._clear()
+        return None
+    try:
+        return distiller.end(output)
+    except BaseException:
+        distiller._clear()
+        raise
+
+

@@ -1,0 +1,275 @@
+"""Runner life cycle <-> Distiller: the only file that knows the Runner."""
+
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+from torch import nn
+
+from kd_mm.engine.distiller import Distiller
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.registry import HOOKS
+from kd_mm.teachers.ema import EMATeacher
+
+SIDE_KEY = 'kd_mm'
+
+
+@HOOKS.register_module()
+class DistillHook(Hook):
+    """Distils a teacher into the model that the Runner trains.
+
+    Add it to ``custom_hooks`` of any mmdet or mmseg config::
+
+        custom_hooks = [dict(
+            type='kd_mm.DistillHook',
+            teacher='mmdet::retinanet/retinanet_r101_fpn_2x_coco.py',
+            losses=dict(loss_cwd=dict(type='CWDLoss', at='neck', tau=1.0, loss_weight=10.0)))]
+
+    The saved ``state_dict`` has the stock student's keys and loads strictly in the plain config; adapters are kept
+    under ``checkpoint['kd_mm']`` for a resume, with the networks that adversarial losses train against the student and
+    their optimizers.  ``val()`` and ``test()`` build no teacher.
+
+    Args:
+        teacher: path of a config, name of an installed one (``mmdet::...``, ``mmseg::...``), a config dict; or
+            ``'student'``, ``'self'``, ``dict(type='EMATeacher')``, ``dict(type='package.Class', preprocess=...)``, see
+            :mod:`kd_mm.teachers.sources`.
+        losses: dict of loss name (starting with ``loss_``) -> config with ``type``, ``at`` (or ``student_at`` and
+            ``teacher_at``), optionally ``levels``, ``adapter``, ``region``, and the loss's own arguments.
+        teacher_ckpt: path or URL of the teacher's weights. Default None: the published weights of an installed config.
+            ``'random'`` uses untrained weights (tests).
+        teacher_strict: whether the weights must fit the config exactly. Default True.
+        teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...)``;
+            each loss then says ``teacher='name'``, or names several whose outputs are averaged. Default none.
+        inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``. Default none.
+        task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
+        adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
+        adapter_decay_mult: their weight decay as a multiple of the base weight decay. Default 1.
+        seed: of the initial adapters and of random masks. Default 0.
+
+    Raises:
+        ValueError: (before the first step) the configuration is wrong; all problems in one message.
+        RuntimeError: (before the first step) a Runner or optimizer that is not supported.
+    """
+
+    # Before EMAHook and CheckpointHook: a non-finite loss must stop training before anything is saved.
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
+                 teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
+                 task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
+                 adapter_decay_mult: float = 1.0, seed: int = 0):
+        self.config: Dict[str, Any] = dict(
+            teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
+            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed)
+        self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
+        self.distiller: Optional[Distiller] = None
+        self._rate = 1.0  # the student's learning rate as a fraction of its first one
+        # Here and not later: the host resumes from its own checkpoint before any other method of ours is called.
+        allow_mmengine_checkpoints()
+
+    def before_run(self, runner: Runner) -> None:
+        """Build and check everything, and give the extras to the optimizer (training only)."""
+        if not isinstance(runner, Runner):
+            raise RuntimeError(f'kd_mm.DistillHook works with mmengine.runner.Runner; {type(runner).__name__} and its '
+                               'strategies (DeepSpeed, FSDP, ColossalAI) are not supported. Use a plain Runner')
+        # before_run fires for val() and test() too, before and after training, and then there is nothing to build.
+        if self.distiller is not None or not self._trains(runner):
+            return
+        if sum(isinstance(hook, DistillHook) for hook in runner.hooks) > 1:
+            raise ValueError('custom_hooks lists kd_mm.DistillHook twice; put all losses into the `losses` of one')
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise RuntimeError('kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported')
+        kinds = [kind.__name__ for kind in type(getattr(_unwrap(runner.model), 'data_preprocessor', None)).__mro__]
+        if 'MultiBranchDataPreprocessor' in kinds:
+            raise ValueError('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) '
+                             'are not supported. Distil the detector inside, on one branch')
+        dataset = runner.train_dataloader.dataset
+        if len(dataset) == 0:
+            raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
+                             'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
+        metainfo = getattr(dataset, 'metainfo', None) or {}
+        self.distiller = Distiller(
+            _unwrap(runner.model), classes=metainfo.get('classes'), scope=runner.default_scope,
+            max_steps=runner.max_iters, **self.config)
+        self._check_folded(runner)
+        if is_model_wrapper(runner.model):
+            self.distiller.follow(runner.model)
+        for teacher in self.distiller.teachers.values():
+            for note in teacher.notes:
+                print_log(note, 'current', level=30)
+        self._add_parameters(runner)
+        for term in self.distiller.all_terms():
+            print_log(f'kd_mm: {term.name}: {type(term.loss).__name__}, student {term.student_paths}, teacher '
+                      f'{term.teacher_paths}, adapter {type(term.adapter).__name__ if term.adapter else None}, '
+                      f'{sum(p.numel() for p in term.parameters())} trainable extras, '
+                      f'{term.describe_levels()}', 'current')
+
+    @staticmethod
+    def _trains(runner: Runner) -> bool:
+        loop = getattr(runner, '_train_loop', None)
+        return loop is not None and not isinstance(loop, dict) and not isinstance(runner.optim_wrapper, dict)
+
+    def _check_folded(self, runner: Runner) -> None:
+        """Refuse taps inside modules that the Runner is about to flatten (``efficient_conv_bn_eval``)."""
+        assert self.distiller is not None
+        folded = runner.cfg.get('efficient_conv_bn_eval') or ()
+        for module in [folded] if isinstance(folded, str) else folded:
+            for term in self.distiller.all_terms():
+                inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
+                if inside:
+                    raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
+                                     f'is not called as a module any more. Tap {module!r} or what comes after it, or '
+                                     'leave the option out')
+
+    def _add_parameters(self, runner: Runner) -> None:
+        """A parameter group for the extras that every scheduler treats like the student's own.
+
+        The group is there from the start of the schedule, with the learning rate that the schedulers' first step has
+        already left on the other groups; adding it with the plain ``lr`` would be scaled up by a warm-up instead.
+        """
+        assert self.distiller is not None
+        named = {f'kd_mm.{name}': parameter for name, parameter in self.distiller.named_parameters()
+                 if parameter.requires_grad}
+        if not named:
+            return
+        optimizer = runner.optim_wrapper.optimizer
+        groups = optimizer.param_groups
+        base = optimizer.defaults['lr'] * _lr_scale(runner)
+        reference = max(groups, key=lambda group: group.get('initial_lr', group['lr']))
+        first = reference.get('initial_lr', reference['lr'])
+        # A one-cycle schedule sets its own rates, the same for every group, whatever the optimizer was given.
+        own_rates = 'max_lr' in reference
+        ratio = self.adapter_lr_mult * (1.0 if own_rates or not first else base / first)
+        group = {key: value for key, value in reference.items() if key not in ('params', 'param_names')}
+        for key in ('lr', 'initial_lr', 'max_lr', 'min_lr'):
+            if isinstance(group.get(key), (int, float)):
+                group[key] = group[key] * ratio
+        if 'weight_decay' in group:
+            group['weight_decay'] = optimizer.defaults['weight_decay'] * self.adapter_decay_mult
+        if 'param_names' in reference:  # layer-decay constructors name parameters; torch wants all groups to, or none
+            group['param_names'] = list(named)
+        before = len(groups)
+        optimizer.add_param_group(dict(group, params=list(named.values())))
+        for scheduler in _schedulers(runner):
+            # Cosine and its like compute from a list of first values, one a group.
+            values = getattr(scheduler, 'base_values', None)
+            if isinstance(values, list) and len(values) == before:
+                name = f'initial_{scheduler.param_name}'
+                values.append(groups[-1].get(name, groups[-1].get(scheduler.param_name)))
+
+    def before_train(self, runner: Runner) -> None:
+        """After weights were initialised or loaded: inherit, then attach."""
+        if self.distiller is None:
+            return
+        if not runner._resume and self.distiller.inherit:
+            self.distiller.inherit_weights()
+            print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
+        for teacher in self.distiller.teachers.values():
+            if isinstance(teacher, EMATeacher) and teacher.share:
+                average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)), None)
+                if average is not None:
+                    teacher.use(_unwrap(average.module))
+            teacher.start(bool(runner._resume))
+        for peer in self.distiller.peers.values():
+            peer.start_optimizer(runner.cfg.optim_wrapper, runner.max_iters, _lr_scale(runner))
+        self.distiller.attach()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.distiller is not None:
+            self.distiller.step = runner.iter
+            group = runner.optim_wrapper.optimizer.param_groups[0]
+            self._rate = group['lr'] / group['initial_lr'] if group.get('initial_lr') else 1.0
+            for peer in self.distiller.peers.values():
+                peer.rate = self._rate
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.distiller is not None:
+            for name, value in self.distiller.after_step(self._rate).items():
+                runner.message_hub.update_scalar(f'train/{name}', value)
+            for teacher in self.distiller.teachers.values():
+                teacher.after_step(runner.iter, runner.max_iters)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the student as a stock model."""
+        if self.distiller is not None:
+            self.distiller.raise_if_not_finite()
+            self.distiller.detach()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
+        """Keep the extras under the side key; the student's ``state_dict`` is not touched."""
+        if self.distiller is not None:
+            self.distiller.raise_if_not_finite()
+            state = self.distiller.trainable_modules().state_dict()
+            side: Dict[str, Any] = dict(state_dict=_on_cpu(state))
+            teachers = {name: _on_cpu(teacher.state()) for name, teacher in self.distiller.teachers.items()}
+            if any(teachers.values()):
+                side['teachers'] = {name: state for name, state in teachers.items() if state}
+            if self.distiller.opponents():
+                side['opponents'] = [_on_cpu(opponent.state()) for opponent in self.distiller.opponents()]
+            checkpoint[SIDE_KEY] = side
+            for name, peer in self.distiller.peers.items():
+                peer.save(runner.work_dir, name, checkpoint.get('meta', {}))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
+        """Restore the extras on a resume."""
+        if self.distiller is None or not runner._resume:
+            return
+        modules = self.distiller.trainable_modules()
+        expected = modules.state_dict()
+        saved = (checkpoint.get(SIDE_KEY) or {}).get('state_dict', {})
+        if set(saved) != set(expected) or any(saved[key].shape != expected[key].shape for key in expected):
+            raise ValueError(
+                f"the checkpoint to resume from does not have this config's adapters under {SIDE_KEY!r} (it has "
+                f'{_keys(saved)}, the config needs {_keys(expected)}). Resume with the config it was written by, or '
+                'start from its weights with load_from')
+        modules.load_state_dict(saved)
+        for opponent, state in zip(self.distiller.opponents(), (checkpoint.get(SIDE_KEY) or {}).get('opponents', ())):
+            opponent.load(state)
+        states = (checkpoint.get(SIDE_KEY) or {}).get('teachers', {})
+        for name, teacher in self.distiller.teachers.items():
+            if teacher.state() and name in states:
+                teacher.load(states[name])
+
+
+def _on_cpu(state: Any) -> Any:
+    """A nested state without anything that changes later."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, (list, tuple)) else state
+
+
+def _keys(state: Dict[str, torch.Tensor]) -> str:
+    return ', '.join(list(state)[:3]) + (f' and {len(state) - 3} more' if len(state) > 3 else '') if state else 'none'
+
+
+def _unwrap(model: Any) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _schedulers(runner: Runner) -> List[Any]:
+    found = runner.param_schedulers or []
+    if isinstance(found, dict):
+        found = [scheduler for part in found.values() for scheduler in part]
+    return list(found)
+
+
+def _lr_scale(runner: Runner) -> float:
+    """The factor by which the Runner's automatic scaling has multiplied every learning rate."""
+    scaling = runner.auto_scale_lr
+    if not scaling or not scaling.get('enable', False):
+        return 1.0
+    return runner.world_size * runner.train_dataloader.batch_size / scaling['base_batch_size']
+
+
+def _describe_dataset(runner: Runner) -> str:
+    dataset = runner.train_dataloader.dataset
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return ', '.join(f'{name}={getattr(dataset, name)!r}' for name in ('data_root', 'data_prefix', 'ann_file')
+                     if getattr(dataset, name, None)) or type(dataset).__name__

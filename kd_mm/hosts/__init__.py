@@ -1,0 +1,1 @@
+"""All that knows mmdet and mmseg: places, paths, taps, models, checkpoints, heads."""

@@ -1,0 +1,151 @@
+"""The cross-head pass: a student's tower features through the rest of the teacher's head (CrossKD, CVPR 2024).
+
+The teacher's own ``forward`` runs.  During the call the convolutions to be left out are replaced: they pass their input
+on, and the last of them returns the student's features.  So predictors, scales, decoding and auxiliary branches are the
+teacher's, whatever its kind.  Its parameters require no gradient and its norms are in eval
+mode (:class:`kd_mm.teachers.base.Teacher` sees to both); the gradient goes through it to the student.
+"""
+
+from contextlib import ExitStack
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kd_mm.hosts.swap import swapped
+from kd_mm.ops.checks import one_of
+from kd_mm.ops.functional import align_moments, lift
+from kd_mm.types.dense import STAGES
+
+#: Names of the towers of a head: RetinaNet, FCOS, ATSS, GFL and most others; YOLOX; YOLOF.
+TOWERS = (('cls_convs', 'reg_convs'), ('multi_level_cls_convs', 'multi_level_reg_convs'), ('cls_subnet', 'bbox_subnet'))
+
+
+def towers(head: nn.Module) -> Dict[str, List[List[str]]]:
+    """Paths of the convolutions of each tower, in order: one list where the levels share them, else one a level.
+
+    Raises:
+        ValueError: the head has no towers of this kind.
+    """
+    for names in TOWERS:
+        found = [getattr(head, name, None) for name in names]
+        if all(isinstance(tower, (nn.ModuleList, nn.Sequential)) and len(tower) for tower in found):
+            result = {}
+            for name in names:
+                tower = getattr(head, name)
+                nested = isinstance(tower[0], (nn.ModuleList, nn.Sequential))
+                result[name] = ([[f'{name}.{level}.{index}' for index in range(len(tower[level]))]
+                                 for level in range(len(tower))] if nested
+                                else [[f'{name}.{index}' for index in range(len(tower))]])
+            return result
+    raise ValueError(f'{type(head).__name__} has no towers of convolutions (cls_convs and reg_convs) that a cross-head '
+                     'pass could enter')
+
+
+def default_index(head: nn.Module) -> int:
+    """All convolutions of a tower but the last: 3 of the usual 4, as published."""
+    return max(len(next(iter(towers(head).values()))[0]) - 1, 1)
+
+
+def _held(head: nn.Module, index: int) -> Dict[str, List[str]]:
+    """Path of the convolution number ``index`` (counted from 1) of each tower: one, or one a level."""
+    result = {}
+    for name, levels in towers(head).items():
+        if not 1 <= index <= min(map(len, levels)):
+            raise ValueError(f'{type(head).__name__}.{name} has {min(map(len, levels))} convolutions; index={index} '
+                             'must be from 1 to that')
+        result[name] = [paths[index - 1] for paths in levels]
+    return result
+
+
+def _before_activation(head: nn.Module, path: str) -> str:
+    """The sub-module of a convolution block whose output its activation takes."""
+    block: Any = head.get_submodule(path)
+    if hasattr(block, 'pointwise_conv'):  # a depthwise-separable block is two blocks
+        path, block = f'{path}.pointwise_conv', block.pointwise_conv
+    if not getattr(block, 'with_activation', False) or tuple(getattr(block, 'order', ()))[-1:] != ('act', ):
+        raise ValueError(f'{type(head).__name__}: {path} is no block of a convolution, a norm and an activation, so '
+                         "there is nothing before an activation. Use stage='post_activation'")
+    return f'{path}.{block.norm_name}' if block.with_norm else f'{path}.conv'
+
+
+def tower_taps(head: nn.Module, index: int, stage: str = 'pre_activation') -> Dict[str, List[str]]:
+    """Where to tap the towers of a head, by tower: one path that fires once a level, or one path a level.
+
+    Args:
+        head: a dense head.
+        index: how many convolutions of each tower the feature has behind it, from 1.
+        stage: 'pre_activation' or 'post_activation' of the last of them.
+
+    Raises:
+        ValueError: the head has no such place.
+    """
+    one_of('tower_taps', 'stage', stage, STAGES)
+    return {name: [path if stage == 'post_activation' else _before_activation(head, path) for path in paths]
+            for name, paths in _held(head, index).items()}
+
+
+def held_features(taps: Mapping[str, Sequence[str]],
+                  records: Mapping[str, Sequence[Tensor]]) -> Dict[str, List[Tensor]]:
+    """Features at :func:`tower_taps`, by tower, one a level."""
+    return {name: [tensor for path in paths for tensor in records[path]] for name, paths in taps.items()}
+
+
+def cross_head_outputs(head: nn.Module, inputs: Any, student: Mapping[str, Sequence[Tensor]],
+                       teacher: Mapping[str, Sequence[Tensor]], index: int, align: bool = True,
+                       eps: float = 1e-6) -> Any:
+    """What the teacher's head makes of a student's tower features: the same kind of output as its ``forward``.
+
+    The features are given the teacher's moments (``align``), go through the teacher's activation, then through the
+    rest of its towers and its predictors.
+
+    Args:
+        head: the teacher's.
+        inputs: what its ``forward`` was given; only shapes matter.
+        student: features by tower, one a level.
+        teacher: its own features of the same place.
+        index: convolutions that the features have behind them.
+        align: whether to rescale, see :func:`align_moments`.
+        eps: see there.
+
+    Raises:
+        ValueError: the features do not fit.
+    """
+    forwards: Dict[nn.Module, Any] = {}
+    for name, levels in towers(head).items():
+        own, theirs = list(student[name]), list(teacher[name])
+        if len(own) != len(theirs) or any(s.shape != t.shape for s, t in zip(own, theirs)):
+            raise ValueError(
+                f'cross-head pass, {name}: student {[tuple(s.shape) for s in own]} and teacher '
+                f'{[tuple(t.shape) for t in theirs]} differ. The heads must have the same feat_channels, strides and '
+                'number of levels')
+        for position, paths in enumerate(levels):
+            features = own if len(levels) == 1 else own[position:position + 1]
+            others = theirs if len(levels) == 1 else theirs[position:position + 1]
+            for path in paths[:index - 1]:
+                forwards[head.get_submodule(path)] = _hand_on
+            block = head.get_submodule(paths[index - 1])
+            forwards[block] = _hand_out(block, list(zip(features, others)), align, eps)
+    with ExitStack() as stack:
+        for module, forward in forwards.items():
+            stack.enter_context(swapped(module, 'forward', forward))
+        return head(inputs)
+
+
+def _hand_on(value: Tensor) -> Tensor:
+    return value
+
+
+def _hand_out(block: Any, pairs: List[Tuple[Tensor, Tensor]], align: bool, eps: float) -> Any:
+    """A forward that gives the next level's student feature, aligned and activated."""
+    waiting = iter(pairs)
+    activate = getattr(getattr(block, 'pointwise_conv', block), 'activate', None)
+
+    def forward(_: Tensor) -> Tensor:
+        student, teacher = next(waiting)
+        with torch.autocast(student.device.type, enabled=False):
+            # A tensor of its own in both cases: the activation works in place.
+            value = align_moments(lift(student), lift(teacher), eps) if align else student.clone()
+            return value if activate is None else activate(value)
+
+    return forward

@@ -1,0 +1,269 @@
+"""Names for places that every model has under another path: ``'@backbone'``, ``'@neck'``, ``'@memory'``, ``'@logits'``.
+
+``@backbone`` is the backbone.  ``@neck`` is the neck; where there is none, the pixel decoder of a mask transformer;
+else the backbone.  ``@memory`` is the encoder's output of a DETR-type detector, as maps.  ``@logits`` are the dense
+class logits, before sigmoid or softmax: those of a one-stage head, of the region proposals of a two-stage detector, or
+of a segmentor's head.  Mask transformers for segmentation (MaskFormer, Mask2Former) have none; theirs are the logarithm
+of the scores that they predict with, see :func:`semantic_logits`.
+
+The places of :data:`SHARED` are what both models say about the same proposals.
+
+A head whose logits are somewhere else gets its line in a table here, by the name of its class, once for all configs.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kd_mm.ops.functional import lift
+from kd_mm.types.batch import Features
+
+MARK = '@'
+PLACES = ('@backbone', '@neck', '@memory', '@logits')
+#: Places that are rows of proposals which both models are asked about, see :mod:`kd_mm.hosts.heads.proposals`.
+SHARED = ('@roi_logits', '@roi_boxes', '@roi_masks', '@roi_features', '@rpn_logits', '@rpn_boxes')
+
+#: What makes the logits of what the tap gives: (head, outputs) -> outputs.
+Pick = Callable[[Any, Features], Features]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a place is in one model.
+
+    Attributes:
+        paths: tap paths; ``*`` as in :func:`kd_mm.hosts.paths.expand_paths`.
+        pick: what to take of the outputs; None for all of it.
+    """
+
+    paths: Tuple[str, ...]
+    pick: Optional[Callable[[Features], Features]] = None
+
+
+def _last(head: Any, outputs: Features) -> Features:
+    """Keep only the last output.  In training these modules return one per branch, in evaluation only the last."""
+    return outputs[-1:]
+
+
+def _maps(module: Any, outputs: Features) -> Features:
+    """Maps without the class tokens (N, C) that a vision transformer returns beside them (DPT)."""
+    return tuple(tensor for tensor in outputs if tensor.dim() == 4) or outputs
+
+
+def _memory(outputs: Features) -> Features:
+    """The neck's maps and the encoder's tokens (N, P, C) -> the tokens as maps.
+
+    All levels of the neck go into the encoder, or (DETR, DAB-DETR) the last one alone.
+    """
+    return split_levels(outputs[-1], outputs[:-1])
+
+
+def split_levels(tokens: Tensor, maps: Sequence[Tensor]) -> Features:
+    """Tokens (N, P, C) as the levels that they came from: one or more (N, C, H, W).
+
+    Args:
+        maps: those levels; all of them, or else the last one alone, have P cells.
+
+    Raises:
+        ValueError: neither has.
+
+    Example:
+        >>> import torch
+        >>> maps = [torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)]
+        >>> [tuple(level.shape) for level in split_levels(torch.zeros(2, 20, 8), maps)]
+        [(2, 8, 4, 4), (2, 8, 2, 2)]
+    """
+    for levels in (list(maps), list(maps[-1:])):
+        sizes = [(int(level.shape[2]), int(level.shape[3])) for level in levels]
+        counts = [height * width for height, width in sizes]
+        if sum(counts) == tokens.shape[1]:
+            return tuple(part.transpose(1, 2).unflatten(2, size)
+                         for part, size in zip(tokens.split(counts, dim=1), sizes))
+    raise ValueError(f'{tokens.shape[1]} tokens of the encoder do not come from levels of '
+                     f'{[tuple(level.shape[2:]) for level in maps]} cells')
+
+
+def _main_branch(head: Any, outputs: Features) -> Features:
+    """Keep the main branch.  In training a PIDNet returns (detail, main, boundary), in evaluation only the main one."""
+    return outputs[1:2] if len(outputs) == 3 else outputs
+
+
+def semantic_logits(scores: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
+    """Class logits for every pixel of queries that each have a class and a mask.
+
+    ``log max(sum_q softmax(class_q)_k * sigmoid(mask_q)_hw, eps)``: the softmax of it over the classes is the share of
+    each class in the scores that the model predicts with (its largest one is the prediction), so that losses on logits
+    compare it with a head that has a class for every pixel.
+
+    Args:
+        scores: class logits of the queries (N, Q, K + 1), the last class is "nothing".
+        masks: mask logits (N, Q, H, W).
+        eps: score of a pixel that no query of the class covers.
+
+    Returns:
+        (N, K, H, W), in full precision.
+
+    Example:
+        >>> scores, masks = torch.tensor([[[50., 0., 0.], [0., 50., 0.]]]), torch.tensor([50., 0.]).view(1, 2, 1, 1)
+        >>> semantic_logits(scores, masks).softmax(dim=1).flatten()
+        tensor([0.6667, 0.3333])
+    """
+    with torch.autocast(scores.device.type, enabled=False):
+        shares = lift(scores).softmax(dim=-1)[..., :-1]
+        return torch.einsum('nqk,nqhw->nkhw', shares, lift(masks).sigmoid()).clamp(min=eps).log()
+
+
+def _queries(head: Any, outputs: Features) -> Features:
+    """Logits of the last decoder layer, from the class scores of every layer followed by the masks of every layer."""
+    scores, masks = outputs[len(outputs) // 2 - 1], outputs[-1]
+    if scores.dim() == 4:  # all layers in one tensor
+        scores, masks = scores[-1], masks[-1]
+    return (semantic_logits(scores, masks), )
+
+
+def _yolo_v3(head: Any, outputs: Features) -> Features:
+    """Keep the class channels among A * (4 box, 1 objectness, K class)."""
+    width = head.num_attrib
+
+    def classes(tensor: Tensor) -> Tensor:
+        count, channels, height, cells = tensor.shape
+        return tensor.reshape(count, channels // width, width, height, cells)[:, :, 5:].flatten(1, 2)
+
+    return tuple(classes(tensor) for tensor in outputs)
+
+
+#: Class of a head (or of a base of it) -> where its class logits are, below the head ('' is the head itself).
+DENSE: Dict[str, Tuple[Tuple[str, ...], Optional[Pick]]] = {
+    # detection
+    'ATSSHead': (('atss_cls', ), None),
+    'AnchorFreeHead': (('conv_cls', ), None),
+    'AnchorHead': (('conv_cls', ), None),
+    'CenterNetHead': (('heatmap_head', ), None),
+    'CornerHead': (('tl_heat.*', 'br_heat.*'), None),
+    'DDODHead': (('atss_cls', ), None),
+    'GARetinaHead': (('retina_cls', ), None),
+    'GFLHead': (('gfl_cls', ), None),
+    'RepPointsHead': (('reppoints_cls_out', ), None),
+    'RetinaHead': (('retina_cls', ), None),
+    'RetinaSepBNHead': (('retina_cls', ), None),
+    'RPNHead': (('rpn_cls', ), None),
+    'RTMDetHead': (('rtm_cls', ), None),
+    'RTMDetInsSepBNHead': (('rtm_cls.*', ), None),
+    'RTMDetSepBNHead': (('rtm_cls.*', ), None),
+    'SABLRetinaHead': (('retina_cls', ), None),
+    'SOLOHead': (('conv_cls', ), None),
+    'SSDHead': (('cls_convs.*', ), None),
+    'TOODHead': (('tood_cls', ), None),
+    'VFNetHead': (('vfnet_cls', ), None),
+    'YOLOFHead': (('cls_score', ), None),
+    'YOLOV3Head': (('convs_pred.*', ), _yolo_v3),
+    'YOLOXHead': (('multi_level_conv_cls.*', ), None),
+    # segmentation
+    'BaseDecodeHead': (('conv_seg', ), None),
+    'IterativeDecodeHead': (('', ), _last),
+    'MaskFormerHead': (('', ), _queries),
+    'SegmenterMaskTransformerHead': (('', ), None),
+}
+#: Backbones that return more in training than in evaluation -> what they return in both.
+BACKBONES: Dict[str, Pick] = {'DDRNet': _last, 'PIDNet': _main_branch}
+#: A backbone that in training hands on each image as often as it has branches (of shared weights).
+TRIDENT = 'TridentResNet'
+#: Heads that derive from one of the above and have no dense class logits: queries, points, something else than classes.
+NONE = ('ATSSVLFusionHead', 'EmbeddingRPNHead', 'PointHead', 'SideAdapterCLIPHead', 'VPDDepthHead')
+
+
+def find(model: nn.Module, place: str) -> Place:
+    """Where ``place`` is in ``model``.
+
+    Raises:
+        KeyError: no such name, or the model has no such place; the message says what to write instead.
+
+    Example:
+        >>> model = nn.Module(); model.backbone = nn.Identity()
+        >>> find(model, '@neck').paths
+        ('backbone',)
+    """
+    if place not in PLACES:
+        if place in SHARED:
+            raise KeyError(f'{place!r} gives rows of proposals and stands alone: at={place!r}, for both models')
+        raise KeyError(f'{place!r} is no place; there are {", ".join(map(repr, (*PLACES, *SHARED)))}')
+    found, backbone = _find(model, place), _lookup(model, 'backbone')
+    if any(cls.__name__ == TRIDENT for cls in type(backbone).__mro__):
+        return Place(found.paths, _test_branch(backbone, found.pick))
+    return found
+
+
+def _find(model: nn.Module, place: str) -> Place:
+    if place == '@logits':
+        return _logits(model)
+    if place == '@memory':
+        if not callable(getattr(model, 'forward_encoder', None)) or not isinstance(_lookup(model, 'neck'), nn.Module):
+            raise KeyError(f"{type(model).__name__} has no encoder of tokens ('@memory'), as DETR-type detectors have. "
+                           "Tap '@neck', or give a module path")
+        return Place(('neck', 'forward_encoder'), _memory)
+    candidates = ('backbone', ) if place == '@backbone' else (
+        'neck', 'panoptic_head.pixel_decoder', 'decode_head.pixel_decoder', 'backbone')
+    for path in candidates:
+        module = _lookup(model, path)
+        if isinstance(module, nn.Module):
+            pick = next((BACKBONES[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in BACKBONES), _maps)
+            return Place((path, ), _bind(pick, module))
+    raise KeyError(f'{type(model).__name__} has none of {", ".join(candidates)} for {place!r}; give a module path')
+
+
+def _logits(model: nn.Module) -> Place:
+    for path in ('bbox_head', 'mask_head', 'rpn_head', 'decode_head'):
+        head = _lookup(model, path)
+        if isinstance(head, nn.ModuleList):  # a cascade refines its prediction: the last head that is dense counts
+            members = [(f'{path}.{index}', member) for index, member in enumerate(head)]
+        elif isinstance(head, nn.Module):
+            members = [(path, head)]
+        else:
+            continue
+        for name, member in reversed(members):
+            # A cascade of proposal heads is one module with a list inside.
+            stages = getattr(member, 'stages', None)
+            if isinstance(stages, nn.ModuleList) and not _entry(member):
+                name, member = f'{name}.stages.{len(stages) - 1}', stages[-1]
+            entry = _entry(member)
+            if entry is not None:
+                paths = tuple(f'{name}.{path}' if path else name for path in entry[0])
+                pick = entry[1]
+                return Place(paths, None if pick is None else _bind(pick, member))
+    heads = [type(_lookup(model, path)).__name__ for path in ('bbox_head', 'rpn_head', 'panoptic_head', 'decode_head')
+             if isinstance(_lookup(model, path), nn.Module)]
+    raise KeyError(f'{type(model).__name__} with {", ".join(heads) or "no known head"} has no dense class logits that '
+                   "are known here ('@logits'): tap features ('@neck'), or give the path of the logits")
+
+
+def _test_branch(backbone: Any, pick: Optional[Callable[[Features], Features]]) -> Callable[[Features], Features]:
+    """Keep the test branch.  In training TridentNet repeats the batch once per branch."""
+    def chosen(outputs: Features) -> Features:
+        if backbone.training and backbone.test_branch_idx != -1:
+            outputs = tuple(tensor.chunk(backbone.num_branch)[backbone.test_branch_idx] for tensor in outputs)
+        return outputs if pick is None else pick(outputs)
+    return chosen
+
+
+def _bind(pick: Pick, head: Any) -> Callable[[Features], Features]:
+    return lambda outputs: pick(head, outputs)
+
+
+def _entry(head: nn.Module) -> Optional[Tuple[Tuple[str, ...], Optional[Pick]]]:
+    """The table's line for the closest class of a head."""
+    for cls in type(head).__mro__:
+        if cls.__name__ in NONE:
+            return None
+        if cls.__name__ in DENSE:
+            paths, _ = entry = DENSE[cls.__name__]
+            if all(not path or isinstance(_lookup(head, path.removesuffix('.*')), nn.Module) for path in paths):
+                return entry
+    return None
+
+
+def _lookup(owner: Any, path: str) -> Any:
+    for part in path.split('.'):
+        owner = getattr(owner, part, None)
+    return owner

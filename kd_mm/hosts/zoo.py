@@ -1,0 +1,63 @@
+"""What the installed hosts ship: config files and the addresses of published weights."""
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import List, Optional
+
+import yaml
+
+
+def package_folder(package: str) -> Optional[Path]:
+    """The ``.mim`` folder of an installed host (``mmdet``, ``mmseg``, ...), or None.
+
+    Found through the import system and not through the distribution's name, because the maintained forks have other
+    distribution names than the package they install.
+    """
+    spec = importlib.util.find_spec(package)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for root in (Path(place) / '.mim', Path(place).parent):
+            if (root / 'configs').is_dir():
+                return root
+    return None
+
+
+def zoo_config(name: str) -> Path:
+    """Path of an installed config named ``package::folder/file.py``.
+
+    Raises:
+        FileNotFoundError: the host is not installed or has no such config; the nearest names are listed.
+    """
+    package, _, relative = name.partition('::')
+    root = package_folder(package)
+    if root is None:
+        raise FileNotFoundError(f'{name}: {package} is not installed, or without its configs. Install it, or give the '
+                                'path of a config file')
+    path = root / 'configs' / (relative if relative.endswith('.py') else relative + '.py')
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob('*.py')) if path.parent.is_dir() else \
+            sorted(p.name for p in (root / 'configs').iterdir() if p.is_dir())
+        raise FileNotFoundError(f'{name}: no such config in the installed {package}. Closest: '
+                                f'{", ".join(_closest(path.name, near))}')
+    return path
+
+
+def _closest(name: str, names: List[str]) -> List[str]:
+    return difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5]
+
+
+def zoo_weights(config_path: str) -> Optional[str]:
+    """URL of the published weights of an installed config, from the host's model index; None if there are none."""
+    path = Path(config_path).resolve()
+    parts = path.parts
+    if 'configs' not in parts:
+        return None
+    at = len(parts) - 1 - parts[::-1].index('configs')
+    relative = '/'.join(parts[at:])
+    for index in list(path.parent.glob('metafile.y*ml')):
+        content = yaml.safe_load(index.read_text())
+        models = content.get('Models', []) if isinstance(content, dict) else content
+        for model in models or []:
+            if model.get('Config') == relative and model.get('Weights'):
+                return model['Weights']
+    return None

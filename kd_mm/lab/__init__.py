@@ -1,0 +1,1 @@
+"""Looking without training: configs, models, one step, cost."""

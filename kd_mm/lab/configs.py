@@ -1,0 +1,196 @@
+"""Distillation configs: read, look for mistakes, make them run without downloads."""
+
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+from urllib.parse import urlparse
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from kd_mm.engine.hook import DistillHook
+from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts.models import default_weights, load_config
+from kd_mm.hosts.zoo import package_folder, zoo_config
+from kd_mm.ops.problems import Problems
+from kd_mm.registry import accepted_arguments
+from kd_mm.teachers.base import RANDOM
+
+HOSTS = ('mmdet', 'mmseg')
+#: Steps of an epoch where the length of training is needed and only epochs are known: about COCO's at 16 images a
+#: step.  No data set is opened.
+ASSUMED_EPOCH = 7000
+
+
+def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
+    """A config file (or an installed one, ``mmdet::...``) with the options of a command line applied.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is for no host of kd_mm, or has no model.
+    """
+    file = str(zoo_config(path)) if '::' in path else os.path.expanduser(path)
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f'no such config: {path} (looked at {os.path.abspath(file)})')
+    cfg = Config.fromfile(file)
+    cfg.merge_from_dict(options or {})
+    if cfg.get('default_scope') not in HOSTS:
+        raise ValueError(f'default_scope={cfg.get("default_scope")!r} in {path} is no host of kd_mm '
+                         f'({", ".join(HOSTS)}); '
+                         "inherit from a config of the host, such as 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'")
+    if not cfg.get('model') or 'type' not in cfg.model:
+        raise ValueError(f'{path} has no `model` with a `type`')
+    return cfg
+
+
+def hook_entries(cfg: Config) -> List[Dict[str, Any]]:
+    """The entries of ``custom_hooks`` that are distillation hooks."""
+    return [entry for entry in cfg.get('custom_hooks') or [] if hasattr(entry, 'get') and _type_name(entry) ==
+            DistillHook.__name__]
+
+
+def _type_name(entry: Any) -> str:
+    """Class name of a hook entry, without its scope."""
+    kind = entry.get('type') if hasattr(entry, 'get') else type(entry)
+    return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
+def _hook_types(cfg: Config) -> List[str]:
+    return [_type_name(entry) for entry in cfg.get('custom_hooks') or []]
+
+
+def dropped_hooks(cfg: Config) -> List[str]:
+    """Hooks that a list of ``custom_hooks`` took away from the config it inherits from, as sentences.
+
+    mmengine merges dicts and replaces lists, so a child that writes ``custom_hooks`` to add one hook loses those of
+    its base.  Every file of the ``_base_`` chain is looked at, except those that a host ships: what they leave out is
+    left out on purpose.  Configs in the ``read_base()`` style are not followed.
+    """
+    final = _hook_types(cfg)
+    sentences: List[str] = []
+
+    def visit(file: str, own: List[str]) -> None:
+        for base in _base_files(file):
+            inherited = _hook_types(_read_quietly(base))
+            lost = [name for name in inherited if name not in own and name not in final]
+            if lost:
+                sentences.append(f'custom_hooks of {_short(file)} replaces the list of {_short(base)} and drops '
+                                 f'{", ".join(lost)}: a list replaces the base\'s list. Repeat those entries beside '
+                                 'the distillation hook, unless they are unwanted')
+            if not _is_installed(base):
+                visit(base, inherited)
+
+    if cfg.filename and not _is_installed(cfg.filename):
+        visit(cfg.filename, final)
+    return list(dict.fromkeys(sentences))
+
+
+def _base_files(file: str) -> List[str]:
+    """Paths of the files that ``file`` names in ``_base_``."""
+    if file.endswith('.py') and Config._is_lazy_import(file):
+        return []
+    names = [name for name in Config._get_base_files(file) if isinstance(name, str)]
+    return [str(zoo_config(name)) if '::' in name else os.path.join(os.path.dirname(file), name)
+            for name in names]
+
+
+def _read_quietly(file: str) -> Config:
+    try:
+        return Config.fromfile(file)
+    except Exception:  # a fragment that is no config on its own has no hooks to lose
+        return Config()
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a host ships this file."""
+    roots = [package_folder(host) for host in HOSTS]
+    return any(root is not None and root.resolve() in Path(file).resolve().parents for root in roots)
+
+
+def _short(file: str) -> str:
+    """A path for messages: below the ``configs`` folder of a host, else as it is seen from here."""
+    for host in HOSTS:
+        root = package_folder(host)
+        if root is not None and (root / 'configs').resolve() in Path(file).resolve().parents:
+            return f'{host}::{Path(file).resolve().relative_to((root / "configs").resolve())}'
+    relative = os.path.relpath(file)
+    return file if relative.startswith('..') else relative
+
+
+def training_length(cfg: Config) -> Tuple[int, bool]:
+    """Steps of the whole training, and whether that is a guess (an epoch's length depends on the data set)."""
+    loop = cfg.get('train_cfg') or {}
+    if loop.get('max_iters'):
+        return int(loop['max_iters']), False
+    return int(loop.get('max_epochs') or 0) * ASSUMED_EPOCH, True
+
+
+def unsupported(cfg: Config) -> List[str]:
+    """Problems of the config that the hook would meet in the Runner, as sentences."""
+    problems = []
+    entries = hook_entries(cfg)
+    if len(entries) > 1:
+        problems.append(f'custom_hooks lists kd_mm.DistillHook {len(entries)} times; put all losses into the `losses` '
+                        'of one')
+    runner = cfg.get('runner_type')
+    if runner not in (None, 'Runner', 'mmengine.Runner'):
+        problems.append(f'runner_type={runner!r}: kd_mm.DistillHook works with mmengine.runner.Runner only; the '
+                        'strategies of FlexibleRunner (DeepSpeed, FSDP, ColossalAI) are not supported')
+    wrapper = cfg.get('optim_wrapper') or {}
+    if _type_name(wrapper) == 'OptimWrapperDict' or (wrapper and 'optimizer' not in wrapper and any(
+            hasattr(part, 'get') and 'optimizer' in part for part in wrapper.values())):
+        problems.append('optim_wrapper has several optimizers (OptimWrapperDict), which are not supported')
+    return problems
+
+
+def hook_arguments(entry: Dict[str, Any], problems: Problems) -> Dict[str, Any]:
+    """What :class:`~kd_mm.engine.distiller.Distiller` is given for a hook entry; wrong arguments become problems."""
+    accepted = accepted_arguments(DistillHook)
+    arguments = {key: value for key, value in entry.items() if key not in ('type', 'priority')}
+    unknown = [key for key in arguments if key not in accepted]
+    if unknown:
+        problems.add(f'DistillHook got unknown argument(s) {", ".join(map(repr, unknown))}. It accepts: '
+                     f'{", ".join(accepted)}')
+    for required in ('teacher', 'losses'):
+        arguments.setdefault(required, None)  # the distiller says what is missing
+    return DistillHook(**{key: value for key, value in arguments.items() if key in accepted}).config
+
+
+def all_random(arguments: Dict[str, Any]) -> Dict[str, Any]:
+    """``arguments`` with random weights for every teacher."""
+    if arguments.get('teachers') is None:
+        return dict(arguments, teacher_ckpt=RANDOM)
+    return dict(arguments, teachers={name: dict(entry, teacher_ckpt=RANDOM)
+                                     for name, entry in arguments['teachers'].items()})
+
+
+def without_download(arguments: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[str]]:
+    """``arguments`` with teacher weights that are on this machine.
+
+    Returns:
+        The arguments, and a sentence if the weights would have to be fetched; they are random then.
+    """
+    if arguments.get('teachers') is not None:
+        entries, notes = {}, []
+        for name, entry in arguments['teachers'].items():
+            found, note = without_download(dict(entry)) if hasattr(entry, 'get') else (entry, None)
+            entries[name] = found
+            notes.extend([note] if note else [])
+        return dict(arguments, teachers=entries), '; '.join(notes) or None
+    source = arguments.get('teacher_ckpt')
+    if source is None and not isinstance(arguments.get('teacher'), nn.Module):
+        try:
+            path = load_config(arguments.get('teacher'))[2]
+        except (FileNotFoundError, KeyError, ValueError):
+            return arguments, None  # building reports it
+        source = default_weights(path)
+    if not isinstance(source, str) or urlparse(source).scheme not in ('http', 'https'):
+        return arguments, None
+    local = ckpt.cached(source)
+    if local is not None:
+        return dict(arguments, teacher_ckpt=local), None
+    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
+    return dict(arguments, teacher_ckpt=RANDOM), (
+        'the weights of the teacher are not on this machine and nothing was fetched: random ones stand in. Training '
+        f'fetches {source} into {folder}; or fetch it yourself and give its path as teacher_ckpt')

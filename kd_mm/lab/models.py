@@ -1,0 +1,81 @@
+"""The models of a config without a Runner, on random data."""
+
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Tuple
+
+from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from kd_mm.engine.distiller import Distiller
+from kd_mm.hosts.models import build_model, class_names
+from kd_mm.hosts.synthetic import synthetic_batch
+from kd_mm.lab.configs import training_length
+
+
+@contextmanager
+def scope_of(cfg: Config) -> Iterator[None]:
+    """The config's default scope inside, and the counters that some parts of a model read from the Runner's log.
+
+    The hosts are quiet meanwhile: they log several lines for every parameter that they initialise.
+    """
+    hub, logger = MessageHub.get_current_instance(), MMLogger.get_current_instance()
+    for key in ('iter', 'epoch'):
+        if hub.get_info(key) is None:
+            hub.update_info(key, 0)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module=r'mm(det|seg|cv|engine)')
+            warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def build_student(cfg: Config, device: Any = 'cpu') -> nn.Module:
+    """The config's model on ``device``, with random weights: nothing is loaded or fetched."""
+    model = build_model(cfg, cfg.get('default_scope'))
+    if hasattr(model, 'init_weights'):
+        model.init_weights()  # type: ignore[operator]
+    return model.to(device)
+
+
+def random_batch(model: nn.Module, batch: int, shape: Tuple[int, int], device: Any = 'cpu',
+                 training: bool = True) -> Dict[str, Any]:
+    """One random batch that went through the model's data preprocessor; the images have ``shape``."""
+    preprocessor: Any = model.data_preprocessor
+    size = getattr(preprocessor, 'size', None)
+    try:
+        if size is not None:
+            preprocessor.size = tuple(shape)  # mmseg pads to its crop size
+        return preprocessor(synthetic_batch(model, batch, shape, device=device), training)
+    finally:
+        if size is not None:
+            preprocessor.size = size
+
+
+def make_distiller(cfg: Config, student: nn.Module, arguments: Dict[str, Any]) -> Distiller:
+    """The distiller as the hook builds it, except that the class names come from the config and not from the data.
+
+    Raises:
+        ConfigProblems: the configuration is wrong.
+    """
+    return Distiller(student, classes=class_names(cfg), scope=cfg.get('default_scope'),
+                     max_steps=training_length(cfg)[0], **arguments)
+
+
+def probe_step(distiller: Distiller) -> int:
+    """The earliest of some steps at which most terms have a weight: a warm-up starts at 0, a window opens late."""
+    length = distiller.max_steps
+    steps = [0, 1, 100, 1000, *(length * part // 8 for part in range(1, 8)), length - 1]
+    counts: Dict[int, int] = {}
+    for step in sorted({step for step in steps if 0 <= step < max(length, 1)} or {0}):
+        distiller.step = step
+        counts[step] = len(distiller.active_terms())
+    distiller.step = 0
+    return max(counts, key=lambda step: (counts[step], -step))

@@ -1,0 +1,1 @@
+"""``teacher=``: where a teacher comes from, what it is fed, how it runs."""

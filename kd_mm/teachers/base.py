@@ -1,0 +1,232 @@
+"""The teacher: resolve its config, load its weights strictly, freeze it, feed it what it expects, run just far enough.
+
+A :class:`Teacher` is no ``nn.Module`` and never a sub-module of one, so that nothing initialises, saves, averages or
+broadcasts it by accident.
+"""
+
+import os
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts.forward import forward_tensor
+from kd_mm.hosts.models import build_model, class_names, default_weights, load_config, task_of
+from kd_mm.hosts.synthetic import input_channels
+from kd_mm.hosts.taps import StopForward, Tap
+from kd_mm.hosts.weights import load_weights
+from kd_mm.ops.functional import resize
+from kd_mm.ops.modes import preserved_random_state
+from kd_mm.teachers.preprocess import _LUMA, Normalisation
+from kd_mm.types import targets
+from kd_mm.types.batch import KDBatch
+
+RANDOM = 'random'
+
+
+class Teacher:
+    """A frozen model in eval mode that is fed its own normalisation and stops after the last tap.
+
+    Args:
+        model: the network; every parameter is frozen and every module put into eval mode.
+        student: the student, whose data preprocessor made the batches.
+        name: for messages.
+        classes: class names, if known.
+    """
+
+    def __init__(self, model: nn.Module, student: nn.Module, name: str = 'teacher',
+                 classes: Optional[List[str]] = None):
+        self.model: Any = model
+        self.name, self.classes = name, classes
+        self.notes: List[str] = []
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model.eval()
+        reference = next(student.parameters(), torch.zeros(()))
+        model.to(reference.device)
+        self._modules = list(model.modules())
+        self._from = Normalisation(getattr(student, 'data_preprocessor', None)).to(reference.device)
+        self._to = Normalisation(getattr(model, 'data_preprocessor', None)).to(reference.device)
+        #: channels of the student's pictures and of the teacher's; None for a student without any layer
+        self.channels = (input_channels(student) if next(student.parameters(), None) is not None else None,
+                         input_channels(model))
+        self.same_input = self._same_input()
+        self._say_channels()
+        #: (H, W) to which the batch is resized first; None leaves it as it is.
+        self.size: Optional[Tuple[int, int]] = None
+        self.calls: Dict[str, int] = {}
+        self.runs = 0
+
+    def _same_input(self) -> bool:
+        own, wanted = self.channels
+        return self._from == self._to and own in (None, wanted)
+
+    def _say_channels(self) -> None:
+        """Note a conversion between grey and colour.
+
+        Raises:
+            ValueError: there is no one right conversion.
+        """
+        own, wanted = self.channels
+        if own in (None, wanted):
+            return
+        if (own, wanted) == (1, 3):
+            how = 'the grey channel is given to it three times'
+        elif (own, wanted) == (3, 1):
+            order = 'RGB' if self._from.swapped else 'BGR'
+            how = f'the batch, taken as {order}, becomes grey: 0.299 R + 0.587 G + 0.114 B'
+        else:
+            raise ValueError(
+                f'teacher {self.name} takes pictures of {wanted} channels and the student ({own} channels) is given '
+                'others, which have no one right conversion. Give a teacher with the bands of the student (in_channels '
+                f'of its backbone and the mean and std of its data_preprocessor: {own})')
+        self.notes.append(f'teacher {self.name} takes pictures of {wanted} channels and the student {own}: {how}')
+
+    def start(self, resumed: bool) -> None:
+        """Training begins: the student has its first weights. A fixed teacher has nothing to do."""
+
+    def after_step(self, step: int, max_steps: int) -> None:
+        """The student's optimizer has made step ``step`` of ``max_steps`` (0: unknown)."""
+
+    def state(self) -> Dict[str, Any]:
+        """What a resume needs; nothing for a fixed teacher."""
+        return {}
+
+    def load(self, state: Dict[str, Any]) -> None:
+        """Restore :meth:`state`."""
+
+    @classmethod
+    def build(cls, source: Any, student: nn.Module, checkpoint: Optional[str] = None, strict: bool = True,
+              scope: Optional[str] = None, seed: int = 0) -> 'Teacher':
+        """Build a teacher from a config.
+
+        Args:
+            source: see :func:`load_config`; or a ready ``nn.Module``, taken with the weights it has.
+            student: the student.
+            checkpoint: path or URL of the weights; ``'random'`` for none; None for the published weights of an
+                installed config.
+            strict: whether the weights must fit exactly.
+            scope: registry scope where the config names none: the student's.
+            seed: of the weights of a random teacher.
+
+        Raises:
+            FileNotFoundError, ValueError: nothing there, or it does not fit; the message names the mend.
+        """
+        if isinstance(source, nn.Module):
+            return cls(source, student, type(source).__name__)
+        cfg, name, path = load_config(source)
+        with preserved_random_state(seed):
+            try:
+                model = build_model(cfg, scope)
+            except FileNotFoundError as error:
+                raise ValueError(
+                    f'teacher {name} cannot be built: its own config names a file that is not there: {error} (a '
+                    f'relative path is looked for in {os.getcwd()}). Give a config that inherits from it with the '
+                    'whole path') from error
+            wanted, given = task_of(student), task_of(model)
+            if wanted and given and wanted != given:
+                raise ValueError(f'teacher {name} is a {given} model ({type(model).__name__}) and the student does '
+                                 f'{wanted} ({type(student).__name__})')
+            loaded: Optional[Dict[str, Any]] = None
+            notes: List[str] = []
+            if checkpoint is None:
+                checkpoint = default_weights(path)
+                if checkpoint is None:
+                    raise ValueError(f'no weights for teacher {name}: it is not in the model index of an installed '
+                                     "host. Give teacher_ckpt='path or URL' (or teacher_ckpt='random' to test)")
+            if checkpoint == RANDOM:
+                if hasattr(model, 'init_weights'):
+                    model.init_weights()
+            else:
+                loaded = ckpt.load(checkpoint)
+                notes = load_weights(model, loaded, checkpoint, strict)
+        teacher = cls(model, student, name, class_names(cfg, loaded))
+        teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+        return teacher
+
+    def renormalise(self, inputs: Tensor, batch: KDBatch) -> Tensor:
+        """The student's batch as this teacher's own preprocessor would have made it.
+
+        Raises:
+            ValueError: the channels do not fit.
+        """
+        if self.same_input:
+            return inputs
+        channels = inputs.shape[1]
+        wanted = self.channels[1] if self.channels[0] == channels else channels
+        for side, norm, count in (('student', self._from, channels), ('teacher', self._to, wanted)):
+            if norm.mean.numel() not in (1, count) or norm.std.numel() not in (1, count):
+                raise ValueError(
+                    f'teacher {self.name}: a batch of {channels} channels cannot be re-normalised: the {side} has '
+                    f'{count} channels and its data preprocessor {norm.mean.numel()} means. Give both the same '
+                    'data_preprocessor')
+        source, target = self._from, self._to
+        mean_from, std_from, mean_to, std_to = (
+            part.to(inputs.dtype) for part in (source.mean, source.std, target.mean, target.std))
+        image = inputs * std_from + mean_from
+        if channels == 3 and wanted == 1:
+            luma = inputs.new_tensor(_LUMA if source.swapped else _LUMA[::-1])
+            image = (image * luma.view(3, 1, 1)).sum(1, keepdim=True)
+        elif channels == 1 and wanted == 3:
+            image = image.expand(-1, 3, -1, -1)
+        elif channels == 3 and source.swapped != target.swapped:
+            image = image.flip(1)  # bands of other numbers have no order of colours
+        image = (image - mean_to) / std_to
+        height, width = image.shape[-2:]
+        for index, (h, w) in enumerate(targets.img_shapes(batch)):
+            # Padding is written after normalisation, so it is no grey level that could be converted.
+            if h < height:
+                image[index, :, h:] = target.pad_value
+            if w < width:
+                image[index, :, :, w:] = target.pad_value
+        return image
+
+    def check_eval(self) -> None:
+        """Put back any module that something switched to training mode."""
+        for module in self._modules:
+            if module.training:
+                self.model.eval()
+                return
+
+    @torch.no_grad()
+    def run(self, inputs: Tensor, data_samples: Any, taps: Sequence[Tap], batch: KDBatch, full: bool = False) -> None:
+        """One forward pass that fills ``taps`` and stops when each has as many records as in the first pass.
+
+        Args:
+            inputs: the student's normalised batch (N, 3, Hin, Win).
+            data_samples: for hosts whose forward reads image sizes from them.
+            taps: the teacher taps of this step.
+            batch: for the valid area of the images.
+            full: run to the end (the first pass, which counts the calls).
+        """
+        self.check_eval()
+        self.runs += 1
+        images = self.renormalise(inputs, batch)
+        if self.size is not None:
+            images = resize(images, self.size)
+        pending = {tap.path: self.calls.get(tap.path, 0) for tap in taps}
+        counted = not full and all(pending.values())
+
+        def keep(tap: Tap) -> None:
+            pending[tap.path] -= 1
+            if counted and not any(left > 0 for left in pending.values()):
+                raise StopForward
+
+        for tap in taps:
+            tap.keep = keep
+            tap.arm((images.shape[-2], images.shape[-1]))
+        try:
+            forward_tensor(self.model, images, data_samples, [tap.path for tap in taps])
+        except StopForward:
+            pass
+        except Exception:
+            # In the dry pass a model may fail after the last tap, where training will not run it at all.
+            if not full or not all(tap.fired for tap in taps):
+                raise
+        finally:
+            for tap in taps:
+                tap.disarm()
+                tap.keep = None
+        if full:
+            self.calls.update({tap.path: tap.calls for tap in taps})

@@ -1,0 +1,192 @@
+"""Mutual learning: a second student, trained in the same run, that teaches the first and is taught by it."""
+
+import copy
+import os
+import re
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+import torch.distributed as dist
+from mmengine.config import ConfigDict
+from mmengine.optim import build_optim_wrapper
+from torch import Tensor, nn
+
+from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts.models import build_model, class_names, load_config, task_of
+from kd_mm.hosts.taps import Tap
+from kd_mm.hosts.weights import load_weights
+from kd_mm.ops.modes import eval_mode, preserved_random_state
+from kd_mm.teachers.base import RANDOM, Teacher
+from kd_mm.types.batch import KDBatch
+
+
+class PeerTeacher(Teacher):
+    """A second student (Zhang et al., Deep Mutual Learning, CVPR 2018).
+
+    In every step both see the same batch; each minimises its own task loss plus the distillation losses with the other
+    as a fixed teacher, ``L_1 = task_1 + KD(1 <- 2)`` and ``L_2 = task_2 + KD(2 <- 1)``.  The peer runs before the
+    student, on random numbers of its own, and is updated first, with what both computed before the update.  Its
+    checkpoint is a plain one of its own config:
+    ``<work_dir>/peer_<name>.pth``, written whenever the student's is.
+
+    Args:
+        config: path of a config, ``mmdet::...`` or ``mmseg::...`` name, or a config dict; its pretrained backbone is
+            loaded as in a training of its own.
+        optim_wrapper: optimizer of the peer; default: the student's. Its learning rate follows the student's schedule,
+            in proportion. Loss scaling (float16) is not supported; bfloat16 is.
+    """
+
+    def __init__(self, model: nn.Module, student: nn.Module, name: str, classes: Optional[List[str]] = None,
+                 optim_wrapper: Any = None):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        super().__init__(model, student, name, classes)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        self.optim_cfg = optim_wrapper
+        self.terms = nn.ModuleDict()
+        self.wrapper: Any = None
+        self.rate = 1.0
+        self._losses: Dict[str, Any] = {}
+        self._kept: Optional[Dict[str, Any]] = None
+
+    @classmethod
+    def create(cls, config: Any, student: nn.Module, checkpoint: Optional[str], strict: bool, scope: Optional[str],
+               seed: int, optim_wrapper: Any = None) -> 'PeerTeacher':
+        """Build a peer; ``checkpoint`` is where it starts from (None: as its config says)."""
+        cfg, name, _ = load_config(config)
+        with preserved_random_state(seed):
+            model = build_model(cfg, scope, pretrained=checkpoint is None)
+            if task_of(model) != task_of(student):
+                raise ValueError(f'peer {name} is a {task_of(model)} model and the student does {task_of(student)}')
+            model.init_weights()
+            notes: List[str] = []
+            if checkpoint is not None and checkpoint != RANDOM:
+                notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
+        peer = cls(model, student, name, class_names(cfg), optim_wrapper)
+        peer.notes = [*peer.notes, *(f'peer checkpoint {checkpoint} {note}' for note in notes)]
+        return peer
+
+    # ------------------------------------------------------------------ its own losses
+
+    def add(self, name: str, term: nn.Module) -> None:
+        """Take the mirror of one of the student's losses: its trainable parts are the peer's."""
+        self.terms[name] = term
+
+    def start_optimizer(self, student_cfg: Any, max_steps: int, scale: float = 1.0) -> None:
+        """Make the optimizer, from its own config or the student's; ``scale`` is that of ``auto_scale_lr``.
+
+        Raises:
+            ValueError: the optimizer scales losses.
+        """
+        cfg = ConfigDict(copy.deepcopy(dict(self.optim_cfg or student_cfg)))
+        if str(cfg.get('type', '')).startswith('Amp'):
+            if str(cfg.get('dtype', '')) != 'bfloat16':
+                raise ValueError('PeerTeacher: loss scaling (AmpOptimWrapper in float16) is not supported; use '
+                                 "dtype='bfloat16', or give the peer an optim_wrapper of its own")
+            cfg = ConfigDict({k: v for k, v in cfg.items() if k not in ('dtype', 'loss_scale', 'use_fp16')},
+                             type='OptimWrapper')
+        self.wrapper = build_optim_wrapper(self.model, cfg)
+        extras = [parameter for parameter in self.terms.parameters() if parameter.requires_grad]
+        if extras:
+            self.wrapper.optimizer.add_param_group({'params': extras})
+        for group in self.wrapper.optimizer.param_groups:
+            group['lr'] = group['lr'] * scale
+            group.setdefault('initial_lr', group['lr'])
+        self.wrapper.initialize_count_status(self.model, 0, max_steps or -1)
+        if dist.is_available() and dist.is_initialized():
+            for tensor in [*self.model.parameters(), *self.model.buffers(), *self.terms.parameters()]:
+                dist.broadcast(tensor.data, 0)
+        if self._kept is not None:
+            self.load(self._kept)
+
+    # ------------------------------------------------------------------ a step
+
+    def check_eval(self) -> None:
+        """A peer trains; nothing to put back."""
+
+    def run(self, inputs: Tensor, data_samples: Any, taps: Sequence[Tap], batch: KDBatch, full: bool = False) -> None:
+        """Its training forward, whose losses :meth:`learn` uses; the dry pass is as any teacher's."""
+        if full:
+            with eval_mode(self.model):
+                super().run(inputs, data_samples, taps, batch, full=True)
+            return
+        self.runs += 1
+        self.model.train()
+        images = self.renormalise(inputs, batch)
+        for tap in taps:
+            tap.arm((images.shape[-2], images.shape[-1]))
+        try:
+            with torch.enable_grad():
+                self._losses = self.model(images, copy.deepcopy(data_samples), mode='loss')
+        finally:
+            for tap in taps:
+                tap.disarm()
+
+    def forget(self) -> None:
+        """Drop the losses of a step that was not finished."""
+        self._losses = {}
+
+    def learn(self, losses: Sequence[Tensor], step: int) -> Dict[str, Tensor]:
+        """One update of the peer.
+
+        Args:
+            losses: what it learns from the student, weighted.
+            step: number of the iteration.
+
+        Returns:
+            Numbers for the log.
+        """
+        total, _ = self.model.parse_losses(self._losses)
+        task = total.detach()
+        total = sum(losses, total)
+        self._losses = {}
+        if not torch.isfinite(total):
+            raise FloatingPointError(f'the loss of the peer {self.name} is not finite at step {step}')
+        for group in self.wrapper.optimizer.param_groups:
+            group['lr'] = group['initial_lr'] * self.rate
+        # A scope of its own: the student's step may be inside no_sync or an accumulation.
+        with torch.autocast(total.device.type, enabled=False):
+            self.wrapper.backward(self.wrapper.scale_loss(total))
+        if self.wrapper.should_update():
+            self._average_gradients()
+            self.wrapper.step()
+            self.wrapper.zero_grad()
+        return {'peer_task': task, 'peer_total': total.detach()}
+
+    def _average_gradients(self) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        for parameter in [*self.model.parameters(), *self.terms.parameters()]:
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+
+    # ------------------------------------------------------------------ life
+
+    def state(self) -> Dict[str, Any]:
+        if self.wrapper is None:
+            return {'model': {}}
+        return dict(model=dict(self.model.state_dict()), terms=dict(self.terms.state_dict()),
+                    optimizer=self.wrapper.state_dict(), count=self.wrapper._inner_count)
+
+    def load(self, state: Dict[str, Any]) -> None:
+        if self.wrapper is None:  # a resume loads before the training begins
+            self._kept = state
+            return
+        self.model.load_state_dict(state['model'])
+        self.terms.load_state_dict(state['terms'])
+        self.wrapper.load_state_dict(state['optimizer'])
+        self.wrapper._inner_count = state['count']
+        self._kept = None
+
+    def save(self, folder: str, name: str, meta: Dict[str, Any]) -> str:
+        """Write the peer's plain checkpoint, the file as a whole or not at all; its path."""
+        path = os.path.join(folder, f'peer_{re.sub(r"[^A-Za-z0-9_.-]", "_", name)}.pth')
+        state = {key: value.detach().cpu() for key, value in self.model.state_dict().items()}
+        kept = {key: value for key, value in meta.items() if key not in ('cfg', 'dataset_meta')}
+        kept['dataset_meta'] = dict(classes=list(self.classes)) if self.classes else meta.get('dataset_meta')
+        torch.save(dict(meta=kept, state_dict=state), f'{path}.part')
+        os.replace(f'{path}.part', path)
+        return path

@@ -1,0 +1,84 @@
+"""Any ``nn.Module`` as a teacher."""
+
+import importlib
+from typing import Any, Dict, List, Mapping, Optional
+
+import torch
+from torch import nn
+
+from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts.weights import load_weights
+from kd_mm.ops.checks import entries, number, one_of, pair, positive
+from kd_mm.ops.modes import preserved_random_state
+from kd_mm.teachers.base import RANDOM, Teacher
+from kd_mm.teachers.preprocess import Normalisation
+
+#: ``teacher_ckpt`` of a class that loads its weights itself.
+OWN = 'own'
+_PREPROCESS = ('mean', 'std', 'channels', 'pad_value', 'size')
+
+
+class PlainTeacher(Teacher):
+    """Any ``nn.Module`` that takes a batch of images, for example a self-supervised backbone.
+
+    Args:
+        model: the network; it is called as ``model(images)``.
+        student: the student, whose data preprocessor made the batches.
+        name: for messages.
+        preprocess: what it expects: ``mean`` and ``std`` (3 numbers, in units of 0..255; default: those of the student
+            are kept), ``channels`` (``'rgb'`` or ``'bgr'``, default ``'rgb'``), ``pad_value`` (0), ``size`` ((H, W) to
+            which the batch is resized; default: as it is). None feeds it the student's own batch.
+    """
+
+    def __init__(self, model: nn.Module, student: nn.Module, name: str, preprocess: Optional[Dict[str, Any]] = None):
+        super().__init__(model, student, name)
+        if preprocess is None:
+            self._to, self.same_input = self._from, self.channels[0] in (None, self.channels[1])
+            return
+        owner = f'teacher {name}'
+        if not isinstance(preprocess, Mapping):
+            raise ValueError(f'{owner}: preprocess={preprocess!r} is no dict; its keys are {", ".join(_PREPROCESS)}')
+        wrong = sorted(set(preprocess) - set(_PREPROCESS))
+        if wrong:
+            raise ValueError(f'{owner}: preprocess has no {wrong[0]!r}; it takes {", ".join(_PREPROCESS)}')
+        channels = one_of(owner, 'preprocess channels', preprocess.get('channels', 'rgb'), ('rgb', 'bgr'))
+        expected = Normalisation(None)
+        for part, check in (('mean', number), ('std', positive)):
+            values = preprocess.get(part)
+            setattr(expected, part, getattr(self._from, part) if values is None else torch.tensor(
+                entries(owner, f'preprocess {part}', values, check)).reshape(-1, 1, 1))
+        expected.swapped = channels == 'rgb'
+        expected.pad_value = number(owner, 'preprocess pad_value', preprocess.get('pad_value', 0))
+        self._to = expected.to(self._from.mean.device)
+        self.same_input = self._same_input()
+        size = preprocess.get('size')
+        self.size = None if size is None else pair(owner, 'preprocess size', size)
+
+
+def build_plain(cfg: Dict[str, Any], student: nn.Module, checkpoint: Optional[str], strict: bool,
+                seed: int) -> PlainTeacher:
+    """A teacher from ``dict(type='package.Class', preprocess=..., **arguments)``.
+
+    Raises:
+        ValueError: no such class, or weights that do not fit or are not named.
+    """
+    arguments = dict(cfg)
+    name, preprocess = arguments.pop('type'), arguments.pop('preprocess', None)
+    module, _, attribute = name.rpartition('.')
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f'teacher type={name!r} cannot be imported: {error}') from error
+    if checkpoint is None:
+        raise ValueError(f"no weights for teacher {name}: give teacher_ckpt='path or URL', teacher_ckpt='own' if it "
+                         "loads them itself (or teacher_ckpt='random' to test)")
+    with preserved_random_state(seed):
+        model = factory(**arguments)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f'teacher type={name!r} gives {type(model).__name__}, not an nn.Module')
+    notes: List[str] = []
+    if checkpoint not in (RANDOM, OWN):
+        notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
+    teacher = PlainTeacher(model, student, name, preprocess)
+    teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+    return teacher

@@ -1,0 +1,253 @@
+"""The only reader of data samples: boxes, labels, segmentation maps and the valid area.
+
+Losses and regions ask these functions, never a data sample, so that plain-tensor use and both hosts look the same.
+"""
+
+from typing import List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from kd_mm.ops.functional import parameter_options
+from kd_mm.types.batch import KDBatch
+
+
+def input_shape(batch: KDBatch) -> Tuple[int, int]:
+    """(Hin, Win) of the padded batch, in pixels.
+
+    Raises:
+        ValueError: the batch does not know it.
+    """
+    if batch.input_shape is None:
+        raise ValueError('the size of the padded input is not known: give KDBatch(input_shape=(Hin, Win))')
+    return int(batch.input_shape[0]), int(batch.input_shape[1])
+
+
+def images(batch: KDBatch) -> Tensor:
+    """(N, 3, Hin, Win), as the student sees them.
+
+    Raises:
+        ValueError: the batch does not have them.
+    """
+    if batch.images is None:
+        raise ValueError('this loss looks at the input images and the batch has none: give KDBatch(images=...)')
+    return batch.images
+
+
+def img_shapes(batch: KDBatch) -> List[Tuple[int, int]]:
+    """(h, w) of every image before padding; the padded size where it is not known."""
+    if batch.img_shapes is not None:
+        return [(int(shape[0]), int(shape[1])) for shape in batch.img_shapes]
+    shapes = []
+    for sample in batch.data_samples:
+        shape = sample.metainfo.get('img_shape') or input_shape(batch)
+        shapes.append((int(shape[0]), int(shape[1])))
+    return shapes
+
+
+def gt_boxes(batch: KDBatch) -> List[Tensor]:
+    """Ground-truth boxes of every image, (M, 4) as (x1, y1, x2, y2) in pixels of the padded input.
+
+    Raises:
+        ValueError: the data has no boxes.
+    """
+    if batch.boxes is not None:
+        return list(batch.boxes)
+    boxes = []
+    for sample in batch.data_samples:
+        instances = getattr(sample, 'gt_instances', None)
+        if instances is None or 'bboxes' not in instances:
+            break
+        found = instances.bboxes
+        found = found.tensor if hasattr(found, 'tensor') else found  # mmdet's box classes wrap a tensor
+        boxes.append(found.reshape(-1, found.shape[-1])[:, :4])
+    else:
+        if boxes:
+            return boxes
+    raise ValueError('this loss or region needs ground-truth boxes and the data has none '
+                     '(data_samples[i].gt_instances.bboxes). Use a loss without region, or a dataset with boxes')
+
+
+def gt_labels(batch: KDBatch) -> List[Tensor]:
+    """Class indices (M,) of the boxes of every image."""
+    if batch.labels is not None:
+        return list(batch.labels)
+    labels = [sample.gt_instances.labels for sample in batch.data_samples
+              if getattr(sample, 'gt_instances', None) is not None and 'labels' in sample.gt_instances]
+    if not labels or len(labels) != len(batch.data_samples):
+        raise ValueError('this loss needs class labels of the boxes and the data has none '
+                         '(data_samples[i].gt_instances.labels)')
+    return labels
+
+
+def row_labels(batch: KDBatch, rows: int, level: int = 0) -> Tensor:
+    """Target classes of logits that come as rows (RoIs), (M,).
+
+    Raises:
+        ValueError: nobody gave them, or not as many as there are rows.
+    """
+    labels = _of_level(batch.row_labels, level)
+    if labels is None:
+        raise ValueError("this loss needs the target class of every row (KDBatch.row_labels) and nobody gave it. In a "
+                         "config at='@roi_logits' does; DKDLoss takes target='teacher_argmax' as well")
+    if tuple(labels.shape) != (rows, ):
+        raise ValueError(f'row_labels of shape {tuple(labels.shape)} for {rows} rows')
+    return labels
+
+
+def row_targets(batch: KDBatch, rows: Tensor, level: int = 0) -> Tuple[Tensor, int]:
+    """Encoded regression targets of rows of box deltas, (M, 4), and the number of sampled proposals.
+
+    Raises:
+        ValueError: nobody gave them, or they do not fit.
+    """
+    targets = _of_level(batch.row_targets, level)
+    if targets is None:
+        raise ValueError("this loss needs the target of every box (KDBatch.row_targets) and nobody gave it. In a "
+                         "config at='@roi_boxes' or '@rpn_boxes' does")
+    if targets.shape != rows.shape:
+        raise ValueError(f'row_targets of shape {tuple(targets.shape)} for box deltas {tuple(rows.shape)}')
+    total = len(rows) if batch.row_totals is None else int(batch.row_totals[level])
+    return targets.to(rows), total
+
+
+def _of_level(value: Union[Tensor, Sequence[Tensor], None], level: int) -> Optional[Tensor]:
+    return value if value is None or isinstance(value, Tensor) else value[level]
+
+
+def gt_masks(batch: KDBatch) -> List[Tensor]:
+    """Instance masks of every image, bool (M, h, w), from the upper left corner of the padded input.
+
+    Raises:
+        ValueError: the data has no masks.
+    """
+    if batch.masks is not None:
+        return [masks > 0 for masks in batch.masks]
+    found: List[Tensor] = []
+    for sample in batch.data_samples:
+        instances = getattr(sample, 'gt_instances', None)
+        if instances is None or 'masks' not in instances:
+            found = []
+            break
+        masks = instances.masks
+        if not isinstance(masks, Tensor):  # mmdet's bitmap and polygon masks
+            masks = masks.to_tensor(dtype=torch.bool, device='cpu')
+        found.append(masks > 0)
+    if not found:
+        raise ValueError('this region needs instance masks and the data has none (data_samples[i].gt_instances.masks). '
+                         'Load them with dict(type=\'LoadAnnotations\', with_bbox=True, with_mask=True), or use '
+                         'GTBoxRegion')
+    return found
+
+
+def has_seg_map(batch: KDBatch) -> bool:
+    """Whether the batch carries segmentation labels, a segmentor's.
+
+    Some detectors (HTC, panoptic ones) have a map of stuff besides their boxes, ``gt_sem_seg.sem_seg``; its classes are
+    not those of their logits, and 255 in it does not mean that a place is to be ignored.
+    """
+    return batch.seg_map is not None or (len(batch.data_samples) > 0 and all(
+        'data' in (getattr(sample, 'gt_sem_seg', None) or ()) for sample in batch.data_samples))
+
+
+def seg_map(batch: KDBatch, size: Optional[Tuple[int, int]] = None) -> Tensor:
+    """Segmentation labels (N, H, W), integers; with ``size`` resized by nearest neighbour (cell i reads
+    ``floor(i * Hin / H)``).
+
+    Raises:
+        ValueError: the data has no segmentation map.
+    """
+    if batch.seg_map is not None:
+        labels = batch.seg_map
+    elif has_seg_map(batch):
+        labels = torch.stack([sample.gt_sem_seg.data.reshape(sample.gt_sem_seg.data.shape[-2:])
+                              for sample in batch.data_samples])
+    else:
+        raise ValueError('this loss or region needs a segmentation map and the data has none '
+                         '(data_samples[i].gt_sem_seg)')
+    if size is not None and tuple(labels.shape[-2:]) != tuple(size):
+        # Labels up to 2**24 are exact in float32, the only type that interpolate takes on every device.
+        labels = F.interpolate(labels[:, None].float(), size=tuple(size), mode='nearest')[:, 0].to(labels.dtype)
+    return labels
+
+
+def valid_pixels(batch: KDBatch, size: Tuple[int, int], ignore_index: Optional[int] = None) -> Optional[Tensor]:
+    """(N, H, W) bool, false where the label is ``ignore_index``; None when there are no labels to tell.
+
+    Args:
+        ignore_index: the label; the batch's own when None.
+    """
+    if not has_seg_map(batch):
+        return None
+    return seg_map(batch, size) != (batch.ignore_index if ignore_index is None else ignore_index)
+
+
+def class_members(batch: KDBatch, features: Tensor, classes: Optional[int] = None,
+                  mask: Optional[Tensor] = None) -> Tensor:
+    """Weight of each cell in each class, (N, H*W, K): 1 (or the mask's weight) in its own class, 0 elsewhere.
+
+    Args:
+        batch: gives the labels.
+        features: (N, C, H, W); size, device and dtype of the result.
+        classes: K; labels from K on are in no class. None: the highest label and one, at least 1.
+        mask: weights (N, 1, H, W) or None.
+
+    Raises:
+        ValueError: the data has no segmentation map.
+    """
+    labels = seg_map(batch, (features.shape[2], features.shape[3])).to(features.device).flatten(1).long()
+    known = (labels != batch.ignore_index) & (labels >= 0)
+    if classes is None:
+        classes = int(labels.where(known, torch.zeros_like(labels)).max()) + 1 if labels.numel() else 1
+    known = known & (labels < classes)
+    weights = known.to(features.dtype)
+    if mask is not None:
+        weights = weights * mask.to(features.dtype).flatten(1)
+    members = features.new_zeros(*labels.shape, classes)
+    return members.scatter_(2, labels.where(known, torch.zeros_like(labels))[:, :, None], weights[:, :, None])
+
+
+FRAMES = ('input', 'image')
+
+
+def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
+                classes: Optional[Sequence[int]] = None) -> Tuple[Tensor, Tensor, Tensor]:
+    """Boxes of all images in one tensor.
+
+    Args:
+        batch: gives boxes, labels and sizes.
+        frame: 'input' or 'image': the size that box coordinates refer to.
+        like: device and dtype of the result (half precision becomes float32).
+        classes: keep only boxes of these class indices; None keeps all.
+
+    Returns:
+        boxes (N, M, 4) in input pixels, filled up with zeros; whether each is a box (N, M); (h, w) of the frames
+        (N, 2), the padded input where the image is not known.
+
+    Raises:
+        ValueError: the data has no boxes (or no labels, with ``classes``), or not as many as images.
+
+    Example:
+        >>> batch = KDBatch(input_shape=(32, 32), boxes=[torch.rand(2, 4), torch.rand(0, 4)])
+        >>> boxes, real, frames = batch_boxes(batch, 'input', torch.zeros(2, 8, 4, 4))
+        >>> boxes.shape, real.sum(dim=1).tolist()
+        (torch.Size([2, 2, 4]), [2, 0])
+    """
+    options = parameter_options(like)
+    found: List[Tensor] = [boxes.detach().to(**options).reshape(-1, 4) for boxes in gt_boxes(batch)]
+    if len(found) != like.shape[0]:
+        raise ValueError(f'boxes of {len(found)} images for features of {like.shape[0]} images')
+    if classes is not None:
+        wanted = torch.tensor(list(classes), device=options['device'])
+        found = [boxes[torch.isin(labels.to(options['device']), wanted)]
+                 for boxes, labels in zip(found, gt_labels(batch))]
+    frames = img_shapes(batch) if frame == 'image' else []
+    frames = frames or [input_shape(batch)] * len(found)
+    if len(frames) != len(found):
+        raise ValueError(f'boxes of {len(found)} images and sizes of {len(frames)}')
+    boxes = pad_sequence(found, batch_first=True)
+    counts = torch.tensor([len(boxes) for boxes in found], device=options['device'])
+    real = torch.arange(boxes.shape[1], device=options['device'])[None] < counts[:, None]
+    return boxes, real, torch.tensor(frames, **options)

@@ -1,0 +1,88 @@
+"""Two real processes over gloo against one process on the joined batch."""
+
+import json
+import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_coco
+
+WORKER = Path(__file__).resolve().parents[1] / 'helpers' / 'ddp_worker.py'
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def launch(root, out, batch, counts, ranks):
+    return run([str(WORKER), str(root), str(out), str(batch), str(counts), 'pytorch' if ranks > 1 else 'none'], out,
+               ranks)
+
+
+def run(arguments, out, ranks):
+    command = [sys.executable, *arguments]
+    if ranks > 1:
+        command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={ranks}',
+                   '--master_addr=127.0.0.1', f'--master_port={free_port()}', *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return [torch.load(f'{out}_rank{rank}.pth', weights_only=True) for rank in range(ranks)]
+
+
+@pytest.fixture(scope='module')
+def joined(cityscapes_root, tmp_path_factory):
+    return launch(cityscapes_root, tmp_path_factory.mktemp('one') / 'joined', 4, 1, 1)[0]
+
+
+@pytest.mark.parametrize('batch, counts', [(2, 1), (1, 2)], ids=['one step', 'accumulated with no_sync'])
+def test_two_processes_equal_one_on_the_joined_batch(cityscapes_root, tmp_path, joined, batch, counts):
+    first, second = launch(cityscapes_root, tmp_path / 'two', batch, counts, 2)
+    for part in ('student', 'extras'):
+        assert first[part].keys() == joined[part].keys()
+        for key, value in joined[part].items():
+            torch.testing.assert_close(first[part][key], second[part][key], rtol=0, atol=0, msg=f'ranks: {key}')
+            torch.testing.assert_close(first[part][key], value, rtol=1e-4, atol=1e-6, msg=f'joined: {key}')
+
+
+def test_uneven_batches_and_a_rank_without_boxes(tmp_path):
+    root = write_coco(tmp_path / 'coco', images=7, empty=0)
+    content = json.loads((root / 'annotations.json').read_text())
+    content['annotations'] = [box for box in content['annotations'] if box['image_id'] % 2 == 0]
+    (root / 'annotations.json').write_text(json.dumps(content))
+    first, second = run([str(WORKER.with_name('ddp_boxes_worker.py')), str(root), str(tmp_path / 'two')],
+                        tmp_path / 'two', 2)
+    assert [len(step) for step in first['boxes']] == [2, 2] and [len(step) for step in second['boxes']] == [2, 1]
+    assert all(count > 0 for step in first['boxes'] for count in step)
+    assert all(count == 0 for step in second['boxes'] for count in step)
+    for rank in (first, second):
+        assert all(math.isfinite(value) for step in rank['losses'] for value in step.values())
+    assert all(step['loss_fg'] == 0 for step in second['losses']) and first['losses'][0]['loss_fg'] > 0
+    for part in ('student', 'extras'):
+        for key, value in first[part].items():
+            if 'running_' not in key and 'num_batches' not in key:  # batch norm's statistics are each rank's own
+                torch.testing.assert_close(second[part][key], value, rtol=0, atol=0, msg=key)
+
+
+def test_shared_proposals_and_a_rank_without_objects(tmp_path):
+    """A rank without positive proposals has masks and boxes of 0 rows, and waits for nothing."""
+    root = write_coco(tmp_path / 'coco', images=8, empty=0)
+    content = json.loads((root / 'annotations.json').read_text())
+    content['annotations'] = [box for box in content['annotations'] if box['image_id'] % 2 == 0]
+    (root / 'annotations.json').write_text(json.dumps(content))
+    first, second = run([str(WORKER.with_name('ddp_proposals_worker.py')), str(root), str(tmp_path / 'two')],
+                        tmp_path / 'two', 2)
+    names = ('loss_dkd', 'loss_bound', 'loss_masks', 'loss_hint')
+    for step in (*first['losses'], *second['losses']):
+        assert all(math.isfinite(value) for value in step.values())
+    assert all(step[name] > 0 for step in first['losses'] for name in names)
+    assert all(step['loss_masks'] == step['loss_bound'] == 0 and step['loss_dkd'] > 0 for step in second['losses'])
+    for part in ('student', 'extras'):
+        for key, value in first[part].items():
+            if 'running_' not in key and 'num_batches' not in key:
+                torch.testing.assert_close(second[part][key], value, rtol=0, atol=0, msg=key)

@@ -1,0 +1,45 @@
+"""One rank of the two-process test of the gathered relations."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+from kd_mm.ops import distributed
+from kd_mm.registry import build
+from kd_mm.types.batch import KDBatch
+
+
+def make(ranks=2):
+    """Features and labels of two images a rank."""
+    draw = torch.Generator().manual_seed(5)
+    student, teacher = (torch.randn(2 * ranks, width, 4, 6, generator=draw, dtype=torch.float64) for width in (3, 5))
+    return student, teacher, torch.randint(0, 3, (2 * ranks, 4, 6), generator=draw)
+
+
+def main(out):
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
+    own = slice(2 * rank, 2 * rank + 2)
+    student, teacher, labels = (part[own] for part in make())
+    leaf = student.clone().requires_grad_()
+    mini = build(dict(type='CIRKDMiniBatchLoss', gather=True))(leaf, teacher)
+    mini.backward()
+    memory = build(dict(type='CIRKDMemoryLoss', num_classes=3, pixel_memory=40, region_memory=9, pixel_keys=7,
+                        region_keys=4, pixels_per_image=4))
+    memory.prepare((student, ), (teacher, ))
+    distributed.broadcast(memory)
+    for step in range(2):
+        memory(student, teacher, KDBatch(seg_map=labels, step=step))
+    try:
+        distributed.gather(torch.zeros(1 + rank, 3))
+        message = ''
+    except ValueError as error:
+        message = str(error)
+    torch.save(dict(loss=mini.detach(), grad=leaf.grad, queues=memory.queues.state_dict(), message=message),
+               f'{out}_{rank}.pth')
+    dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,185 @@
+"""What the tests of shipped configs and of the README share: a step on synthetic samples, by overrides alone."""
+
+import copy
+import uuid
+from contextlib import contextmanager
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+
+from kd_mm.hosts.models import load_config
+from kd_mm.hosts.synthetic import synthetic_batch
+from kd_mm.registry import MODELS
+
+SHAPE = (64, 128)
+SAMPLES = {}
+
+
+@DATASETS.register_module(force=True)
+class SyntheticSamples(torch.utils.data.Dataset):
+    """Two samples of :func:`synthetic_batch`, put into ``SAMPLES`` once the model exists; the real set's classes."""
+
+    def __init__(self, key, classes):
+        self.key, self.metainfo = key, dict(classes=classes)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return {name: copy.deepcopy(SAMPLES[self.key][name][index]) for name in ('inputs', 'data_samples')}
+
+
+#: At most so many of a model's queries, points and proposals.
+FEWER = {
+    'num_queries': 100, 'dn_cfg.group_cfg.num_dn_queries': 10, 'train_cfg.num_points': 512,
+    'decode_head.train_cfg.num_points': 512, 'train_cfg.rcnn.sampler.num': 64,
+    'train_cfg.rpn_proposal.max_per_img': 200, 'test_cfg.rpn.max_per_img': 100,
+}
+
+
+def kd_index(cfg):
+    return next(index for index, hook in enumerate(cfg.custom_hooks) if hook['type'] == 'kd_mm.DistillHook')
+
+
+def lighter(teacher):
+    """A teacher with fewer proposals, and a Swin backbone with two blocks a stage; None for others, which are left."""
+    found, _, _ = load_config(teacher)
+    backbone, swin = found.model.get('backbone', {}), False
+    if str(backbone.get('type')).endswith('SwinTransformer'):
+        swin, backbone.depths = True, [2] * len(backbone.depths)
+    elif 'rpn' in (found.model.get('test_cfg') or {}):
+        found.model.test_cfg.rpn.max_per_img = FEWER['test_cfg.rpn.max_per_img']
+    else:
+        return None
+    if swin and 'num_queries' in found.model:
+        found.model.num_queries = FEWER['num_queries']
+    return found.to_dict()
+
+
+def smallest_overrides(cfg, work_dir):
+    """Overrides that replace data, downloads and schedule; nothing of the student's architecture."""
+    dataset = cfg.train_dataloader.dataset
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+        classes = registry.get(dataset.type).METAINFO['classes']
+    name = f'test_{uuid.uuid4().hex}'
+    hook = f'custom_hooks.{kd_index(cfg)}'
+    options = {
+        'train_dataloader': dict(
+            _delete_=True, batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='SyntheticSamples', key=name, classes=classes)),
+        'val_dataloader': None, 'val_evaluator': None, 'val_cfg': None,
+        'test_dataloader': None, 'test_evaluator': None, 'test_cfg': None,
+        'default_hooks.checkpoint': None,
+        'visualizer': dict(_delete_=True, type='Visualizer', name=name),
+        'experiment_name': name, 'work_dir': str(work_dir), 'log_level': 'WARNING',
+        'model.backbone.init_cfg': None, 'model.pretrained': None,
+        f'{hook}.teacher_ckpt': 'random',
+    }
+    if cfg.model.get('pretrained', 'absent') == 'absent':
+        options.pop('model.pretrained')
+    options['train_cfg.max_epochs' if 'max_epochs' in cfg.train_cfg else 'train_cfg.max_iters'] = 1
+    if (cfg.model.get('data_preprocessor') or {}).get('batch_augments'):  # padding to the full crop
+        options['model.data_preprocessor.batch_augments'] = None
+    if 'size' in (cfg.model.get('data_preprocessor') or {}):
+        options['model.data_preprocessor.size'] = SHAPE
+    teacher = lighter(cfg.custom_hooks[kd_index(cfg)].teacher)
+    if teacher is not None:
+        options[f'{hook}.teacher'] = dict(teacher, _delete_=True)
+    # How much of everything, not what: proposals, queries and points of a loss.
+    for key, most in FEWER.items():
+        *parents, last = key.split('.')
+        place = cfg.model
+        for part in parents:
+            place = place.get(part) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(place.get(last), int) and (
+                key != 'num_queries' or teacher is not None):
+            options[f'model.{key}'] = most
+    for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
+        if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
+            options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]
+        if loss.get('pretrain_steps'):  # until then the student gets nothing from it
+            options[f'{hook}.losses.{loss_name}.pretrain_steps'] = 0
+        learned = getattr(MODELS.get(loss.type), 'learned', None)  # a file that a command of its own writes
+        if learned is not None:
+            options[f'{hook}.losses.{loss_name}.{learned}'] = 'random'
+    return options, name
+
+
+@contextmanager
+def quick_init():
+    """Random weights are copied from a few numbers drawn beforehand: to draw 90 million for each pair takes seconds."""
+    drawn = torch.Generator().manual_seed(0)
+    pools = {name: getattr(torch, function)(2**21, generator=drawn)
+             for name, function in (('uniform_', 'rand'), ('normal_', 'randn'))}
+    own = {name: getattr(torch.Tensor, name) for name in pools}
+
+    def quick(name, tensor, first=0.0, second=1.0, **options):
+        if tensor.numel() < 2**12 or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            return own[name](tensor, first, second, **options)
+        scale, shift = (second, first) if name == 'normal_' else (second - first, first)
+        with torch.no_grad():
+            for part in tensor.view(-1).split(2**20):
+                start = int(torch.randint(0, len(pools[name]) - len(part), (), generator=drawn))
+                part.copy_(pools[name][start:start + len(part)])
+            return tensor.mul_(scale).add_(shift)
+
+    for name in pools:
+        setattr(torch.Tensor, name, lambda tensor, *args, name=name, **options: quick(name, tensor, *args, **options))
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(torch.Tensor, name, function)
+
+
+class LookAtStep(Hook):
+    """Notes the losses of the step, and the gradient that the distillation terms alone have on the student."""
+
+    def __init__(self, names):
+        self.names, self.losses, self.gradients, self.steps = names, {}, {}, 0
+
+    def before_train(self, runner):
+        model, parse = runner.model, runner.model.parse_losses
+
+        def parse_losses(losses):
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            for name in self.names:
+                found = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
+                self.gradients[name] = sum(float(part.norm()) for part in found if part is not None)
+            return parse(losses)
+
+        model.parse_losses = parse_losses
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.steps += 1
+        self.losses = {name: float(value) for name, value in outputs.items()}
+
+
+def train_one_step(cfg, work_dir, ignored=True):
+    """One real training step of a config, data, downloads and schedule overridden.
+
+    Args:
+        ignored: whether segmentation labels have pixels of 255.
+
+    Returns:
+        tuple: the Runner, what :class:`LookAtStep` saw, the names of the distillation losses.
+    """
+    options, key = smallest_overrides(cfg, work_dir)
+    cfg.merge_from_dict(options)
+    with quick_init():
+        runner = Runner.from_cfg(cfg)
+    SAMPLES[key] = synthetic_batch(runner.model, 2, SHAPE)
+    for sample in () if ignored else SAMPLES[key]['data_samples']:
+        labels = sample.gt_sem_seg.data
+        labels[labels == 255] = 0
+    names = list(cfg.custom_hooks[kd_index(cfg)].losses)
+    look = LookAtStep(names)
+    runner.register_hook(look)
+    try:
+        with quick_init():
+            runner.train()
+    finally:
+        SAMPLES.pop(key)
+    return runner, look, names

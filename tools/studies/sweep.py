@@ -1,0 +1,577 @@
+#!/usr/bin/env python3
+"""Try distillation on every family of the installed hosts: one config of every folder of their ``.mim/configs``.
+
+    python tools/studies/sweep.py                              all; writes tests/compat.json and configs/README.md
+    python tools/studies/sweep.py --only mmdet/gfl mmseg/fcn   some; prints only (--write merges them)
+    python tools/studies/sweep.py --render                     the table of configs/README.md from tests/compat.json
+
+The smallest config of each folder is taken as it is except for: random weights, batches of two random small images
+with boxes, masks or maps, BN where it has SyncBN, and no other custom hooks.  A second copy with other random weights
+teaches it in a real Runner for two optimizer steps, by three losses:
+
+  neck      PKDLoss at '@neck' (the pixel decoder of mask transformers, the backbone where there is neither)
+  backbone  FitNetLoss at '@backbone', through a trained 1x1 convolution
+  logits    SigmoidKDLoss or SoftmaxKDLoss at '@logits', where the head has dense class logits
+
+A kind is 'ok' when the loss was attached, stayed finite, reached the student with a gradient, trained its adapter, left
+every key of the student as it was and no trace after the training.  Anything else is the reason in words.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.hooks import Hook  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from kd_mm.engine.hook import DistillHook  # noqa: E402
+from kd_mm.hosts.models import build_model, class_names  # noqa: E402
+from kd_mm.hosts.synthetic import synthetic_batch  # noqa: E402
+from kd_mm.hosts.zoo import package_folder  # noqa: E402
+from kd_mm.lab.models import scope_of  # noqa: E402
+
+RESULTS = ROOT / 'tests' / 'compat.json'
+TABLE = ROOT / 'configs' / 'README.md'
+KINDS = ('neck', 'backbone', 'logits')
+HOSTS = ('mmdet', 'mmseg')
+NOT_THERE = 'no dense class logits'
+SHAPES = ((64, 96), (128, 128), (224, 224), (256, 256), (300, 300), (512, 512))
+LIMIT = 240  # seconds of processor time a family
+
+#: Folders that are no family of detectors or segmentors, or need what is not installed.
+LEFT_OUT = {
+    'mmdet': {
+        **dict.fromkeys(('bytetrack', 'deepsort', 'masktrack_rcnn', 'mask2former_vis', 'ocsort', 'qdtrack', 'sort',
+                         'strongsort', 'reid'), 'tracking, video or re-identification'),
+        **dict.fromkeys(('glip', 'grounding_dino', 'mm_grounding_dino'),
+                        'needs a language model (download of BERT, package transformers)'),
+        'common': 'parts for other configs, no model',
+        'soft_teacher': 'semi-supervised multi-branch data, which the hook refuses',
+    },
+    'mmseg': {},
+}
+#: The config of a folder that stands for it, where the smallest is not what the family is known for.
+CHOSEN = {
+    'mmdet/cascade_rpn': 'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
+    'mmdet/guided_anchoring': 'ga-retinanet_r50-caffe_fpn_1x_coco.py',
+    'mmdet/yolo': 'yolov3_mobilenetv2_8xb24-320-300e_coco.py',
+    'mmdet/rtmdet': 'rtmdet_tiny_8xb32-300e_coco.py',
+    'mmdet/pvt': 'retinanet_pvtv2-b0_fpn_1x_coco.py',
+    'mmseg/mask2former': 'mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
+}
+#: Further configs: heads that share a folder with another family.
+ALSO = {
+    'mmdet/rtmdet': ('rtmdet-ins_tiny_8xb32-300e_coco.py', ),
+    'mmdet/guided_anchoring': ('ga-rpn_r50-caffe_fpn_1x_coco.py', ),
+    'mmdet/swin': ('retinanet_swin-t-p4-w7_fpn_1x_coco.py', ),
+    'mmdet/solo': ('decoupled-solo-light_r50_fpn_3x_coco.py', ),
+    'mmdet/pisa': ('ssd300_pisa_coco.py', 'retinanet-r50_fpn_pisa_1x_coco.py'),
+    'mmdet/yolo': ('yolov3_d53_8xb8-320-273e_coco.py', ),
+    'mmdet/mask2former': ('mask2former_r50_8xb2-lsj-50e_coco-panoptic.py', ),
+    'mmseg/pspnet': ('pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', ),
+    'mmseg/swin': ('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', ),
+}
+#: Marks of size in file names, small first.
+SIZES = ('nano', 'r18', 'mobilenet', 'mv2', 'm-v2', 'b0', 'tiny', 'swin-t', '-t_', 'regnetx-400mf', 'stdc1', 'w18',
+         'pidnet-s', '_s_', 'small', 'swin-s', 'r34', 'regnetx-800mf', 'r50', 'hv2p-w32', 'd53', '_l_', 's50', 'h48',
+         'r101', 'x101', 'vit-b', 'base', 'large', 'huge')
+
+
+# ---------------------------------------------------------------------------------------------------------- choice
+
+
+def folders(host):
+    root = package_folder(host)
+    if root is None:
+        return []
+    return sorted(path for path in (root / 'configs').iterdir() if path.is_dir() and not path.name.startswith('_'))
+
+
+def size_of(path):
+    marks = [index for index, mark in enumerate(SIZES) if mark in path.name]
+    return (min(marks, default=len(SIZES)), len(path.name), path.name)
+
+
+def families():
+    """(name, candidate configs from the best on, reason to leave it out) of every folder of the hosts."""
+    found = []
+    for host in HOSTS:
+        for folder in folders(host):
+            name = f'{host}/{folder.name}'
+            configs = sorted(folder.glob('*.py'), key=size_of)
+            chosen = [folder / CHOSEN[name]] if name in CHOSEN and (folder / CHOSEN[name]).exists() else []
+            reason = LEFT_OUT[host].get(folder.name) or (None if configs else 'no config')
+            found.append((name, [*chosen, *[path for path in configs if path not in chosen]], reason))
+            for extra in ALSO.get(name, ()):
+                if (folder / extra).exists() and folder / extra != found[-1][1][0]:
+                    found.append((f'{name}/{extra.removesuffix(".py")}', [folder / extra], reason))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ one family
+
+
+def shrunk(cfg):
+    """The config's model without downloads and without SyncBN, which does not run on a CPU."""
+    def clean(value):
+        if isinstance(value, dict):
+            content = {key: clean(item) for key, item in value.items()}
+            if str(content.get('type', '')).endswith('SyncBN'):
+                content['type'] = 'BN'
+            init = content.get('init_cfg')
+            if isinstance(init, dict) and (init.get('type') == 'Pretrained' or set(init) == {'checkpoint'}):
+                content['init_cfg'] = None
+            for key in ('pretrained', 'teacher_ckpt'):
+                if key in content:
+                    content[key] = None
+            if isinstance(content.get('teacher_config'), str):  # relative to a checkout of the host
+                folder = package_folder('mmdet') / content['teacher_config']
+                content['teacher_config'] = dict(model=clean(Config.fromfile(str(folder)).model.to_dict()))
+            return content
+        return type(value)(clean(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+    result = copy.deepcopy(cfg)
+    result.model = clean(cfg.model.to_dict())
+    if 'img_size' in result.model.get('backbone', {}):  # a plain vision transformer: its tokens cost most
+        result.model.backbone.img_size = (96, 96)
+    # Batches that are resized at random would need the loop's counters; crops are fixed by the images anyway.
+    result.model.get('data_preprocessor', {}).pop('batch_augments', None)
+    return result
+
+
+def fill_trident():
+    """mmdet 3.3.0 leaves the weights of TridentNet's convolutions as the memory was, for a checkpoint to fill."""
+    from mmdet.models.backbones.trident_resnet import TridentConv
+    own = TridentConv.__init__
+    if getattr(own, 'fills', False):
+        return
+
+    def filled(self, *args, **kwargs):
+        own(self, *args, **kwargs)
+        torch.nn.init.kaiming_normal_(self.weight)
+
+    filled.fills = True
+    TridentConv.__init__ = filled
+
+
+class Images(torch.utils.data.Dataset):
+    """The samples of one synthetic batch."""
+
+    def __init__(self, batch, classes):
+        self.batch, self.metainfo = batch, dict(classes=classes)
+
+    def __len__(self):
+        return len(self.batch['inputs'])
+
+    def __getitem__(self, index):
+        return {key: copy.deepcopy(value[index]) for key, value in self.batch.items()}
+
+
+class Observer(Hook):
+    """What the losses were in each step, and the gradient of each on the student in the first."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, names):
+        self.names, self.values, self.gradients, self.first = names, [], {}, {}
+
+    def before_train(self, runner):
+        hook = next(hook for hook in runner.hooks if isinstance(hook, DistillHook))
+        self.first = {name: value.detach().clone() for name, value in hook.distiller.named_parameters()}
+        model, parse = runner.model, runner.model.parse_losses
+
+        def parse_losses(losses):
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            for name in self.names if not self.gradients else ():
+                found = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
+                self.gradients[name] = sum(float(part.abs().sum()) for part in found if part is not None)
+            return parse(losses)
+
+        object.__setattr__(model, 'parse_losses', parse_losses)
+        self.restore = lambda: object.__delattr__(model, 'parse_losses')
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.values.append({name: float(value) for name, value in outputs.items()})
+
+    def after_train(self, runner):
+        self.restore()
+
+
+def losses_for(host):
+    logits = dict(type='SoftmaxKDLoss') if host == 'mmseg' else dict(type='SigmoidKDLoss')
+    return {
+        'loss_kd_neck': dict(type='PKDLoss', at='@neck'),
+        'loss_kd_backbone': dict(type='FitNetLoss', at='@backbone', adapter=dict(type='ConvAdapter', always=True)),
+        'loss_kd_logits': dict(at='@logits', **logits),
+    }
+
+
+def own_shapes(model):
+    """Sizes that a model is built for, before the general ones."""
+    found = []
+    for holder, name in ((getattr(model, 'backbone', None), 'img_size'),
+                         (getattr(model, 'image_encoder', None), 'img_size')):
+        size = getattr(holder, name, None)
+        size = (size, size) if isinstance(size, int) else size
+        if isinstance(size, (tuple, list)) and len(size) == 2:
+            found.append((int(size[0]), int(size[1])))
+    return [*SHAPES, *[shape for shape in found if shape not in SHAPES]]
+
+
+def label_all(batch):
+    """Give ignored pixels a label; whether there were any."""
+    maps = [sample.gt_sem_seg.data for sample in batch['data_samples']
+            if 'gt_sem_seg' in sample and 'data' in sample.gt_sem_seg]
+    found = any(bool((labels == 255).any()) for labels in maps)
+    for labels in maps:
+        labels[labels == 255] = 0
+    return found
+
+
+def usable_shape(model):
+    """The smallest size that the student can be trained with; its own error if there is none.
+
+    Models are trained a step without distillation first: what fails then is not ours.
+    """
+    error = None
+    for shape in own_shapes(model):
+        try:
+            preprocessor = model.data_preprocessor
+            if getattr(preprocessor, 'size', None) is not None:
+                preprocessor.size = shape  # mmseg pads to its crop size
+            batch = synthetic_batch(model, 2, shape)
+            model.train()
+            for labels in ('as they are', 'without ignored pixels'):
+                try:
+                    losses = model(**preprocessor(copy.deepcopy(batch), True), mode='loss')
+                    break
+                except IndexError:  # PIDNet's loss of mmseg 1.2.2 looks up the label 255
+                    if labels != 'as they are' or not label_all(batch):
+                        raise
+            total, _ = model.parse_losses(losses)
+            if not math.isfinite(float(total)):
+                raise ValueError('the loss of the plain model is not finite')
+            return shape, batch
+        except Exception as problem:  # models raise anything at sizes that they cannot take
+            error = error or problem
+    raise error
+
+
+def try_family(path, host):
+    """Distil one config for two steps; the record of it."""
+    begin = time.time()
+    cfg = Config.fromfile(str(path))
+    cfg.default_scope = cfg.get('default_scope') or host
+    small = shrunk(cfg)
+    if 'Trident' in str(small.model.get('backbone', {}).get('type')):
+        fill_trident()
+    record = dict(config=path.name, model=small.model['type'], kinds={})
+    with scope_of(small):
+        torch.manual_seed(0)
+        try:
+            model = build_model(small, host)
+            model.init_weights()
+        except Exception as error:
+            return dict(record, refused=f'does not build: {describe(error)}')
+        record['parts'] = parts_of(model)
+        record['parameters'] = sum(p.numel() for p in model.parameters())
+        try:
+            shape, batch = usable_shape(model)
+        except Exception as error:
+            return dict(record, refused=f'the plain model does not train: {describe(error)}')
+        record['shape'] = list(shape)
+        keys = list(model.state_dict())
+        losses = losses_for(host)
+        while losses:
+            problems = distil(small, batch, losses, record, keys)
+            if problems is None:
+                break
+            for name in list(losses):
+                mine = [text for text in problems if text.startswith(name)]
+                if mine or len(losses) == 1:
+                    record['kinds'][name.removeprefix('loss_kd_')] = (
+                        NOT_THERE if any(NOT_THERE in text for text in mine) else shorten(' '.join(mine or problems)))
+                    del losses[name]
+            if losses and not any(text.startswith(name) for text in problems for name in losses_for(host)):
+                for name, loss in losses.items():  # nobody's problem in particular: each one alone
+                    alone = distil(small, batch, {name: loss}, record, keys)
+                    if alone is not None:
+                        record['kinds'][name.removeprefix('loss_kd_')] = shorten(' '.join(alone))
+                break
+        record['seconds'] = round(time.time() - begin, 1)
+    return record
+
+
+def distil(cfg, batch, losses, record, keys):
+    """Two steps with these losses; None, or the problems that kept them from starting.
+
+    Random weights of a deep model can have gradients that throw it far away in one step: where its features are not
+    finite afterwards, Adam, whose steps are as small as its rate, shows what the losses can do.
+    """
+    problems = distil_once(cfg, batch, losses, record, keys, cfg.optim_wrapper)
+    if problems is not None and any('is not finite at step 1' in text for text in problems):
+        gentle = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-5))
+        problems = distil_once(cfg, batch, losses, record, keys, gentle)
+    return problems
+
+
+def distil_once(cfg, batch, losses, record, keys, wrapper):
+    """Two steps with these losses and this optimizer."""
+    model = build_model(cfg, cfg.default_scope)  # the Runner initialises it, after it has made the optimizer
+    if getattr(model.data_preprocessor, 'size', None) is not None:
+        model.data_preprocessor.size = tuple(record['shape'])
+    observer = Observer(list(losses))
+    entry = dict(type='kd_mm.DistillHook', teacher=dict(model=cfg.model.to_dict(), default_scope=cfg.default_scope),
+                 teacher_ckpt='random', losses=losses, seed=1)
+    wrapper = copy.deepcopy(wrapper)
+    if str(wrapper.get('type', '')).startswith('Amp'):
+        wrapper = dict(wrapper, type='OptimWrapper')
+        for key in ('loss_scale', 'dtype'):
+            wrapper.pop(key, None)
+    # Random weights can have gradients whose norm is infinite: clipping would then set every one to 0.
+    wrapper.pop('clip_grad', None)
+    # Without it the first step of a deep model may end in weights that overflow.
+    wrapper['optimizer'] = dict(wrapper['optimizer'], lr=0.01 * wrapper['optimizer']['lr'])
+    with tempfile.TemporaryDirectory() as folder:
+        name = f'sweep_{os.getpid()}_{time.time_ns()}'
+        runner = Runner(
+            model=model, work_dir=folder, experiment_name=name, default_scope=cfg.default_scope, log_level='ERROR',
+            train_dataloader=dict(dataset=Images(batch, class_names(cfg)), batch_size=2, num_workers=0,
+                                  sampler=dict(type='DefaultSampler', shuffle=False),
+                                  collate_fn=dict(type='pseudo_collate')),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=3), optim_wrapper=wrapper,
+            custom_hooks=[entry, observer], default_hooks=dict(checkpoint=None, logger=None),
+            visualizer=dict(type='Visualizer', name=name))
+        try:
+            runner.train()
+        except Exception as error:
+            detach(runner, model)
+            found = getattr(error, 'found', None)
+            if found is None and os.environ.get('KD_MM_SWEEP_TRACE'):
+                traceback.print_exc()
+            return found or [describe(error)]
+    hook = next(hook for hook in runner.hooks if isinstance(hook, DistillHook))
+    trained = {name: not torch.equal(value, observer.first[name]) for name, value in hook.distiller.named_parameters()}
+    for name in losses:
+        values = [step[name] for step in observer.values]
+        own = [changed for key, changed in trained.items() if f'.{name}.' in f'.{key}.']
+        faults = [text for wrong, text in (
+            (len(values) != 2 or not all(map(math.isfinite, values)), f'losses {values}'),
+            (not observer.gradients.get(name), 'no gradient on the student'),
+            (not all(own), f'{own.count(False)} of {len(own)} adapter parameters untrained'),
+            (list(model.state_dict()) != keys, 'the keys of the student changed'),
+            (bool(traces(model)), f'left behind: {", ".join(traces(model))}')) if wrong]
+        record['kinds'][name.removeprefix('loss_kd_')] = '; '.join(faults) or 'ok'
+    return None
+
+
+def traces(model):
+    """What a detached distiller must not leave: replaced methods and hooks."""
+    found = [f'{name}.{key}' for name, module in model.named_modules() for key in vars(module)
+             if getattr(vars(module)[key], '_kd_mm_tap', False)]
+    found += [key for key in ('loss', 'forward', 'extract_feat', 'parse_losses') if key in vars(model)]
+    return found + [str(hook) for hook in (*model._forward_hooks.values(), *model._forward_pre_hooks.values())
+                    if hasattr(hook, '_kd_mm')]
+
+
+def detach(runner, model):
+    for hook in runner.hooks:
+        if isinstance(hook, DistillHook) and hook.distiller is not None:
+            hook.distiller.detach()
+    if 'parse_losses' in vars(model):
+        object.__delattr__(model, 'parse_losses')
+
+
+def parts_of(model):
+    names = ('backbone', 'neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'panoptic_head', 'decode_head')
+    found = {}
+    for name in names:
+        part = getattr(model, name, None)
+        if isinstance(part, torch.nn.ModuleList):
+            part = part[-1]
+        if isinstance(part, torch.nn.Module):
+            found[name] = type(part).__name__
+    return found
+
+
+def describe(error):
+    return shorten(f'{type(error).__name__}: {error}')
+
+
+def shorten(text, width=220):
+    text = re.sub(r'/\S*site-packages/', '', ' '.join(str(text).split()))
+    text = re.sub(r',? the current sys\.path is.*', '', text)
+    text = re.sub(r'(?<![\w.])/[\w.+~-]+(?:/[\w.+~-]+)+', '...', text)  # no path of this machine
+    return text if len(text) <= width else text[:width - 3] + '...'
+
+
+# ------------------------------------------------------------------------------------------------------- all of them
+
+
+def isolated(function, *arguments, limit=LIMIT):
+    """Call in a forked process, so that a crash, a full memory or an endless loop stays its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        warnings.simplefilter('ignore')
+        null = os.open(os.devnull, os.O_WRONLY)
+        if not os.environ.get('KD_MM_SWEEP_TRACE'):
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+        signal.setitimer(signal.ITIMER_PROF, limit)  # processor time: a busy machine is nobody's fault
+        try:
+            result = function(*arguments)
+        except BaseException as error:  # everything has to get to the parent
+            result = dict(refused=f'failed: {describe(error)}')
+        with os.fdopen(writer, 'w') as stream:
+            json.dump(result, stream)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        text = stream.read()
+    _, status = os.waitpid(child, 0)
+    if text:
+        return json.loads(text)
+    killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    return dict(refused=f'took more than {limit} s' if killed == signal.SIGPROF else f'the process died ({status})')
+
+
+def try_candidates(name, configs):
+    """The first config of a folder that builds and trains by itself."""
+    host, first, before = name.split('/')[0], None, {}
+    for path in configs[:6]:
+        record = isolated(try_family, path, host)
+        record.setdefault('config', path.name)
+        if 'refused' not in record:
+            return dict(record, before=before) if before else record
+        first = first or record
+        before[path.name] = record['refused']
+    return first
+
+
+def passed(record):
+    return 'refused' not in record and all(value in ('ok', NOT_THERE) for value in record['kinds'].values())
+
+
+def sweep(names, keep=lambda results: None):
+    results = {}
+    todo = [item for item in families() if not names or any(
+        item[0] == name or item[0].startswith(f'{name}/') for name in names)]
+    for number, (name, configs, reason) in enumerate(todo, 1):
+        results[name] = dict(left_out=reason) if reason else try_candidates(name, configs)
+        record = results[name]
+        text = record.get('left_out') or record.get('refused') or ', '.join(
+            f'{kind} {record["kinds"].get(kind)}' for kind in KINDS)
+        keep(results)  # an interrupted sweep has lost nothing
+        print(f'[{number}/{len(todo)}] {name:34} {record.get("seconds", "")!s:>6} s  {text}', flush=True)
+    return results
+
+
+def summary(families_):
+    tried = {name: record for name, record in families_.items() if 'left_out' not in record}
+    trained = {name: record for name, record in tried.items() if 'refused' not in record}
+    lines = [f'{len(families_)} configs: {len(families_) - len(tried)} left out, {len(tried) - len(trained)} do not '
+             f'build or train by themselves, {len(trained)} distilled.']
+    for kind in KINDS:
+        values = [record['kinds'].get(kind) for record in trained.values()]
+        there = [value for value in values if value != NOT_THERE]
+        lines.append(f'{kind}: {there.count("ok")} of {len(there)}' + (
+            f' ({len(values) - len(there)} have none)' if len(there) < len(values) else '') + '.')
+    return ' '.join(lines)
+
+
+def render(data):
+    lines = [
+        '# Which families work', '',
+        'Written by `python tools/studies/sweep.py` (or `make sweep`) from `tests/compat.json`; what is tried and what '
+        '"ok" means is described there. Each config distils from a second copy of itself with other random weights, '
+        'for two optimizer steps on a CPU.', '',
+        f'Hosts: {", ".join(f"{name} {version}" for name, version in data["versions"].items())}.', '',
+        summary(data['families']), '',
+        '| family | config | model, heads | neck | backbone | logits |', '|---|---|---|---|---|---|']
+    refused, left = [], []
+    missing = [name for name, *_ in families() if name not in data['families']]
+    if missing:
+        lines[8:8] = [f'**Not tried yet** ({len(missing)}): {", ".join(missing)}.', '']
+    for name, record in data['families'].items():
+        if 'left_out' in record:
+            left.append((name, record['left_out']))
+        elif 'refused' in record:
+            refused.append((name, record['config'], record['refused']))
+        else:
+            heads = [value for key, value in record['parts'].items() if key.endswith('_head') and key != 'mask_head']
+            kinds = [record['kinds'].get(kind, '') for kind in KINDS]
+            shown = ['-' if kind == NOT_THERE else kind.replace('|', '/') for kind in kinds]
+            lines.append(f'| {name} | `{record["config"]}` | {record["model"]}: {", ".join(heads)} | '
+                         + ' | '.join(shown) + ' |')
+    lines += ['', '`-`: the head has no dense class logits.', '', '## Do not build or train by themselves', '',
+              'The plain model, without kd_mm, on random images on a CPU:', '', '| family | config | reason |',
+              '|---|---|---|']
+    lines += [f'| {name} | `{config}` | {reason.replace("|", "/")} |' for name, config, reason in refused]
+    lines += ['', '## Left out', '', '| family | reason |', '|---|---|']
+    lines += [f'| {name} | {reason} |' for name, reason in left]
+    return '\n'.join(lines) + '\n'
+
+
+def versions():
+    from importlib import metadata
+    found = {}
+    for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'):
+        for candidate in (name, f'onedl-{name}'):
+            try:
+                found[name] = metadata.version(candidate).split('+')[0]
+            except metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='+', default=[], metavar='HOST/FOLDER', help='some families')
+    parser.add_argument('--write', action='store_true', help='with --only: merge the results into the file')
+    parser.add_argument('--render', action='store_true', help='only write the table again')
+    args = parser.parse_args(argv)
+    data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not args.render:
+        torch.set_num_threads(1)
+        # Imported once, before the first fork.
+        for host in HOSTS:
+            try:
+                __import__(f'{host}.models')
+            except ImportError:
+                print(f'{host} is not installed')
+        def keep(results):
+            if not args.only or args.write:
+                known = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).get('families', {}), **results}
+                data.update(versions=versions(),
+                            families={name: known[name] for name, *_ in families() if name in known})
+                RESULTS.write_text(json.dumps(data, indent=1) + '\n')
+
+        found = sweep(args.only, keep)
+        print(summary(found))
+        if args.only and not args.write:
+            return 0 if all(passed(record) or 'left_out' in record for record in found.values()) else 1
+    TABLE.write_text(render(data))
+    print(f'{RESULTS.relative_to(ROOT)} and {TABLE.relative_to(ROOT)} written')
+    return 0 if all(passed(record) for record in data['families'].values()
+                    if 'left_out' not in record and 'refused' not in record) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
