@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import STUDENT, Term
+from kd_mm.hosts.samples import Samples
 from kd_mm.hosts.taps import Tap, image_size, tensors_in
 from kd_mm.hosts.tokens import TokenSize
 from kd_mm.losses.base.loss import total
@@ -37,7 +38,7 @@ from kd_mm.ops.modes import preserved_random_state
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.sources import SELF
-from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch, StepInfo, Targets
 from kd_mm.types.records import Recorded
 
 #: Name of a model and path in it.
@@ -148,8 +149,8 @@ class Step:
 
     def batch_of(self, inputs: Tensor, data_samples: Any) -> KDBatch:
         """The facts of a batch, as losses and regions see them."""
-        return KDBatch(input_shape=image_size(inputs), data_samples=data_samples or (), step=self.number,
-                       max_steps=self.max_steps, seed=self.seed, images=inputs)
+        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=Samples(data_samples or ())),
+                       StepInfo(self.number, self.max_steps, self.seed))
 
     # ------------------------------------------------------------------ before the student's forward
 
@@ -189,7 +190,7 @@ class Step:
         assert self.batch is not None
         paths = [path for name, path in self.keys(self.active) if name == STUDENT]
         for path in paths:
-            self.taps[STUDENT, path].arm(self.batch.input_shape)
+            self.taps[STUDENT, path].arm(self.batch.targets.input_shape)
         return paths
 
     @contextmanager

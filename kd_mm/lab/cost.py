@@ -57,7 +57,8 @@ class Recording:
         """The same features without gradients and without what a loss has noted; ``number`` steps later."""
         leaves: Dict[int, Tensor] = {}
         # Another step, so that what happens once a step (writing to a bank, drawing a mask) happens.
-        return Recording(_cut(self.records, leaves), dataclasses.replace(self.batch, step=self.batch.step + number))
+        info = dataclasses.replace(self.batch.info, step=self.batch.info.step + number)
+        return Recording(_cut(self.records, leaves), KDBatch(self.batch.targets, info, self.batch.given))
 
 
 def _cut(value: Any, leaves: Dict[int, Tensor]) -> Any:

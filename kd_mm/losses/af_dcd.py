@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from kd_mm.losses.base.loss import KDLoss
 from kd_mm.losses.mgd import generation_loss
-from kd_mm.ops import distributed
 from kd_mm.ops.checks import boolean, from_zero, number, pair, positive, whole
 from kd_mm.ops.functional import parameter_options
-from kd_mm.ops.sampling import keep_mask, seeded_generator
+from kd_mm.ops.sampling import keep_mask
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 
@@ -98,7 +97,7 @@ class AfDCDLoss(KDLoss):
     student's map are masked out, a projector ``P`` (trained jointly) must produce the teacher's map from the rest, and
     :func:`omni_contrast` pulls each part of it to the teacher's part at its place, away from others nearby.
 
-    The masks depend on ``(batch.seed, rank, batch.step, level)`` alone.
+    The masks depend on ``(seed, rank, step, level)`` alone.
 
     As published: the defaults with ``adapter=dict(type='ConvAdapter')``, whose convolution the code makes only where
     the channels differ.  It needs maps that are multiples of ``pool * patch``; here the last patches may be partial.
@@ -166,7 +165,7 @@ class AfDCDLoss(KDLoss):
         """(N, 1, H, W): 1 to keep, 0 to mask out."""
         if self.fixed_masks is not None:
             return self.fixed_masks[level].to(student)
-        generator = seeded_generator(batch.seed, distributed.rank(), batch.step, level)
+        generator = batch.info.generator(level)
         uniform = torch.rand(student.shape[0], 1, *student.shape[2:], generator=generator)
         return keep_mask(uniform, self.mask_ratio).to(student)
 

@@ -82,7 +82,7 @@ class BPKDLoss(KDLoss):
         if student.dim() != 4:
             raise ValueError(f'BPKDLoss needs maps (N, K, H, W), not {tuple(student.shape)}')
         labels, size = seg_map(batch).to(student.device), (student.shape[2], student.shape[3])
-        mixed, known = label_edges(labels, self.width, batch.ignore_index)
+        mixed, known = label_edges(labels, self.width, batch.targets.ignore_index)
         sets = window_classes(labels, mixed, student.shape[1], self.width)
         whole = F.adaptive_avg_pool2d(known.float(), size).to(student.dtype)
         weights = torch.ones_like(whole) if mask is None else mask.to(student.dtype)

@@ -4,13 +4,12 @@ import math
 from typing import Any, Optional
 
 import torch.nn.functional as F
-from mmengine.dist import get_rank
 from torch import Tensor
 
 from kd_mm.losses.base.loss import KDLoss, needs_channels
 from kd_mm.ops.checks import boolean, one_of, positive, sample_limit, whole
 from kd_mm.ops.functional import safe_sqrt
-from kd_mm.ops.sampling import SAMPLES, relation_rows, seeded_generator
+from kd_mm.ops.sampling import SAMPLES, relation_rows
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 
@@ -107,7 +106,7 @@ class CCLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
+        generator = batch.info.generator(level)
         s, t = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
         if self.normalize and len(s) < 2:  # a unit vector with itself; what rounding leaves is no gradient
             return student.sum() * 0

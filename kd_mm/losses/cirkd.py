@@ -12,7 +12,6 @@ from kd_mm.ops.blocks import relation_divergence
 from kd_mm.ops.checks import boolean, from_zero, one_of, positive, whole
 from kd_mm.ops.functional import nonzero, parameter_options, unit_vectors
 from kd_mm.ops.norms import BatchNorm
-from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 from kd_mm.types.targets import seg_map
@@ -234,8 +233,8 @@ class CIRKDMemoryLoss(KDLoss):
     serves all classes and cells.
 
     The memory is state: buffers that a checkpoint keeps and a resume restores, equal on all processes because what is
-    added is gathered.  It is written once a step (``batch.step``) and in training mode only.  Draws depend on
-    ``(batch.seed, rank, batch.step, level)`` alone.  Relations are computed in blocks, see
+    added is gathered.  It is written once a step (``batch.info.step``) and in training mode only.  Draws depend on
+    ``(seed, rank, step, level)`` alone.  Relations are computed in blocks, see
     :func:`kd_mm.ops.blocks.relation_divergence`.
 
     As published, with an error: CIRKD's code picks places *within* the cells of a class and applies them to the whole
@@ -332,7 +331,7 @@ class CIRKDMemoryLoss(KDLoss):
     def class_labels(self, batch: KDBatch, size: Tuple[int, int]) -> Tensor:
         """Labels (N, H*W) at feature size, ``num_classes`` where they are ignored."""
         labels = seg_map(batch, size).flatten(1).long()
-        ignored = labels == batch.ignore_index
+        ignored = labels == batch.targets.ignore_index
         beyond = ~ignored & (labels >= self.num_classes)
         if bool(beyond.any()):
             raise ValueError(f'CIRKDMemoryLoss: label {int(labels[beyond].max())} with num_classes={self.num_classes}; '
@@ -342,7 +341,7 @@ class CIRKDMemoryLoss(KDLoss):
     @torch.no_grad()
     def remember(self, level: int, rows: Tensor, labels: Tensor, batch: KDBatch) -> None:
         """Add the teacher's rows (N, H*W, C) of this step to the memory, in the order of ranks and images."""
-        generator = seeded_generator(batch.seed, distributed.rank(), batch.step, level)
+        generator = batch.info.generator(level)
         uniform = torch.rand(labels.shape, generator=generator).to(labels.device)
         cells, counts, place = class_cells(labels, uniform, self.num_classes, self.pixels_per_image)
         if self.fixed_cells is not None:
@@ -361,13 +360,13 @@ class CIRKDMemoryLoss(KDLoss):
         """The slots of the memory that are compared with in this step."""
         if self.fixed_slots is not None:
             return self.fixed_slots[level]
-        generator = seeded_generator(batch.seed, distributed.rank(), batch.step, level, 1)
+        generator = batch.info.generator(level, 1)
         return {kind: torch.randperm(size, generator=generator)[:self.drawn[kind]]
                 for kind, size in self.sizes.items()}
 
     def writes_at(self, batch: KDBatch) -> bool:
         """Whether the memory is to be written now."""
-        return self.training and int(self.last_step) != batch.step
+        return self.training and int(self.last_step) != batch.info.step
 
     def terms(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
               mask: Optional[Tensor] = None) -> Dict[str, Tensor]:
@@ -393,6 +392,6 @@ class CIRKDMemoryLoss(KDLoss):
             labels = self.class_labels(batch, (teacher.shape[2], teacher.shape[3])).to(teacher.device)
             self.remember(level, rows_of(teacher), labels, batch)
             if level == len(self.queues) - 1:
-                self.last_step.fill_(batch.step)
+                self.last_step.fill_(batch.info.step)
         terms = self.terms(level, student, teacher, batch, mask)
         return sum((self.weights[kind] * term for kind, term in terms.items()), student.new_zeros(()))

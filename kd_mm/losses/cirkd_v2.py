@@ -12,7 +12,6 @@ from kd_mm.ops import distributed
 from kd_mm.ops.blocks import relation_divergence
 from kd_mm.ops.checks import from_zero, pair, positive, whole
 from kd_mm.ops.functional import parameter_options, unit_vectors
-from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 
@@ -115,7 +114,7 @@ class CIRKDChannelLoss(KDLoss):
     @torch.no_grad()
     def remember(self, level: int, vectors: Tensor, batch: KDBatch) -> None:
         """Add random ones of the teacher's channels (M, h*w) of this step to the memory, rank after rank."""
-        generator = seeded_generator(batch.seed, distributed.rank(), batch.step, level)
+        generator = batch.info.generator(level)
         rows = torch.randperm(len(vectors), generator=generator)
         if self.fixed_rows is not None:
             rows = self.fixed_rows[level]
@@ -127,7 +126,7 @@ class CIRKDChannelLoss(KDLoss):
         """The slots of the memory that are compared with in this step."""
         if self.fixed_slots is not None:
             return self.fixed_slots[level]
-        generator = seeded_generator(batch.seed, distributed.rank(), batch.step, level, 1)
+        generator = batch.info.generator(level, 1)
         return torch.randperm(self.memory, generator=generator)[:self.keys]
 
     def terms(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
@@ -139,10 +138,10 @@ class CIRKDChannelLoss(KDLoss):
         vectors_s = channel_vectors(self.projections[level](student), mask)
         vectors_t = channel_vectors(teacher, mask)
         rows_s, rows_t = vectors_s.flatten(0, 1), vectors_t.flatten(0, 1)
-        if self.training and int(self.last_step) != batch.step:
+        if self.training and int(self.last_step) != batch.info.step:
             self.remember(level, channel_vectors(teacher).flatten(0, 1), batch)
             if level == len(self.queues) - 1:
-                self.last_step.fill_(batch.step)
+                self.last_step.fill_(batch.info.step)
         queue: Any = self.queues[level]
         keys = queue.draw(self.slots(level, batch).to(student.device)).to(student.dtype)
         groups, total = len(vectors_s), max(len(rows_s), 1)

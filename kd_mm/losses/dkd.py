@@ -126,7 +126,7 @@ class DKDLoss(KDLoss):
         else:
             if teacher.dim() == 4:
                 target = seg_map(batch, (teacher.shape[2], teacher.shape[3])).to(teacher.device).long()
-                known = target != batch.ignore_index
+                known = target != batch.targets.ignore_index
             else:
                 target = row_labels(batch, teacher.shape[0], level).to(teacher.device).long()
                 known = torch.ones_like(target, dtype=torch.bool)

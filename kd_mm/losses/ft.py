@@ -158,4 +158,4 @@ class FTLoss(KDLoss):
         if not self.reconstruction_weight:
             return gap
         rebuilt = relative_error(self.decoders[level](factor), teacher, mask)
-        return gap * float(batch.step >= self.pretrain_steps) + self.reconstruction_weight * rebuilt
+        return gap * float(batch.info.step >= self.pretrain_steps) + self.reconstruction_weight * rebuilt

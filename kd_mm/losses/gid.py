@@ -88,8 +88,8 @@ class GIDLoss(KDLoss):
 
     Re-implementation from the description and from an unofficial port, whose weights these are.  GID picks its boxes by
     the gap of the predictions of both dense heads, without labels, see :func:`select_instances`: ``heads_at`` names the
-    head.  Without it the boxes are ``batch.instances``, or the ground truth.  The response term of the method is not
-    part of this loss.
+    head.  Without it the boxes are ``batch.given.instances``, or the ground truth.  The response term of the method is
+    not part of this loss.
 
     Args:
         feature: weight of the feature term, from 0. Default 5e-3 (the port).

@@ -5,13 +5,11 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_rank
 from torch import Tensor, nn
 
 from kd_mm.losses.base.loss import KDLoss
 from kd_mm.ops.checks import from_zero, positive, whole
 from kd_mm.ops.functional import nonzero, parameter_options
-from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 from kd_mm.types.targets import batch_boxes, gt_labels, img_shapes, input_shape
@@ -132,7 +130,7 @@ class ICDLoss(KDLoss):
 
     Distillation term as published.  Auxiliary task: re-implementation from the description and the released settings.
     Invented instances have uniform classes and sizes around 0.2 of the image, as in the authors' code for data other
-    than COCO (for COCO it draws from a file of that data set).  They depend on ``(batch.seed, rank, batch.step)``
+    than COCO (for COCO it draws from a file of that data set).  They depend on ``(seed, rank, step)``
     alone.
 
     Args:
@@ -214,7 +212,7 @@ class ICDLoss(KDLoss):
         counts = [len(labels) for labels in gt_labels(batch)]
         wanted = [min(max(1, int(count * (self.negatives + 1))), max(self.max_instances, count)) for count in counts]
         total = max(wanted)
-        draw = seeded_generator(batch.seed, get_rank(), batch.step, 1)
+        draw = batch.info.generator(1)
         shape = (len(counts), total)
         labels = torch.randint(self.num_classes, shape, generator=draw).to(options['device'])
         centres = torch.rand(*shape, 2, generator=draw).clamp(0.03, 0.97)

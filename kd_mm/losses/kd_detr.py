@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from kd_mm.losses.base.query import QueryLoss, class_divergence, image_shapes, paired_box_losses
-from kd_mm.ops import distributed
 from kd_mm.ops.boxes import frames
 from kd_mm.ops.checks import factors, one_of, whole
 from kd_mm.ops.divergences import DIVERGENCES
 from kd_mm.ops.functional import nonzero
-from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import KDBatch
 from kd_mm.types.query import Points, QueryView, join_views
@@ -91,7 +89,7 @@ class KDDETRLoss(QueryLoss):
         if 'specific' in self.points:
             pairs.append((student.decode(teacher.points), teacher))
         if 'general' in self.points:
-            generator = seeded_generator(batch.seed, distributed.rank(), batch.step)
+            generator = batch.info.generator()
             drawn = random_points(teacher.points, self.general, generator)
             pairs.append((student.decode(drawn), teacher.decode(drawn).detach()))
         return join_views([own for own, _ in pairs]), join_views([theirs for _, theirs in pairs])

@@ -7,12 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.losses.base.head import HeadLoss
-from kd_mm.ops import distributed
 from kd_mm.ops.checks import entries, factors, from_zero, whole
 from kd_mm.ops.divergences import sigmoid_divergence, softmax_divergence
 from kd_mm.ops.functional import nonzero
 from kd_mm.ops.matching import hungarian, take_queries
-from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
 from kd_mm.types import targets
 from kd_mm.types.batch import KDBatch
@@ -110,11 +108,11 @@ class MaskQueryLoss(HeadLoss):
 
     def draw_points(self, images: int, batch: KDBatch) -> Tensor:
         """(N, P, 2), (x, y) in 0..1 of the padded input, inside each image."""
-        generator = seeded_generator(batch.seed, distributed.rank(), batch.step)
+        generator = batch.info.generator()
         points = torch.rand(images, self.points, 2, generator=generator)
         shapes = targets.img_shapes(batch)
-        if shapes and batch.input_shape is not None:
-            height, width = batch.input_shape
+        if shapes and batch.targets.input_shape is not None:
+            height, width = batch.targets.input_shape
             points = points * points.new_tensor([[(w / width, h / height)] for h, w in shapes]).clamp(max=1)
         return points
 

@@ -156,7 +156,7 @@ class MasKDLoss(KDLoss):
                    mask: Optional[Tensor]) -> Tensor:
         module: Any = self.finder.levels[level]
         masks = module.masks(teacher)
-        if self.student_mask_after is not None and batch.step >= self.student_mask_after:
+        if self.student_mask_after is not None and batch.info.step >= self.student_mask_after:
             with torch.no_grad():
                 seen = module.masks(student)
             masks = masks * seen

@@ -3,13 +3,12 @@
 from typing import Any, Optional, Sequence, Tuple
 
 import torch
-from mmengine.dist import get_rank
 from torch import Tensor, nn
 
 from kd_mm.losses.base.loss import KDLoss
 from kd_mm.ops.checks import number, one_of
 from kd_mm.ops.functional import apply_weights, parameter_options
-from kd_mm.ops.sampling import keep_mask, seeded_generator
+from kd_mm.ops.sampling import keep_mask
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 
@@ -33,7 +32,7 @@ class MGDLoss(KDLoss):
     ``sum((G(m * F_s) - F_t)^2) / N``, where ``G`` is conv 3x3 - ReLU - conv 3x3, trained jointly, one for each level,
     and ``m`` is 0 at a random part of the cells (the same for all channels) and 1 elsewhere, without rescaling.
 
-    The masks depend on ``(batch.seed, rank, batch.step, level)`` alone: other random numbers of the run stay as they
+    The masks depend on ``(seed, rank, step, level)`` alone: other random numbers of the run stay as they
     are without this loss, and a resumed run draws the same.
 
     Args:
@@ -83,7 +82,7 @@ class MGDLoss(KDLoss):
             return self.fixed_masks[level].to(student)
         count, channels, height, width = student.shape
         shape: Tuple[int, ...] = (count, 1, height, width) if self.mask_on == 'pixel' else (count, channels, 1, 1)
-        generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
+        generator = batch.info.generator(level)
         return keep_mask(torch.rand(shape, generator=generator), self.mask_ratio).to(student)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,

@@ -23,7 +23,7 @@ class MimicLoss(KDLoss):
     student's features of box i, pooled to one grid of ``m_i`` numbers: half of the mean squared difference.
 
     Re-implementation from the description: the paper pools at the proposals of the RPN by spatial pyramid pooling; here
-    the boxes are ``batch.instances`` if something fills them in, else the ground truth, and the pooling is RoIAlign.
+    the boxes are ``batch.given.instances`` if something fills them in, else the ground truth; the pooling is RoIAlign.
 
     Args:
         size: edge of the pooled grid, above 0. Default 7 (RoIAlign's usual one).

@@ -2,13 +2,12 @@
 
 from typing import Any, Optional
 
-from mmengine.dist import get_rank
 from torch import Tensor
 
 from kd_mm.losses.base.loss import KDLoss, needs_channels
 from kd_mm.ops.checks import one_of, positive, sample_limit
 from kd_mm.ops.functional import safe_sqrt
-from kd_mm.ops.sampling import SAMPLES, relation_rows, seeded_generator
+from kd_mm.ops.sampling import SAMPLES, relation_rows
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 
@@ -88,7 +87,7 @@ class PKTLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
+        generator = batch.info.generator(level)
         rows = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
         if len(rows[0]) < 2:  # a sample alone has no neighbour; what rounding leaves is no gradient
             return student.sum() * 0

@@ -4,13 +4,12 @@ from typing import Any, Dict, Optional
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_rank
 from torch import Tensor
 
 from kd_mm.losses.base.loss import KDLoss, needs_channels
 from kd_mm.ops.checks import boolean, from_zero, one_of, positive, sample_limit
 from kd_mm.ops.functional import nonzero
-from kd_mm.ops.sampling import SAMPLES, relation_rows, seeded_generator
+from kd_mm.ops.sampling import SAMPLES, relation_rows
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 
@@ -119,6 +118,6 @@ class RKDLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
+        generator = batch.info.generator(level)
         terms = self.terms(*relation_rows(student, teacher, mask, self.samples, self.limit, generator))
         return sum((self.weights[name] * term for name, term in terms.items()), student.new_zeros(()))

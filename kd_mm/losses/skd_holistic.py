@@ -9,14 +9,12 @@ from torch import Tensor, nn
 
 from kd_mm.losses.base.loss import KDLoss, labelled
 from kd_mm.losses.base.opponent import Opponent, SpectralConv2d, make_optimizer
-from kd_mm.ops import distributed
 from kd_mm.ops.checks import boolean, from_zero, one_of, positive, whole
 from kd_mm.ops.functional import parameter_options, resize, safe_sqrt
 from kd_mm.ops.norms import BatchNorm
-from kd_mm.ops.sampling import seeded_generator
 from kd_mm.registry import MODELS
 from kd_mm.types import targets
-from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.batch import Features, KDBatch, StepInfo
 
 OBJECTIVES = ('wgan-gp', 'hinge')
 #: Four halvings and a 4x4 window at the end: the smallest side that gives a score.
@@ -212,7 +210,7 @@ class SKDHolisticLoss(KDLoss):
         if self.training and student.requires_grad:
             opponent: Any = self.levels[level]
             opponent.later(functools.partial(
-                self.opponent_loss, judge, student.detach(), teacher, present, (batch.seed, batch.step, level)))
+                self.opponent_loss, judge, student.detach(), teacher, present, batch.info, level))
         return generator_loss(judge(student), present)
 
     def scores(self, level: int, size: Tuple[int, int], image: Optional[Tensor], weights: Optional[Tensor],
@@ -223,21 +221,19 @@ class SKDHolisticLoss(KDLoss):
         return self.levels[level](shown if image is None else torch.cat([shown, image], dim=1))
 
     def opponent_loss(self, judge: Any, student: Tensor, teacher: Tensor, present: Tensor,
-                      seed: Tuple[int, int, int]) -> Tensor:
+                      info: StepInfo, level: int) -> Tensor:
         """What the discriminator minimises."""
         loss = discriminator_loss(self.objective, judge(student), judge(teacher), present)
         if self.objective == 'wgan-gp' and self.penalty_weight:
-            loss = loss + self.penalty_weight * self.gradient_penalty(judge, student, teacher, present, seed)
+            loss = loss + self.penalty_weight * self.gradient_penalty(judge, student, teacher, present, info, level)
         return self.discriminator_weight * loss
 
     def gradient_penalty(self, judge: Any, student: Tensor, teacher: Tensor, present: Tensor,
-                         seed: Tuple[int, int, int]) -> Tensor:
+                         info: StepInfo, level: int) -> Tensor:
         """``mean (|dD/dX|_2 - 1)^2`` over images, at random points between the two maps."""
-        number, step, level = seed
         draws = self.fixed_draws
-        if draws is None:  # from these four numbers alone, so that a resumed run draws the same
-            generator = seeded_generator(number, distributed.rank(), step, level)
-            draws = torch.rand(student.shape[0], 1, 1, 1, generator=generator, dtype=torch.float64)
+        if draws is None:
+            draws = torch.rand(student.shape[0], 1, 1, 1, generator=info.generator(level), dtype=torch.float64)
         draws = draws.to(student)
         between = (draws * teacher + (1 - draws) * student).requires_grad_()
         gradient, = torch.autograd.grad(judge(between).sum(), between, create_graph=True)

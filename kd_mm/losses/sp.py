@@ -3,13 +3,12 @@
 from typing import Any, Optional
 
 import torch.nn.functional as F
-from mmengine.dist import get_rank
 from torch import Tensor
 
 from kd_mm.losses.base.loss import KDLoss
 from kd_mm.ops.checks import one_of, sample_limit
 from kd_mm.ops.functional import safe_sqrt
-from kd_mm.ops.sampling import SAMPLES, relation_rows, seeded_generator
+from kd_mm.ops.sampling import SAMPLES, relation_rows
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import KDBatch
 
@@ -111,7 +110,7 @@ class SPLoss(KDLoss):
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        generator = seeded_generator(batch.seed, get_rank(), batch.step, level)
+        generator = batch.info.generator(level)
         s, t = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
         if self.norm == 'l2' and s.shape[0] > max(s.shape[1], t.shape[1]):
             return similarity_gap_factored(s, t)

@@ -18,8 +18,8 @@ class RegionMask(nn.Module):
 
     Attributes:
         logits_at: for a region made of predictions, the tap paths of its own: ``'student'`` and ``'teacher'``, those of
-            the two that it needs. Their outputs arrive as ``batch.student_logits`` and ``batch.teacher_logits``, with
-            the same ``levels`` as the features. Empty for all others.
+            the two that it needs. Their outputs arrive as ``student_logits`` and ``teacher_logits`` of
+            ``batch.given``, with the same ``levels`` as the features. Empty for all others.
     """
 
     needs_boxes = False

@@ -162,7 +162,7 @@ class EdgeRegion(RegionMask):
         self.width = odd_width('EdgeRegion', width)
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
-        mixed, known = label_edges(seg_map(batch).to(features[0].device), self.width, batch.ignore_index)
+        mixed, known = label_edges(seg_map(batch).to(features[0].device), self.width, batch.targets.ignore_index)
         chosen = (mixed if self.mode == 'edge' else known & ~mixed).float()
         return tuple(F.adaptive_avg_pool2d(chosen, (tensor.shape[2], tensor.shape[3])).to(**parameter_options(tensor))
                      for tensor in features)

@@ -45,11 +45,11 @@ class PredictionGapRegion(RegionMask):
             self.logits_at = {'student': logits_at, 'teacher': logits_at}
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
-        check_logits('PredictionGapRegion', features, batch.student_logits, 'student')
-        check_logits('PredictionGapRegion', features, batch.teacher_logits, 'teacher')
+        check_logits('PredictionGapRegion', features, batch.given.student_logits, 'student')
+        check_logits('PredictionGapRegion', features, batch.given.teacher_logits, 'teacher')
         masks = []
         with torch.no_grad():
-            for level, (s, t) in enumerate(zip(batch.student_logits, batch.teacher_logits)):
+            for level, (s, t) in enumerate(zip(batch.given.student_logits, batch.given.teacher_logits)):
                 if s.shape != t.shape:
                     raise ValueError(f'PredictionGapRegion, level {level}: logits {tuple(s.shape)} of the student and '
                                      f'{tuple(t.shape)} of the teacher differ. Both need the same classes, anchors and '

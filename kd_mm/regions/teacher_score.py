@@ -38,11 +38,11 @@ class TeacherScoreRegion(RegionMask):
         self.logits_at = {'teacher': logits_at}
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
-        check_logits('TeacherScoreRegion', features, batch.teacher_logits, 'teacher')
+        check_logits('TeacherScoreRegion', features, batch.given.teacher_logits, 'teacher')
         with torch.no_grad():
             return tuple(
                 resize(lift(logits).sigmoid().amax(dim=1, keepdim=True), (tensor.shape[2], tensor.shape[3]))
-                for logits, tensor in zip(batch.teacher_logits, features))
+                for logits, tensor in zip(batch.given.teacher_logits, features))
 
 
 def check_logits(name: str, features: Features, logits: Features, side: str) -> None:

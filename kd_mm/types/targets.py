@@ -3,7 +3,7 @@
 Losses and regions ask these functions, never a data sample, so that plain-tensor use and both hosts look the same.
 """
 
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ def input_shape(batch: KDBatch) -> Tuple[int, int]:
     Raises:
         ValueError: the batch does not know it.
     """
-    if batch.input_shape is None:
+    shape = batch.targets.input_shape
+    if shape is None:
         raise ValueError('the size of the padded input is not known: give KDBatch(input_shape=(Hin, Win))')
-    return int(batch.input_shape[0]), int(batch.input_shape[1])
+    return int(shape[0]), int(shape[1])
 
 
 def images(batch: KDBatch) -> Tensor:
@@ -31,20 +32,17 @@ def images(batch: KDBatch) -> Tensor:
     Raises:
         ValueError: the batch does not have them.
     """
-    if batch.images is None:
+    if batch.targets.images is None:
         raise ValueError('this loss looks at the input images and the batch has none: give KDBatch(images=...)')
-    return batch.images
+    return batch.targets.images
 
 
 def img_shapes(batch: KDBatch) -> List[Tuple[int, int]]:
     """(h, w) of every image before padding; the padded size where it is not known."""
-    if batch.img_shapes is not None:
-        return [(int(shape[0]), int(shape[1])) for shape in batch.img_shapes]
-    shapes = []
-    for sample in batch.data_samples:
-        shape = sample.metainfo.get('img_shape') or input_shape(batch)
-        shapes.append((int(shape[0]), int(shape[1])))
-    return shapes
+    known, source = batch.targets.img_shapes, batch.targets.source
+    if known is None:
+        known = [] if source is None else source.img_shapes(batch.targets.input_shape)
+    return [(int(shape[0]), int(shape[1])) for shape in known]
 
 
 def gt_boxes(batch: KDBatch) -> List[Tensor]:
@@ -53,33 +51,27 @@ def gt_boxes(batch: KDBatch) -> List[Tensor]:
     Raises:
         ValueError: the data has no boxes.
     """
-    if batch.boxes is not None:
-        return list(batch.boxes)
-    boxes = []
-    for sample in batch.data_samples:
-        instances = getattr(sample, 'gt_instances', None)
-        if instances is None or 'bboxes' not in instances:
-            break
-        found = instances.bboxes
-        found = found.tensor if hasattr(found, 'tensor') else found  # mmdet's box classes wrap a tensor
-        boxes.append(found.reshape(-1, found.shape[-1])[:, :4])
-    else:
-        if boxes:
-            return boxes
+    found = _of_source(batch, batch.targets.boxes, 'boxes')
+    if found is not None:
+        return list(found)
     raise ValueError('this loss or region needs ground-truth boxes and the data has none '
                      '(data_samples[i].gt_instances.bboxes). Use a loss without region, or a dataset with boxes')
 
 
 def gt_labels(batch: KDBatch) -> List[Tensor]:
     """Class indices (M,) of the boxes of every image."""
-    if batch.labels is not None:
-        return list(batch.labels)
-    labels = [sample.gt_instances.labels for sample in batch.data_samples
-              if getattr(sample, 'gt_instances', None) is not None and 'labels' in sample.gt_instances]
-    if not labels or len(labels) != len(batch.data_samples):
+    found = _of_source(batch, batch.targets.labels, 'labels')
+    if found is None:
         raise ValueError('this loss needs class labels of the boxes and the data has none '
                          '(data_samples[i].gt_instances.labels)')
-    return labels
+    return list(found)
+
+
+def _of_source(batch: KDBatch, value: Any, name: str) -> Any:
+    """A target that was given, or what the host's samples say; None where neither has it."""
+    if value is not None or batch.targets.source is None:
+        return value
+    return getattr(batch.targets.source, name)()
 
 
 def row_labels(batch: KDBatch, rows: int, level: int = 0) -> Tensor:
@@ -88,7 +80,7 @@ def row_labels(batch: KDBatch, rows: int, level: int = 0) -> Tensor:
     Raises:
         ValueError: nobody gave them, or not as many as there are rows.
     """
-    labels = _of_level(batch.row_labels, level)
+    labels = _of_level(batch.given.row_labels, level)
     if labels is None:
         raise ValueError("this loss needs the target class of every row (KDBatch.row_labels) and nobody gave it. In a "
                          "config at='@roi_logits' does; DKDLoss takes target='teacher_argmax' as well")
@@ -103,13 +95,13 @@ def row_targets(batch: KDBatch, rows: Tensor, level: int = 0) -> Tuple[Tensor, i
     Raises:
         ValueError: nobody gave them, or they do not fit.
     """
-    targets = _of_level(batch.row_targets, level)
+    targets = _of_level(batch.given.row_targets, level)
     if targets is None:
         raise ValueError("this loss needs the target of every box (KDBatch.row_targets) and nobody gave it. In a "
                          "config at='@roi_boxes' or '@rpn_boxes' does")
     if targets.shape != rows.shape:
         raise ValueError(f'row_targets of shape {tuple(targets.shape)} for box deltas {tuple(rows.shape)}')
-    total = len(rows) if batch.row_totals is None else int(batch.row_totals[level])
+    total = len(rows) if batch.given.row_totals is None else int(batch.given.row_totals[level])
     return targets.to(rows), total
 
 
@@ -123,23 +115,12 @@ def gt_masks(batch: KDBatch) -> List[Tensor]:
     Raises:
         ValueError: the data has no masks.
     """
-    if batch.masks is not None:
-        return [masks > 0 for masks in batch.masks]
-    found: List[Tensor] = []
-    for sample in batch.data_samples:
-        instances = getattr(sample, 'gt_instances', None)
-        if instances is None or 'masks' not in instances:
-            found = []
-            break
-        masks = instances.masks
-        if not isinstance(masks, Tensor):  # mmdet's bitmap and polygon masks
-            masks = masks.to_tensor(dtype=torch.bool, device='cpu')
-        found.append(masks > 0)
-    if not found:
+    found = _of_source(batch, batch.targets.masks, 'masks')
+    if found is None:
         raise ValueError('this region needs instance masks and the data has none (data_samples[i].gt_instances.masks). '
                          'Load them with dict(type=\'LoadAnnotations\', with_bbox=True, with_mask=True), or use '
                          'GTBoxRegion')
-    return found
+    return [masks > 0 for masks in found]
 
 
 def has_seg_map(batch: KDBatch) -> bool:
@@ -148,8 +129,8 @@ def has_seg_map(batch: KDBatch) -> bool:
     Some detectors (HTC, panoptic ones) have a map of stuff besides their boxes, ``gt_sem_seg.sem_seg``; its classes are
     not those of their logits, and 255 in it does not mean that a place is to be ignored.
     """
-    return batch.seg_map is not None or (len(batch.data_samples) > 0 and all(
-        'data' in (getattr(sample, 'gt_sem_seg', None) or ()) for sample in batch.data_samples))
+    source = batch.targets.source
+    return batch.targets.seg_map is not None or (source is not None and source.has_seg_map())
 
 
 def seg_map(batch: KDBatch, size: Optional[Tuple[int, int]] = None) -> Tensor:
@@ -159,14 +140,10 @@ def seg_map(batch: KDBatch, size: Optional[Tuple[int, int]] = None) -> Tensor:
     Raises:
         ValueError: the data has no segmentation map.
     """
-    if batch.seg_map is not None:
-        labels = batch.seg_map
-    elif has_seg_map(batch):
-        labels = torch.stack([sample.gt_sem_seg.data.reshape(sample.gt_sem_seg.data.shape[-2:])
-                              for sample in batch.data_samples])
-    else:
+    if not has_seg_map(batch):
         raise ValueError('this loss or region needs a segmentation map and the data has none '
                          '(data_samples[i].gt_sem_seg)')
+    labels = _of_source(batch, batch.targets.seg_map, 'seg_map')
     if size is not None and tuple(labels.shape[-2:]) != tuple(size):
         # Labels up to 2**24 are exact in float32, the only type that interpolate takes on every device.
         labels = F.interpolate(labels[:, None].float(), size=tuple(size), mode='nearest')[:, 0].to(labels.dtype)
@@ -181,7 +158,7 @@ def valid_pixels(batch: KDBatch, size: Tuple[int, int], ignore_index: Optional[i
     """
     if not has_seg_map(batch):
         return None
-    return seg_map(batch, size) != (batch.ignore_index if ignore_index is None else ignore_index)
+    return seg_map(batch, size) != (batch.targets.ignore_index if ignore_index is None else ignore_index)
 
 
 def class_members(batch: KDBatch, features: Tensor, classes: Optional[int] = None,
@@ -198,7 +175,7 @@ def class_members(batch: KDBatch, features: Tensor, classes: Optional[int] = Non
         ValueError: the data has no segmentation map.
     """
     labels = seg_map(batch, (features.shape[2], features.shape[3])).to(features.device).flatten(1).long()
-    known = (labels != batch.ignore_index) & (labels >= 0)
+    known = (labels != batch.targets.ignore_index) & (labels >= 0)
     if classes is None:
         classes = int(labels.where(known, torch.zeros_like(labels)).max()) + 1 if labels.numel() else 1
     known = known & (labels < classes)

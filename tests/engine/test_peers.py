@@ -147,7 +147,7 @@ def test_levels_are_paired_for_the_region_too(det):
         step.hear()
         comparison, = step.read()
         assert len(comparison.student) == 4
-        for feature, logits in zip(comparison.student, comparison.batch.teacher_logits):
+        for feature, logits in zip(comparison.student, comparison.batch.given.teacher_logits):
             assert logits.shape[2:] == feature.shape[2:] and logits.shape[1] == 3
         assert step.evaluate(comparison).total > 0
 

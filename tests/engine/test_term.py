@@ -94,11 +94,11 @@ def test_regions_have_taps_of_their_own(det, student, region, monkeypatch):
     monkeypatch.setattr(type(term.region), 'forward', watched)
     assert step(student, kd)['loss_kd'] > 0
     (features, batch), = batches
-    assert len(features) == len(batch.teacher_logits) == 2
-    for feature, logits in zip(features, batch.teacher_logits):
+    assert len(features) == len(batch.given.teacher_logits) == 2
+    for feature, logits in zip(features, batch.given.teacher_logits):
         assert logits.shape[1] == 9 * 2 and logits.shape[2:] == feature.shape[2:] and not logits.requires_grad
-    assert len(batch.student_logits) == (2 if 'Gap' in region['type'] else 0)
-    assert not any(logits.requires_grad for logits in batch.student_logits)
+    assert len(batch.given.student_logits) == (2 if 'Gap' in region['type'] else 0)
+    assert not any(logits.requires_grad for logits in batch.given.student_logits)
 
 
 def test_the_mask_is_made_of_this_steps_logits(det, student):

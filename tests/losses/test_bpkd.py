@@ -53,7 +53,7 @@ def test_bodies_are_the_channel_wise_loss_there():
 
 def test_an_image_without_labels_does_not_count():
     student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
-    labels = TWO.seg_map.clone()
+    labels = TWO.targets.seg_map.clone()
     labels[1] = 255
     first = value(student[:1], teacher[:1], KDBatch(seg_map=labels[:1]))
     assert value(student, teacher, KDBatch(seg_map=labels)) == pytest.approx(first, rel=1e-12)
@@ -61,7 +61,7 @@ def test_an_image_without_labels_does_not_count():
 
 def test_the_classes_count_the_same():
     # Class 2 has a single edge between it and class 0, in one column of the second image only.
-    labels = TWO.seg_map.clone()
+    labels = TWO.targets.seg_map.clone()
     labels[1, :, :3] = 2
     batch = KDBatch(seg_map=labels)
     student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
@@ -87,8 +87,8 @@ def test_each_image_has_bodies_of_its_own(block, monkeypatch):
 def test_cells_share_edge_and_body():
     # Cells of two pixels: labels 0 0 | 0 0 | 1 1 | ignored; half of the cells beside the edge lie at it.
     batch = KDBatch(seg_map=torch.tensor([[[0, 0, 0, 0, 1, 1, 255, 255]]]))
-    mixed, _ = label_edges(batch.seg_map, 3, 255)
-    edges = class_edges(window_classes(batch.seg_map, mixed, 2, 3), torch.arange(2), (1, 4))
+    mixed, _ = label_edges(batch.targets.seg_map, 3, 255)
+    edges = class_edges(window_classes(batch.targets.seg_map, mixed, 2, 3), torch.arange(2), (1, 4))
     assert edges[0, :, 0].tolist() == [[0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0]]
     student, teacher = draw(1, 2, 1, 4), draw(1, 2, 1, 4, seed=1)
     terms = build(dict(type='BPKDLoss', width=3)).terms(student, teacher, batch, None)
@@ -114,7 +114,7 @@ def test_region_multiplies_the_shares():
     student, teacher = draw(2, 3, 4, 6), draw(2, 3, 4, 6, seed=1)
     mask = torch.zeros(2, 1, 4, 6)
     mask[:, :, :2] = 2.0
-    top = KDBatch(seg_map=TWO.seg_map[:, :2])
+    top = KDBatch(seg_map=TWO.targets.seg_map[:, :2])
     expected = value(student[:, :, :2], teacher[:, :, :2], top)
     assert value(student, teacher, TWO, Given(mask)) == pytest.approx(expected, rel=1e-10)
 

@@ -162,8 +162,8 @@ def test_ignored_cells_are_no_anchors():
     loss = memory(student, teacher).eval()
     loss.projections[0] = nn.Identity()
     batch = KDBatch(seg_map=torch.zeros(1, 4, 4, dtype=torch.long))
-    batch.seg_map[:, 2:] = 255
-    top = KDBatch(seg_map=batch.seg_map[:, :2])
+    batch.targets.seg_map[:, 2:] = 255
+    top = KDBatch(seg_map=batch.targets.seg_map[:, :2])
     whole = loss(student, teacher, batch)
     assert torch.isclose(whole, loss(student[:, :, :2], teacher[:, :, :2], top), rtol=1e-5)
     assert torch.isclose(whole, loss(student + torch.tensor([0.0, 0, 9, 9])[:, None], teacher, batch), rtol=1e-5)
@@ -187,7 +187,7 @@ def test_cells_of_a_class():
 def test_the_memory_holds_cells_of_the_class_unless_published():
     # The teacher's vectors are the labels themselves.
     batch = labelled_batch()
-    teacher = nn.functional.one_hot(batch.seg_map, 3).movedim(-1, 1).float()
+    teacher = nn.functional.one_hot(batch.targets.seg_map, 3).movedim(-1, 1).float()
     for enqueue, pure in (('class', True), ('published', False)):
         loss = memory(teacher, enqueue=enqueue)
         loss(teacher, teacher, batch)

@@ -95,7 +95,7 @@ def test_the_teachers_best_class():
 def test_region_weighs_the_pixels():
     student, teacher = draw(1, 3, 1, 2), draw(1, 3, 1, 2, seed=1)
     batch = KDBatch(seg_map=torch.tensor([[[0, 1]]]))
-    single = [value(student[..., i:i + 1], teacher[..., i:i + 1], KDBatch(seg_map=batch.seg_map[..., i:i + 1]))
+    single = [value(student[..., i:i + 1], teacher[..., i:i + 1], KDBatch(seg_map=batch.targets.seg_map[..., i:i + 1]))
               for i in (0, 1)]
     mask = torch.tensor([1.0, 3.0]).view(1, 1, 1, 2)
     assert value(student, teacher, batch, Given(mask)) == pytest.approx((single[0] + 3 * single[1]) / 4, rel=1e-12)

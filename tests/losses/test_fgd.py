@@ -72,14 +72,14 @@ def test_frames():
 
 def test_the_total_weighs_the_terms_and_images_count_once():
     student, teacher = torch.randn(2, 4, 4, 4).double(), torch.randn(2, 4, 4, 4).double()
-    batch = KDBatch(input_shape=(32, 32), boxes=BATCH.boxes * 2)
+    batch = KDBatch(input_shape=(32, 32), boxes=BATCH.targets.boxes * 2)
     torch.manual_seed(0)
     loss = build(dict(type='FGDLoss', alpha=1.0, beta=2.0, gamma=3.0, lambda_=4.0))
     total = loss(student, teacher, batch)
     found = loss.terms(0, student, teacher, batch)
     expected = found['fg'] + 2 * found['bg'] + 3 * found['mask'] + 4 * found['rela']
     assert torch.isclose(total, expected, rtol=1e-12)
-    twice = KDBatch(input_shape=(32, 32), boxes=BATCH.boxes * 4)
+    twice = KDBatch(input_shape=(32, 32), boxes=BATCH.targets.boxes * 4)
     assert torch.isclose(loss(torch.cat([student] * 2), torch.cat([teacher] * 2), twice), total, rtol=1e-12)
 
 

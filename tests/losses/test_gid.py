@@ -33,7 +33,7 @@ def test_the_relation_is_free_of_scale_and_shift():
 
 
 def test_two_boxes_have_no_relation():
-    batch = KDBatch(input_shape=(16, 48), boxes=[BATCH.boxes[0][:2]])
+    batch = KDBatch(input_shape=(16, 48), boxes=[BATCH.targets.boxes[0][:2]])
     terms = build(dict(type='GIDLoss', size=1)).terms(0, maps(0.0, 2.0, 3.0), maps(0.0, 1.0, 3.0), batch)
     assert terms['relation'].item() == 0 and terms['feature'].item() == pytest.approx(0.5)
 

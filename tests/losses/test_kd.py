@@ -70,7 +70,7 @@ def test_ignored_pixels_are_left_out():
     assert value(student, teacher, batch) == pytest.approx(KL, rel=1e-12)
     assert value(student, teacher, batch, mask_ignored=False) > 1.01 * KL
     assert value(student, teacher) > 1.01 * KL
-    batch.ignore_index = 0
+    batch.targets.ignore_index = 0
     seg_map[:] = 0
     assert value(student, teacher, batch) == 0.0
 

@@ -9,7 +9,7 @@ from kd_mm.hosts.heads.mask_query import mask_query_view
 from kd_mm.losses.mask_query import dice_loss, sample_masks
 from kd_mm.ops.matching import hungarian
 from kd_mm.registry import build
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import KDBatch, StepInfo
 from kd_mm.types.query import MaskQueryView
 
 LOGIT = math.log(3)  # sigmoid: 3/4
@@ -117,8 +117,8 @@ def test_points_stay_inside_the_images():
     points = loss.draw_points(2, batch)
     assert points[0, :, 0].max() > 0.95 and 0.45 < points[0, :, 1].max() <= 0.5 and points[1, :, 0].max() <= 0.25
     assert torch.equal(points, loss.draw_points(2, batch))
-    batch.step = 3
-    assert not torch.equal(points, loss.draw_points(2, batch))
+    later = KDBatch(batch.targets, StepInfo(step=3))
+    assert not torch.equal(points, loss.draw_points(2, later))
 
 
 def test_dice():

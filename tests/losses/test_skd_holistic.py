@@ -9,7 +9,7 @@ from kd_mm.losses.base.opponent import Opponent
 from kd_mm.losses.skd_holistic import Discriminator, SelfAttention, discriminator_loss, generator_loss, image_mean
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import KDBatch, StepInfo
 
 SWEEP = {'SKDHolisticLoss': dict(
     options=dict(condition_on_image=False, width=2),
@@ -124,7 +124,7 @@ def test_interpolation_lies_between_and_follows_seed_step_and_level():
     def look(seed):
         loss = judged(0.1, student, teacher)
         loss.gradient_penalty(lambda maps: seen.append(maps.detach()) or maps, student.detach(), teacher,
-                              torch.ones(2).double(), seed)
+                              torch.ones(2).double(), StepInfo(seed=seed[0], step=seed[1]), seed[2])
         return seen.pop()
 
     before = torch.get_rng_state()
@@ -194,7 +194,7 @@ def test_the_image_is_seen():
     loss, (student, teacher) = make(), pair()
     first = loss(student, teacher, batch())
     other = batch()
-    other.images = other.images.flip(3)
+    other.targets.images = other.targets.images.flip(3)
     assert not torch.isclose(first, loss(student, teacher, other), rtol=1e-3)
     alone = make(condition_on_image=False)
     assert torch.equal(alone(student, teacher, batch()), alone(student, teacher, other))

@@ -113,7 +113,7 @@ def test_assistants_embed_the_image_and_the_stage_before():
     loss.shares[0].data.fill_(2.0)
     loss.shares[3].data.fill_(7.0)
     found = loss.embedded(student[2:], student[:2], batch)
-    wanted = (2 * loss.linears[0](tokens_of(student[2])) + 0.5 * loss.assistants[0](batch.images),
+    wanted = (2 * loss.linears[0](tokens_of(student[2])) + 0.5 * loss.assistants[0](batch.targets.images),
               0.5 * loss.linears[1](tokens_of(student[3])) + 7 * loss.assistants[1](student[0]))
     assert all(torch.allclose(f, w, rtol=1e-12) for f, w in zip(found, wanted))
     assert isinstance(loss.assistants[0], Assistant) and torch.isfinite(loss(student, teacher, batch))

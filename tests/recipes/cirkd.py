@@ -17,7 +17,7 @@ def cirkd_minibatch(v: Vector) -> None:
 def cirkd_memory(v: Vector) -> None:
     classes, ignored = v.number('num_classes'), v.number('ignore_label', default=255)
     batch = v.batch()
-    batch.ignore_index = ignored
+    batch.targets.ignore_index = ignored
     loss = dict(
         type='CIRKDMemoryLoss', num_classes=classes, tau=v.number('contrast_temperature'),
         kd_tau=v.number('contrast_kd_temperature'), pixel_memory=v.number('pixel_memory_size'),

@@ -15,7 +15,7 @@ from recipes.vector import Vector, recipe
 def batch_of(v: Vector) -> KDBatch:
     """Targets of the file; boxes are in pixels of the images themselves."""
     batch = v.batch()
-    batch.input_shape = tuple(map(max, zip(*(batch.img_shapes or []))))  # type: ignore[assignment]
+    batch.targets.input_shape = tuple(map(max, zip(*(batch.targets.img_shapes or []))))  # type: ignore[assignment]
     return batch
 
 
@@ -87,7 +87,7 @@ def query_prior(v: Vector) -> None:
         type='DETRDistillQueryPriorLoss', class_weight=float(weight), alpha=float(alpha), gamma=float(gamma),
         l1_weight=v.number('l1_weight'), giou_weight=v.number('giou_weight')))
     batch = batch_of(v)
-    batch.labels = v.series('gt_labels_')
+    batch.targets.labels = v.series('gt_labels_')
     total = loss(student, teacher, batch)
     v.check('loss', total)
     parts = loss.terms(student, teacher, batch)

@@ -28,6 +28,6 @@ def fgd(v: Vector) -> None:
         v.check(f'loss_{name}', total)
     v.run(dict(loss, frame='input'), prefix='variant_padded_frame_', **common)
     empty = v.batch()
-    if empty.boxes is not None and len(empty.boxes) > 1:
-        empty.boxes[1] = empty.boxes[1][:0]
+    if empty.targets.boxes is not None and len(empty.targets.boxes) > 1:
+        empty.targets.boxes[1] = empty.targets.boxes[1][:0]
         v.run(dict(loss, frame='image'), prefix='variant_empty_gt_', batch=empty, **common)

@@ -101,7 +101,7 @@ def test_unknown_image_sizes_are_the_padded_one():
     batch = KDBatch(input_shape=(32, 32), boxes=[torch.tensor([[8.0, 8.0, 16.0, 16.0]])] * 2)
     features = (torch.zeros(2, 1, 4, 4), )
     assert torch.equal(GTBoxRegion(frame='image')(features, batch)[0], GTBoxRegion()(features, batch)[0])
-    batch.img_shapes = [(32, 32)]
+    batch.targets.img_shapes = [(32, 32)]
     with pytest.raises(ValueError, match='boxes of 2 images and sizes of 1'):
         GTBoxRegion(frame='image')(features, batch)
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from kd_mm.hosts.samples import Samples
 from kd_mm.regions.gt_mask import GTMaskRegion
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import KDBatch, Targets
 
 FEATURES = (torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2))
 
@@ -35,13 +36,13 @@ def test_mmdets_masks():
     bitmaps = BitmapMasks(masks()[0].numpy().astype(np.uint8), 16, 16)
     samples = [SimpleNamespace(gt_instances=InstanceData(masks=bitmaps)),
                SimpleNamespace(gt_instances=InstanceData(masks=PolygonMasks([square], 16, 16)))]
-    fine, _ = GTMaskRegion()(FEATURES, KDBatch(input_shape=(32, 32), data_samples=samples))
+    fine, _ = GTMaskRegion()(FEATURES, KDBatch(Targets((32, 32), source=Samples(samples))))
     assert fine[0].sum() == 1.5 and fine[1, 0, 0].tolist() == [1, 1, 0, 0]
 
 
 def test_errors():
     with pytest.raises(ValueError, match='with_mask=True'):
-        GTMaskRegion()(FEATURES, KDBatch(input_shape=(32, 32), data_samples=[SimpleNamespace()] * 2))
+        GTMaskRegion()(FEATURES, KDBatch(Targets((32, 32), source=Samples([SimpleNamespace()] * 2))))
     with pytest.raises(ValueError, match='masks of 1 images for features of 2'):
         GTMaskRegion()(FEATURES, KDBatch(input_shape=(32, 32), masks=masks()[:1]))
     with pytest.raises(ValueError, match='mode'):

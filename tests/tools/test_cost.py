@@ -439,7 +439,7 @@ def test_every_turn_is_another_step(bench):
     recording = bench.record()
     recording.records['teacher']['neck'].memo['seen'] = True
     later = recording.fresh(3)
-    assert later.batch.step == recording.batch.step + 3
+    assert later.batch.info.step == recording.batch.info.step + 3
     assert later.records['teacher']['neck'].memo == {}
     first, second = recording.records['student']['neck'][0], later.records['student']['neck'][0]
     assert first is not second and first.data_ptr() == second.data_ptr() and second.requires_grad

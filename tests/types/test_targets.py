@@ -6,8 +6,9 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
+from kd_mm.hosts.samples import Samples
 from kd_mm.types import targets
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import KDBatch, Targets
 
 BOXES = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
 
@@ -24,6 +25,11 @@ def sample(boxes=None, labels=None, seg=None, **meta):
     return element
 
 
+
+def sampled(samples, input_shape=None):
+    return KDBatch(Targets(input_shape=input_shape, source=Samples(samples)))
+
+
 def test_input_shape():
     assert targets.input_shape(KDBatch(input_shape=torch.Size([8, 9]))) == (8, 9)
     with pytest.raises(ValueError, match='size of the padded input'):
@@ -32,16 +38,16 @@ def test_input_shape():
 
 def test_img_shapes():
     assert targets.img_shapes(KDBatch(img_shapes=[(4, 5)])) == [(4, 5)]
-    batch = KDBatch(input_shape=(8, 9), data_samples=[sample(img_shape=(4, 5, 3)), sample()])
+    batch = sampled([sample(img_shape=(4, 5, 3)), sample()], input_shape=(8, 9))
     assert targets.img_shapes(batch) == [(4, 5), (8, 9)]
 
 
 def test_boxes_of_data_samples():
     wrapped = SimpleNamespace(tensor=BOXES, shape=BOXES.shape)
-    batch = KDBatch(data_samples=[sample(BOXES), sample(torch.zeros(0, 4)), sample(torch.ones(2, 5))])
+    batch = sampled([sample(BOXES), sample(torch.zeros(0, 4)), sample(torch.ones(2, 5))])
     assert [tuple(found.shape) for found in targets.gt_boxes(batch)] == [(1, 4), (0, 4), (2, 4)]
     element = SimpleNamespace(gt_instances=Instances(wrapped))
-    assert torch.equal(targets.gt_boxes(KDBatch(data_samples=[element]))[0], BOXES)
+    assert torch.equal(targets.gt_boxes(sampled([element]))[0], BOXES)
     assert targets.gt_boxes(KDBatch(boxes=[BOXES]))[0] is BOXES
 
 
@@ -56,21 +62,21 @@ class Instances(dict):
 @pytest.mark.parametrize('samples', [[], [sample()], [sample(BOXES), sample()]])
 def test_missing_boxes(samples):
     with pytest.raises(ValueError, match='needs ground-truth boxes'):
-        targets.gt_boxes(KDBatch(data_samples=samples))
+        targets.gt_boxes(sampled(samples))
 
 
 def test_labels():
-    batch = KDBatch(data_samples=[sample(BOXES, torch.tensor([3]))])
+    batch = sampled([sample(BOXES, torch.tensor([3]))])
     assert targets.gt_labels(batch)[0].tolist() == [3]
     assert targets.gt_labels(KDBatch(labels=[torch.tensor([1])]))[0].tolist() == [1]
     for samples in ([], [sample(BOXES)], [sample(BOXES, torch.tensor([3])), sample(BOXES)]):
         with pytest.raises(ValueError, match='class labels'):
-            targets.gt_labels(KDBatch(data_samples=samples))
+            targets.gt_labels(sampled(samples))
 
 
 def test_seg_map():
     labels = torch.arange(16).reshape(1, 4, 4)
-    batch = KDBatch(data_samples=[sample(seg=labels), sample(seg=labels + 16)])
+    batch = sampled([sample(seg=labels), sample(seg=labels + 16)])
     assert targets.has_seg_map(batch) and targets.seg_map(batch).shape == (2, 4, 4)
     # Cell i of 3 reads floor(i * 4 / 3): 0, 1, 2.
     resized = targets.seg_map(batch, (3, 2))
@@ -80,7 +86,7 @@ def test_seg_map():
 
 
 def test_missing_seg_map():
-    assert not targets.has_seg_map(KDBatch(data_samples=[sample(BOXES)]))
+    assert not targets.has_seg_map(sampled([sample(BOXES)]))
     with pytest.raises(ValueError, match='needs a segmentation map'):
         targets.seg_map(KDBatch())
     assert targets.valid_pixels(KDBatch(), (2, 2)) is None
@@ -90,7 +96,7 @@ def test_a_detectors_map_of_stuff_is_no_seg_map():
     """HTC and panoptic heads: its labels say nothing about where class logits of boxes count."""
     element = sample(BOXES)
     element.gt_sem_seg = PixelData(sem_seg=torch.full((1, 4, 4), 255))
-    batch = KDBatch(data_samples=[element])
+    batch = sampled([element])
     assert not targets.has_seg_map(batch) and targets.valid_pixels(batch, (2, 2)) is None
     with pytest.raises(ValueError, match='needs a segmentation map'):
         targets.seg_map(batch)
@@ -100,7 +106,7 @@ def test_valid_pixels():
     batch = KDBatch(seg_map=torch.tensor([[[0, 255], [7, 1]]]))
     assert targets.valid_pixels(batch, (2, 2)).tolist() == [[[True, False], [True, True]]]
     assert targets.valid_pixels(batch, (2, 2), ignore_index=7).tolist() == [[[True, True], [False, True]]]
-    batch.ignore_index = 0
+    batch.targets.ignore_index = 0
     assert targets.valid_pixels(batch, (2, 2)).tolist() == [[[False, True], [True, True]]]
 
 

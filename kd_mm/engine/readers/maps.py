@@ -83,18 +83,19 @@ class MapReader(Reader):
 
     def _own_batch(self, student: Records, teacher: Records, batch: KDBatch) -> KDBatch:
         """The batch with the instances that the loss chooses and the logits of the region."""
+        given = batch.given
         if self.heads_at is not None:
             views = []
             for records in (student, teacher):
                 record = records[self.heads_at]
                 views.append(dense_view(record.owner, record.calls[-1].output).detach())
-            batch = replace(batch, instances=self.picker.choose_instances(*views, batch))
+            given = replace(given, instances=self.picker.choose_instances(*views, batch))
         if self.logits_at:
             own, theirs = (self._paired(side, [tensor.detach() for _, tensor in self._levels_of(side, records, True)],
                                         'logits of the region')
                            for side, records in zip(SIDES, (student, teacher)))
-            batch = replace(batch, student_logits=own, teacher_logits=theirs)
-        return batch
+            given = replace(given, student_logits=own, teacher_logits=theirs)
+        return batch if given is batch.given else KDBatch(batch.targets, batch.info, given)
 
     def _paired(self, side: str, levels: Sequence[Any], what: str = 'features') -> Tuple[Any, ...]:
         """One entry a level, those that have a partner on the other side."""

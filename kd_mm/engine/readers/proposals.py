@@ -6,7 +6,7 @@ from torch import nn
 
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records
 from kd_mm.hosts.heads import proposals as roi_head
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import Given, KDBatch, Targets
 from kd_mm.types.proposals import compared
 
 
@@ -59,9 +59,9 @@ class ProposalReader(Reader):
         rows = [compared(self.place, *pair, chosen, count) for pair in views]
         targets = [part.targets for part in rows if part.targets is not None]
         # A batch that knows the rows, and nothing of the images that they are not.
-        own_batch = KDBatch(
-            input_shape=batch.input_shape, row_labels=[part.labels for part in rows], row_targets=targets or None,
-            row_totals=[part.total for part in rows], step=batch.step, max_steps=batch.max_steps, seed=batch.seed)
+        own_batch = KDBatch(Targets(input_shape=batch.targets.input_shape), batch.info, Given(
+            row_labels=[part.labels for part in rows], row_targets=targets or None,
+            row_totals=[part.total for part in rows]))
         return Comparison(tuple(part.student for part in rows), tuple(part.teacher for part in rows), own_batch)
 
     def describe(self) -> str:

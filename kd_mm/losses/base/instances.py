@@ -14,7 +14,7 @@ from kd_mm.types.targets import gt_boxes
 def instance_rows(batch: KDBatch, like: Tensor) -> Tensor:
     """Boxes of all images in one list: (M, 5), the index of the image and the box in input pixels.
 
-    Those of ``batch.instances`` where it has any, else the ground truth.
+    Those of ``batch.given.instances`` where it has any, else the ground truth.
 
     Example:
         >>> batch = KDBatch(boxes=[torch.zeros(0, 4), torch.tensor([[0., 0., 8., 4.]])])
@@ -22,7 +22,7 @@ def instance_rows(batch: KDBatch, like: Tensor) -> Tensor:
         [[1.0, 0.0, 0.0, 8.0, 4.0]]
     """
     options = parameter_options(like)
-    found = gt_boxes(batch) if batch.instances is None else list(batch.instances)
+    found = gt_boxes(batch) if batch.given.instances is None else list(batch.given.instances)
     if len(found) != like.shape[0]:
         raise ValueError(f'boxes of {len(found)} images for features of {like.shape[0]} images')
     return torch.cat([torch.cat([torch.full((len(boxes), 1), float(index), **options),

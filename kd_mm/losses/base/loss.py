@@ -207,7 +207,7 @@ class KDLoss(nn.Module):
                 region: Optional[nn.Module] = None) -> Tensor:
         """Weighted sum over the levels, a scalar; ``student`` and ``teacher`` may be single tensors."""
         terms = self.per_level(student, teacher, batch, region)
-        step, max_steps = (batch.step, batch.max_steps) if batch is not None else (0, 0)
+        step, max_steps = (batch.info.step, batch.info.max_steps) if batch is not None else (0, 0)
         return weighted_sum(terms, self.weight.at(step, max_steps, len(terms)))
 
     def _pooled(self, student: Features, teacher: Features, masks: Sequence[Optional[Tensor]]) -> Tuple[

@@ -204,7 +204,7 @@ def test_no_boxes_is_finite(name):
         total = loss(student, teacher, batch, region)
         assert torch.isfinite(total)
         assert all(torch.isfinite(g).all() for g in torch.autograd.grad(total, student))
-    boxed = make_batch(boxes=[make_batch().boxes[0], torch.zeros(0, 4)])
+    boxed = make_batch(boxes=[make_batch().targets.boxes[0], torch.zeros(0, 4)])
     assert torch.isfinite(loss(student, teacher, boxed, GTBoxRegion()))
 
 
@@ -303,8 +303,9 @@ def test_the_batch_twice_is_what_the_reduction_says(name):
     loss, (student, teacher) = make_loss(name), make_pair(dtype=torch.float64)
     loss.prepare(student, teacher)
     batch = make_batch()
-    twice = make_batch(boxes=batch.boxes * 2, labels=batch.labels * 2, img_shapes=list(batch.img_shapes) * 2,
-                       seg_map=torch.cat([batch.seg_map] * 2))
+    once = batch.targets
+    twice = make_batch(boxes=once.boxes * 2, labels=once.labels * 2, img_shapes=list(once.img_shapes) * 2,
+                       seg_map=torch.cat([once.seg_map] * 2))
     undivided = {line['sum'] if line['divisor'] == 'not divided' else 'mean' for line in reductions(name)}
     factor, = {{'mean': 1.0, 'sum': 2.0, 'root of the sum': 2**0.5}[kind] for kind in undivided}
     both = [tuple(torch.cat([tensor] * 2) for tensor in side) for side in (student, teacher)]
