@@ -1,5 +1,5 @@
 # make demo      the main job on generated data: teacher, plain student, distilled student, for both tasks
-# make test      lint, types and all tests
+# make test      lint, types and all tests; then the examples and some tests again without the processor's own kernels
 # make sweep     distillation with every family of the hosts; writes tests/compat.json and configs/README.md
 # Each sets everything up by themselves on a fresh machine (.venv; about ten minutes, once).
 #
@@ -15,6 +15,7 @@ JOBS ?= 2
 ARGS ?=
 VENV := $(if $(filter upstream,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
+PLAIN := tests/test_examples.py tests/test_functional.py tests/regions tests/adapters tests/test_golden.py
 
 .PHONY: demo test sweep lint env clean
 
@@ -33,6 +34,8 @@ sweep: env
 
 test: lint
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	@# Once more what prints or compares numbers, with the plain kernels of torch, as on a processor without AVX.
+	@ATEN_CPU_CAPABILITY=default KD_MM_TEST_THREADS=2 $(RUN) -m pytest --durations=0 --durations-min=5 $(PLAIN)
 
 clean:
 	rm -rf work_dirs .venv .venv-onedl

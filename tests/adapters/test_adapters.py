@@ -196,7 +196,8 @@ def test_a_graph_block_of_equal_cells_hears_the_mean():
     block.fuse[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     block(torch.ones(2, 2, 3, 3))
     assert torch.allclose(seen[0][:, :2], torch.ones(2, 2, 3, 3))
-    assert torch.allclose(seen[0][:, 2:], torch.full((2, 2, 3, 3), 2.0))
+    # A mean of nine rounds by 1e-7, and the batch norm of a constant divides that by the root of its eps, 3e-3.
+    assert torch.allclose(seen[0][:, 2:], torch.full((2, 2, 3, 3), 2.0), atol=1e-3)
 
 
 def test_a_graph_block_never_holds_all_relations():

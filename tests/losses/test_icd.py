@@ -68,7 +68,9 @@ def test_the_auxiliary_task_trains_the_decoder_and_nothing_else():
         level.grad = None
     other = silent(student, teacher, make_batch())
     other.backward()
-    assert torch.isclose(value, other) and all(torch.allclose(a, b.grad) for a, b in zip(mine, student))
+    assert torch.isclose(value, other)
+    # The gradients go up to 0.1: those near zero are rounded at that scale.
+    assert all(torch.allclose(a, b.grad, atol=1e-6) for a, b in zip(mine, student))
 
 
 def test_the_decoder_learns_its_task():
@@ -142,7 +144,7 @@ def test_padding_is_left_out():
     moved = (student[0].clone(), student[1].clone())
     moved[0][0, :, :, 2:] += 1
     moved[1][0, :, :, 1:] += 1
-    assert torch.equal(loss(moved, teacher, batch), before)
+    assert torch.isclose(loss(moved, teacher, batch), before)
 
 
 def test_errors():

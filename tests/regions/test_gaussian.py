@@ -25,8 +25,8 @@ def test_by_hand():
 
 def test_the_larger_counts_and_fillers_do_not():
     one, two = [0.0, 0.0, 40.0, 32.0], [24.0, 0.0, 64.0, 32.0]
-    assert torch.equal(mask([one, two]), torch.maximum(mask([one]), mask([two])))
-    assert torch.equal(mask([one, two], classes=[1]), mask([two]))
+    assert torch.allclose(mask([one, two]), torch.maximum(mask([one]), mask([two])))  # exp may round by the place
+    assert torch.allclose(mask([one, two], classes=[1]), mask([two]))
     assert mask([]).sum() == 0 and mask([[8.0, 8.0, 8.0, 8.0]]).isfinite().all()
     batch = KDBatch(input_shape=(32, 64), boxes=[torch.tensor([one, two]), torch.zeros(0, 4)])
     assert GaussianBoxRegion()((torch.zeros(2, 8, 4, 8), ), batch)[0][1].sum() == 0
@@ -35,7 +35,7 @@ def test_the_larger_counts_and_fillers_do_not():
 def test_blocks():
     corners = torch.rand(BLOCK + 9, 2, generator=torch.Generator().manual_seed(0)) * 20
     boxes = torch.cat([corners, corners + 12], dim=1).tolist()
-    assert torch.equal(mask(boxes), torch.stack([mask([box]) for box in boxes]).amax(dim=0))
+    assert torch.allclose(mask(boxes), torch.stack([mask([box]) for box in boxes]).amax(dim=0))
 
 
 def test_bad_options():

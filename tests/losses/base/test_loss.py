@@ -183,7 +183,7 @@ def test_weights_of_levels_and_schedules(name):
 def test_empty_region_is_zero_and_connected(name):
     loss, (student, teacher) = make_loss(name), make_pair()
     total = loss(student, teacher, make_batch(), Everywhere(0.0))
-    assert total.item() == 0.0
+    assert abs(total.item()) < 1e-6  # a divergence of equal rows, where nothing is left, may be rounded
     total.backward()
     assert all(torch.equal(tensor.grad, torch.zeros_like(tensor)) for tensor in student)
 
