@@ -15,7 +15,7 @@ JOBS ?= 2
 ARGS ?=
 VENV := $(if $(filter upstream,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
-PLAIN := tests/test_examples.py tests/test_functional.py tests/regions tests/adapters tests/test_golden.py
+PLAIN := tests/test_examples.py tests/ops/test_functional.py tests/regions tests/adapters tests/test_golden.py
 
 .PHONY: demo test sweep lint env clean
 

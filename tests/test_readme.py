@@ -63,7 +63,7 @@ def test_tools_and_flags_in_the_text():
 
 
 def test_method_table_is_generated():
-    subprocess.run([sys.executable, str(ROOT / 'tools' / 'readme_methods.py'), '--check'], check=True)
+    subprocess.run([sys.executable, str(ROOT / 'tools' / 'dev' / 'readme_methods.py'), '--check'], check=True)
 
 
 def test_documented_keys_are_the_hooks_own():

@@ -22,15 +22,9 @@ from kd_mm.ops.schedules import Schedule
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS, accepted_arguments, build, choices, discover
 
-PACKAGES = ('checks', 'functional', 'blocks', 'losses', 'adapters', 'regions', 'views')
-
 
 def modules():
-    for name in PACKAGES:
-        module = importlib.import_module(f'kd_mm.{name}')
-        yield module
-        for info in pkgutil.iter_modules(getattr(module, '__path__', ())):
-            yield importlib.import_module(f'kd_mm.{name}.{info.name}')
+    return [importlib.import_module(info.name) for info in pkgutil.walk_packages(kd_mm.__path__, 'kd_mm.')]
 
 
 def test_choices_are_the_registered_classes_of_a_kind():

@@ -21,6 +21,7 @@ def pair_levels(student: Features, teacher: Features) -> Optional[Pairs]:
         Pairs (student index, teacher index) in the student's order; None if the two do not go together.
 
     Example:
+        >>> import torch
         >>> sizes = lambda *edges: tuple(torch.zeros(1, 8, edge, edge) for edge in edges)
         >>> pair_levels(sizes(32, 16, 8, 4), sizes(64, 32, 16, 8))
         [(0, 1), (1, 2), (2, 3)]

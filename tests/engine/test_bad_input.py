@@ -58,7 +58,7 @@ def loss(**extra):
     (loss(adapter='none'), r"adapter='none': give 'auto', None or a dict"),
     (loss(loss_weight=dict(type='Cosine')), r"unknown schedule type 'Cosine'.*CosineSchedule"),
     (loss(temperature=2), r"CWDLoss got unknown argument\(s\) 'temperature'. It accepts: tau"),
-    (loss(loss_weight=-1), r'loss_weight=-1 is negative'),
+    (loss(loss_weight=-1), r'loss_weight=-1 must be from 0'),
     (loss(loss_weight=[1.0, 2.0]), r'loss_weight has 2 entries, one a level, but there are 5 levels'),
     (loss(levels=[7]), r'levels=\[7\] but student .* gives 5 levels'),
     (loss(levels=dict(student=[0, 1], teacher=[0])), r'2 student levels \[2x16x.*1 teacher levels.*levels='),

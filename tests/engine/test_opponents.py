@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import run
 from stock import distill_hook, hook, make_runner, same, segmentor, teacher_of, train, weights
-from test_ddp import run  # noqa: E402
 
 from kd_mm.hosts.checkpoint import load_file
 

@@ -157,7 +157,7 @@ def test_teacher_does_not_run_while_all_weights_are_zero(det):
 def test_captured_tensors_are_freed_in_the_same_step(det):
     def empty(distiller):
         step = distiller.current
-        return not any(tap._records or tap._armed for tap in step.taps.values()) and not step.records
+        return not any(tap._records or tap._swap for tap in step.taps.values()) and not step.records
 
     runner, record = train(det, [hook(wide(det), CWD)], lambda r: empty(distill_hook(r).distiller))
     assert record.seen == [True, True]

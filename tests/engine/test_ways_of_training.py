@@ -145,7 +145,7 @@ def test_multi_branch_data_are_refused(det):
 
 KILLED = '''
 import sys
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {tests!r}
 import conftest, os, signal, torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
@@ -175,7 +175,8 @@ def test_killed_in_the_middle_of_a_save(det, tmp_path):
     path = tmp_path / 'cut.py'
     cut.dump(path)
     script = tmp_path / 'killed.py'
-    script.write_text(KILLED.format(tests=str(Path(__file__).resolve().parents[1] / 'helpers'), config=str(path)))
+    tests = [str(Path(__file__).resolve().parents[1] / name) for name in ('helpers', '')]
+    script.write_text(KILLED.format(tests=tests, config=str(path)))
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(Path(__file__).resolve().parents[2]))
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]

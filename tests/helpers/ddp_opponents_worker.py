@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'engine'))
 
 import conftest  # noqa: E402, F401
 from stock import distill_hook, make_runner  # noqa: E402

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools' / 'studies'))
+sys.path[:0] = [str(ROOT / 'tools' / 'studies'), str(ROOT / 'tools')]
 
 import demo  # noqa: E402
 import demo_data  # noqa: E402

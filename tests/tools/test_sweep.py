@@ -15,7 +15,7 @@ from kd_mm.hosts.models import build_model, load_config
 from kd_mm.hosts.taps import Tap
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location('sweep', ROOT / 'tools' / 'sweep.py')
+SPEC = importlib.util.spec_from_file_location('sweep', ROOT / 'tools' / 'studies' / 'sweep.py')
 sweep = importlib.util.module_from_spec(SPEC)
 sys.modules['sweep'] = sweep
 SPEC.loader.exec_module(sweep)

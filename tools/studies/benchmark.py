@@ -273,7 +273,7 @@ def measure_cost(settings, method, work_dir, data, results, steps):
     """tools/measure.py on the method's config; what it measured goes to the results."""
     config, out = work_dir / 'configs' / f'{method}.py', work_dir / 'cost.json'
     batch = 4
-    command = [sys.executable, str(ROOT / 'tools' / 'profile.py'), str(config), '--batch', str(batch), '--shape',
+    command = [sys.executable, str(ROOT / 'tools' / 'measure.py'), str(config), '--batch', str(batch), '--shape',
                *map(str, settings.shape), '--steps', str(steps), '--json', str(out), '--cfg-options',
                f'data_root={data}/']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=engine.environment(1))

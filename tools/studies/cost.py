@@ -308,8 +308,8 @@ def run_group(entries, home, settings, steps, book):
         code = None  # interrupted
         try:
             with open(errors, 'w', encoding='utf-8') as stream:
-                code = subprocess.run([sys.executable, str(ROOT / 'tools' / 'cost.py'), '--job', str(job)], cwd=ROOT,
-                                      stderr=stream, env=engine.environment(threads)).returncode
+                command = [sys.executable, str(ROOT / 'tools' / 'studies' / 'cost.py'), '--job', str(job)]
+                code = subprocess.run(command, cwd=ROOT, stderr=stream, env=engine.environment(threads)).returncode
         finally:
             found = json.loads(out.read_text()) if out.exists() else {}
             lines = [line for line in errors.read_text(errors='replace').splitlines() if line.strip()]

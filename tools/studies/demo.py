@@ -21,7 +21,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools' / 'studies'))
+sys.path[:0] = [str(ROOT / 'tools' / 'studies'), str(ROOT / 'tools')]
 
 import demo_data  # noqa: E402
 import demo_report  # noqa: E402

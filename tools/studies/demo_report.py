@@ -345,7 +345,7 @@ def draw_prediction(task, prediction, image, dataset, threshold=0.3):
 
 def run_profile(stages, steps=5, timeout=120):
     """Output of ``tools/measure.py`` for each distilled config, where the tool is there and works."""
-    tool = ROOT / 'tools' / 'profile.py'
+    tool = ROOT / 'tools' / 'measure.py'
     texts = {}
     if not tool.exists():
         return texts

@@ -17,7 +17,7 @@ from kd_mm.lab.models import scope_of
 from kd_mm.ops.problems import Problems
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location('kd_mm_tool_profile', ROOT / 'tools' / 'profile.py')
+SPEC = importlib.util.spec_from_file_location('kd_mm_tool_measure', ROOT / 'tools' / 'measure.py')
 TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
 
