@@ -7,7 +7,7 @@ usual.
 """
 
 import functools
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from kd_mm.engine.preflight import Preflight
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.step import Evaluation, Step
 from kd_mm.engine.term import STUDENT, Term, mirrored
+from kd_mm.engine.watch import Watch
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.swap import Swap
@@ -27,9 +28,6 @@ from kd_mm.ops.problems import Problems
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.sources import SELF, build_teachers
-
-#: A term whose gradient was zero in so many steps from its first one teaches nothing, and stops the training.
-PATIENCE = 100
 
 
 class Distiller(nn.Module):
@@ -73,10 +71,8 @@ class Distiller(nn.Module):
         self.classes = list(classes) if classes else None
         self._wrapper: List[nn.Module] = []  # in a list, or it would become a sub-module
         self._handles: List[Any] = []
-        self._pending_checks: List[Tuple[Tensor, List[str], int]] = []
+        self.watch = Watch()
         self._log: Dict[str, Tensor] = {}
-        self._proven: Set[Tuple[str, str]] = set()  # terms that were seen to have a gradient
-        self._idle: Dict[Tuple[str, str], int] = {}  # steps of the others so far
         self.terms = nn.ModuleDict()
         self.problems = Problems()
         self._skipped: Optional[Swap] = None  # of the student's own loss, where it counts nothing
@@ -350,29 +346,10 @@ class Distiller(nn.Module):
         if self._opened:
             self.current.hear()
             found = [self.current.evaluate(comparison) for comparison in self.current.read()]
-            self._watch(found)
+            self.watch.gradients(self.current, found)
         result = self.add(losses, found)
         self._clear()
         return result
-
-    def _watch(self, found: Sequence[Evaluation]) -> None:
-        """Stop for a term that teaches nothing; a term is left alone once it was seen to have a gradient."""
-        for evaluation in found:
-            key = (evaluation.term.learner, evaluation.term.name)
-            if key in self._proven:
-                continue
-            if self.current.has_gradient(evaluation):
-                self._proven.add(key)
-                self._idle.pop(key, None)
-                continue
-            self._idle[key] = self._idle.get(key, 0) + 1
-            if self._idle[key] >= PATIENCE:
-                value = float(evaluation.total.detach())
-                raise RuntimeError(
-                    f'{evaluation.term.title}: in {PATIENCE} steps its gradient on the student was exactly 0 (its '
-                    f'value now is {value:.4g}), so nothing is learned from it. Is the student its own teacher, is '
-                    'there nothing in the region, or do the maps have one class, cell or image only? Give it another '
-                    'loss or place, or take it out')
 
     def add(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> Dict[str, Any]:
         """The student's loss dict with what the terms of a step gave; peers make their own update.
@@ -405,9 +382,9 @@ class Distiller(nn.Module):
                                          self.step))
         if not own:
             return result
-        self._check_later([torch.isfinite(level.detach()) for evaluation in own for level in evaluation.levels],
+        self.watch.values([level for evaluation in own for level in evaluation.levels],
                           [f'{evaluation.term.name}, level {index}' for evaluation in own
-                           for index in range(len(evaluation.levels))])
+                           for index in range(len(evaluation.levels))], self.step)
         distributed.average_after_backward(own[0].total, [
             parameter for evaluation in own for parameter in evaluation.term.parameters()],
             next(iter(self._wrapper), None))
@@ -441,33 +418,18 @@ class Distiller(nn.Module):
             values = [value for value in found if value is not None]
             if values:
                 result[f'kd_opponent_{term.label}'] = torch.stack(values).sum()
-        if result:
-            self._check_later([torch.isfinite(value) for value in result.values()], list(result))
+        self.watch.values(list(result.values()), list(result), self.step)
         result.update(self._log)
         self._log = {}
         return result
 
-    def _check_later(self, flags: List[Tensor], where: List[str]) -> None:
-        self._pending_checks.append((torch.stack(flags), where, self.step))
-        if flags[0].device.type == 'cpu':
-            self.raise_if_not_finite()
-
     def raise_if_not_finite(self) -> None:
         """Stop if a term of the last step was not finite.
-
-        On an accelerator the look waits until the next step (or the next save), where it costs no synchronisation of
-        its own.
 
         Raises:
             FloatingPointError: naming term, level and step.
         """
-        checks, self._pending_checks = self._pending_checks, []
-        for flags, where, step in checks:
-            if not bool(flags.all()):
-                names = [name for flag, name in zip(flags.tolist(), where) if not flag]
-                raise FloatingPointError(
-                    f'distillation loss is not finite at step {step}: {"; ".join(names)}. Lower loss_weight or the '
-                    'learning rate, clip gradients (optim_wrapper.clip_grad), or look for non-finite student features')
+        self.watch.raise_if_not_finite()
 
 
 def _names(classes: Optional[Sequence[str]]) -> str:

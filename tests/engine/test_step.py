@@ -10,9 +10,10 @@ import torch
 from mmengine.hooks import Hook
 from stock import detector, hook, teacher_of, train
 
-from kd_mm.engine.distiller import PATIENCE, Distiller
+from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import DistillHook
 from kd_mm.engine.preflight import random_data
+from kd_mm.engine.watch import PATIENCE
 from kd_mm.hosts.models import build_model, load_config
 
 CWD = dict(type='CWDLoss', at='neck')
