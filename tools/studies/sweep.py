@@ -32,12 +32,14 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
+from sweep_families import HOSTS, families  # noqa: E402
+from sweep_table import KINDS, NOT_THERE, render, summary  # noqa: E402
 
 from kd_mm.engine.hook import DistillHook  # noqa: E402
 from kd_mm.hosts.models import build_model, class_names  # noqa: E402
@@ -47,80 +49,8 @@ from kd_mm.lab.models import scope_of  # noqa: E402
 
 RESULTS = ROOT / 'tests' / 'compat.json'
 TABLE = ROOT / 'configs' / 'README.md'
-KINDS = ('neck', 'backbone', 'logits')
-HOSTS = ('mmdet', 'mmseg')
-NOT_THERE = 'no dense class logits'
 SHAPES = ((64, 96), (128, 128), (224, 224), (256, 256), (300, 300), (512, 512))
 LIMIT = 240  # seconds of processor time a family
-
-#: Folders that are no family of detectors or segmentors, or need what is not installed.
-LEFT_OUT = {
-    'mmdet': {
-        **dict.fromkeys(('bytetrack', 'deepsort', 'masktrack_rcnn', 'mask2former_vis', 'ocsort', 'qdtrack', 'sort',
-                         'strongsort', 'reid'), 'tracking, video or re-identification'),
-        **dict.fromkeys(('glip', 'grounding_dino', 'mm_grounding_dino'),
-                        'needs a language model (download of BERT, package transformers)'),
-        'common': 'parts for other configs, no model',
-        'soft_teacher': 'semi-supervised multi-branch data, which the hook refuses',
-    },
-    'mmseg': {},
-}
-#: The config of a folder that stands for it, where the smallest is not what the family is known for.
-CHOSEN = {
-    'mmdet/cascade_rpn': 'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
-    'mmdet/guided_anchoring': 'ga-retinanet_r50-caffe_fpn_1x_coco.py',
-    'mmdet/yolo': 'yolov3_mobilenetv2_8xb24-320-300e_coco.py',
-    'mmdet/rtmdet': 'rtmdet_tiny_8xb32-300e_coco.py',
-    'mmdet/pvt': 'retinanet_pvtv2-b0_fpn_1x_coco.py',
-    'mmseg/mask2former': 'mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
-}
-#: Further configs: heads that share a folder with another family.
-ALSO = {
-    'mmdet/rtmdet': ('rtmdet-ins_tiny_8xb32-300e_coco.py', ),
-    'mmdet/guided_anchoring': ('ga-rpn_r50-caffe_fpn_1x_coco.py', ),
-    'mmdet/swin': ('retinanet_swin-t-p4-w7_fpn_1x_coco.py', ),
-    'mmdet/solo': ('decoupled-solo-light_r50_fpn_3x_coco.py', ),
-    'mmdet/pisa': ('ssd300_pisa_coco.py', 'retinanet-r50_fpn_pisa_1x_coco.py'),
-    'mmdet/yolo': ('yolov3_d53_8xb8-320-273e_coco.py', ),
-    'mmdet/mask2former': ('mask2former_r50_8xb2-lsj-50e_coco-panoptic.py', ),
-    'mmseg/pspnet': ('pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', ),
-    'mmseg/swin': ('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', ),
-}
-#: Marks of size in file names, small first.
-SIZES = ('nano', 'r18', 'mobilenet', 'mv2', 'm-v2', 'b0', 'tiny', 'swin-t', '-t_', 'regnetx-400mf', 'stdc1', 'w18',
-         'pidnet-s', '_s_', 'small', 'swin-s', 'r34', 'regnetx-800mf', 'r50', 'hv2p-w32', 'd53', '_l_', 's50', 'h48',
-         'r101', 'x101', 'vit-b', 'base', 'large', 'huge')
-
-
-# ---------------------------------------------------------------------------------------------------------- choice
-
-
-def folders(host):
-    root = package_folder(host)
-    if root is None:
-        return []
-    return sorted(path for path in (root / 'configs').iterdir() if path.is_dir() and not path.name.startswith('_'))
-
-
-def size_of(path):
-    marks = [index for index, mark in enumerate(SIZES) if mark in path.name]
-    return (min(marks, default=len(SIZES)), len(path.name), path.name)
-
-
-def families():
-    """(name, candidate configs from the best on, reason to leave it out) of every folder of the hosts."""
-    found = []
-    for host in HOSTS:
-        for folder in folders(host):
-            name = f'{host}/{folder.name}'
-            configs = sorted(folder.glob('*.py'), key=size_of)
-            chosen = [folder / CHOSEN[name]] if name in CHOSEN and (folder / CHOSEN[name]).exists() else []
-            reason = LEFT_OUT[host].get(folder.name) or (None if configs else 'no config')
-            found.append((name, [*chosen, *[path for path in configs if path not in chosen]], reason))
-            for extra in ALSO.get(name, ()):
-                if (folder / extra).exists() and folder / extra != found[-1][1][0]:
-                    found.append((f'{name}/{extra.removesuffix(".py")}', [folder / extra], reason))
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------ one family
@@ -481,52 +411,6 @@ def sweep(names, keep=lambda results: None):
         keep(results)  # an interrupted sweep has lost nothing
         print(f'[{number}/{len(todo)}] {name:34} {record.get("seconds", "")!s:>6} s  {text}', flush=True)
     return results
-
-
-def summary(families_):
-    tried = {name: record for name, record in families_.items() if 'left_out' not in record}
-    trained = {name: record for name, record in tried.items() if 'refused' not in record}
-    lines = [f'{len(families_)} configs: {len(families_) - len(tried)} left out, {len(tried) - len(trained)} do not '
-             f'build or train by themselves, {len(trained)} distilled.']
-    for kind in KINDS:
-        values = [record['kinds'].get(kind) for record in trained.values()]
-        there = [value for value in values if value != NOT_THERE]
-        lines.append(f'{kind}: {there.count("ok")} of {len(there)}' + (
-            f' ({len(values) - len(there)} have none)' if len(there) < len(values) else '') + '.')
-    return ' '.join(lines)
-
-
-def render(data):
-    lines = [
-        '# Which families work', '',
-        'Written by `python tools/studies/sweep.py` (or `make sweep`) from `tests/compat.json`; what is tried and what '
-        '"ok" means is described there. Each config distils from a second copy of itself with other random weights, '
-        'for two optimizer steps on a CPU.', '',
-        f'Hosts: {", ".join(f"{name} {version}" for name, version in data["versions"].items())}.', '',
-        summary(data['families']), '',
-        '| family | config | model, heads | neck | backbone | logits |', '|---|---|---|---|---|---|']
-    refused, left = [], []
-    missing = [name for name, *_ in families() if name not in data['families']]
-    if missing:
-        lines[8:8] = [f'**Not tried yet** ({len(missing)}): {", ".join(missing)}.', '']
-    for name, record in data['families'].items():
-        if 'left_out' in record:
-            left.append((name, record['left_out']))
-        elif 'refused' in record:
-            refused.append((name, record['config'], record['refused']))
-        else:
-            heads = [value for key, value in record['parts'].items() if key.endswith('_head') and key != 'mask_head']
-            kinds = [record['kinds'].get(kind, '') for kind in KINDS]
-            shown = ['-' if kind == NOT_THERE else kind.replace('|', '/') for kind in kinds]
-            lines.append(f'| {name} | `{record["config"]}` | {record["model"]}: {", ".join(heads)} | '
-                         + ' | '.join(shown) + ' |')
-    lines += ['', '`-`: the head has no dense class logits.', '', '## Do not build or train by themselves', '',
-              'The plain model, without kd_mm, on random images on a CPU:', '', '| family | config | reason |',
-              '|---|---|---|']
-    lines += [f'| {name} | `{config}` | {reason.replace("|", "/")} |' for name, config, reason in refused]
-    lines += ['', '## Left out', '', '| family | reason |', '|---|---|']
-    lines += [f'| {name} | {reason} |' for name, reason in left]
-    return '\n'.join(lines) + '\n'
 
 
 def versions():

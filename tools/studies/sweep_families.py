@@ -1,0 +1,72 @@
+"""The families that ``tools/studies/sweep.py`` tries: a folder of configs each, and which config of it."""
+
+from kd_mm.hosts.zoo import package_folder
+
+HOSTS = ('mmdet', 'mmseg')
+
+#: Folders that are no family of detectors or segmentors, or need what is not installed.
+LEFT_OUT = {
+    'mmdet': {
+        **dict.fromkeys(('bytetrack', 'deepsort', 'masktrack_rcnn', 'mask2former_vis', 'ocsort', 'qdtrack', 'sort',
+                         'strongsort', 'reid'), 'tracking, video or re-identification'),
+        **dict.fromkeys(('glip', 'grounding_dino', 'mm_grounding_dino'),
+                        'needs a language model (download of BERT, package transformers)'),
+        'common': 'parts for other configs, no model',
+        'soft_teacher': 'semi-supervised multi-branch data, which the hook refuses',
+    },
+    'mmseg': {},
+}
+#: The config of a folder that stands for it, where the smallest is not what the family is known for.
+CHOSEN = {
+    'mmdet/cascade_rpn': 'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
+    'mmdet/guided_anchoring': 'ga-retinanet_r50-caffe_fpn_1x_coco.py',
+    'mmdet/yolo': 'yolov3_mobilenetv2_8xb24-320-300e_coco.py',
+    'mmdet/rtmdet': 'rtmdet_tiny_8xb32-300e_coco.py',
+    'mmdet/pvt': 'retinanet_pvtv2-b0_fpn_1x_coco.py',
+    'mmseg/mask2former': 'mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
+}
+#: Further configs: heads that share a folder with another family.
+ALSO = {
+    'mmdet/rtmdet': ('rtmdet-ins_tiny_8xb32-300e_coco.py', ),
+    'mmdet/guided_anchoring': ('ga-rpn_r50-caffe_fpn_1x_coco.py', ),
+    'mmdet/swin': ('retinanet_swin-t-p4-w7_fpn_1x_coco.py', ),
+    'mmdet/solo': ('decoupled-solo-light_r50_fpn_3x_coco.py', ),
+    'mmdet/pisa': ('ssd300_pisa_coco.py', 'retinanet-r50_fpn_pisa_1x_coco.py'),
+    'mmdet/yolo': ('yolov3_d53_8xb8-320-273e_coco.py', ),
+    'mmdet/mask2former': ('mask2former_r50_8xb2-lsj-50e_coco-panoptic.py', ),
+    'mmseg/pspnet': ('pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', ),
+    'mmseg/swin': ('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', ),
+}
+#: Marks of size in file names, small first.
+SIZES = ('nano', 'r18', 'mobilenet', 'mv2', 'm-v2', 'b0', 'tiny', 'swin-t', '-t_', 'regnetx-400mf', 'stdc1', 'w18',
+         'pidnet-s', '_s_', 'small', 'swin-s', 'r34', 'regnetx-800mf', 'r50', 'hv2p-w32', 'd53', '_l_', 's50', 'h48',
+         'r101', 'x101', 'vit-b', 'base', 'large', 'huge')
+
+
+
+def folders(host):
+    root = package_folder(host)
+    if root is None:
+        return []
+    return sorted(path for path in (root / 'configs').iterdir() if path.is_dir() and not path.name.startswith('_'))
+
+
+def size_of(path):
+    marks = [index for index, mark in enumerate(SIZES) if mark in path.name]
+    return (min(marks, default=len(SIZES)), len(path.name), path.name)
+
+
+def families():
+    """(name, candidate configs from the best on, reason to leave it out) of every folder of the hosts."""
+    found = []
+    for host in HOSTS:
+        for folder in folders(host):
+            name = f'{host}/{folder.name}'
+            configs = sorted(folder.glob('*.py'), key=size_of)
+            chosen = [folder / CHOSEN[name]] if name in CHOSEN and (folder / CHOSEN[name]).exists() else []
+            reason = LEFT_OUT[host].get(folder.name) or (None if configs else 'no config')
+            found.append((name, [*chosen, *[path for path in configs if path not in chosen]], reason))
+            for extra in ALSO.get(name, ()):
+                if (folder / extra).exists() and folder / extra != found[-1][1][0]:
+                    found.append((f'{name}/{extra.removesuffix(".py")}', [folder / extra], reason))
+    return found

@@ -1,0 +1,52 @@
+"""The table of configs/README.md, from what ``tools/studies/sweep.py`` found."""
+
+from sweep_families import families
+
+KINDS = ('neck', 'backbone', 'logits')
+NOT_THERE = 'no dense class logits'
+
+
+def summary(families_):
+    tried = {name: record for name, record in families_.items() if 'left_out' not in record}
+    trained = {name: record for name, record in tried.items() if 'refused' not in record}
+    lines = [f'{len(families_)} configs: {len(families_) - len(tried)} left out, {len(tried) - len(trained)} do not '
+             f'build or train by themselves, {len(trained)} distilled.']
+    for kind in KINDS:
+        values = [record['kinds'].get(kind) for record in trained.values()]
+        there = [value for value in values if value != NOT_THERE]
+        lines.append(f'{kind}: {there.count("ok")} of {len(there)}' + (
+            f' ({len(values) - len(there)} have none)' if len(there) < len(values) else '') + '.')
+    return ' '.join(lines)
+
+
+def render(data):
+    lines = [
+        '# Which families work', '',
+        'Written by `python tools/studies/sweep.py` (or `make sweep`) from `tests/compat.json`; what is tried and what '
+        '"ok" means is described there. Each config distils from a second copy of itself with other random weights, '
+        'for two optimizer steps on a CPU.', '',
+        f'Hosts: {", ".join(f"{name} {version}" for name, version in data["versions"].items())}.', '',
+        summary(data['families']), '',
+        '| family | config | model, heads | neck | backbone | logits |', '|---|---|---|---|---|---|']
+    refused, left = [], []
+    missing = [name for name, *_ in families() if name not in data['families']]
+    if missing:
+        lines[8:8] = [f'**Not tried yet** ({len(missing)}): {", ".join(missing)}.', '']
+    for name, record in data['families'].items():
+        if 'left_out' in record:
+            left.append((name, record['left_out']))
+        elif 'refused' in record:
+            refused.append((name, record['config'], record['refused']))
+        else:
+            heads = [value for key, value in record['parts'].items() if key.endswith('_head') and key != 'mask_head']
+            kinds = [record['kinds'].get(kind, '') for kind in KINDS]
+            shown = ['-' if kind == NOT_THERE else kind.replace('|', '/') for kind in kinds]
+            lines.append(f'| {name} | `{record["config"]}` | {record["model"]}: {", ".join(heads)} | '
+                         + ' | '.join(shown) + ' |')
+    lines += ['', '`-`: the head has no dense class logits.', '', '## Do not build or train by themselves', '',
+              'The plain model, without kd_mm, on random images on a CPU:', '', '| family | config | reason |',
+              '|---|---|---|']
+    lines += [f'| {name} | `{config}` | {reason.replace("|", "/")} |' for name, config, reason in refused]
+    lines += ['', '## Left out', '', '| family | reason |', '|---|---|']
+    lines += [f'| {name} | {reason} |' for name, reason in left]
+    return '\n'.join(lines) + '\n'
