@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools' / 'studies'))
 
 import cost  # noqa: E402
+import cost_cards  # noqa: E402
 
 DET = 'retinanet-r50_from_retinanet-r101_2x_coco.py'
 SEG = 'pspnet-r18_from_pspnet-r101_80k_cityscapes.py'
@@ -40,7 +41,7 @@ def shipped(home, *methods, name):
         source = ROOT / 'configs' / home.name / method
         (home / method).mkdir(parents=True)
         shutil.copy(source / name, home / method)
-        card = cost.MARKS.sub('', (source / 'README.md').read_text())
+        card = cost_cards.MARKS.sub('', (source / 'README.md').read_text())
         (home / method / 'README.md').write_text(card)
 
 
@@ -199,7 +200,7 @@ def test_a_card_names_what_was_not_the_default(shape, steps, options):
     record = dict(input_shape=list(shape), steps=steps, batch=2, threads=2, device='CPU', torch='2',
                   plain=dict(peak_bytes=None))
     height, width = shape
-    assert cost.settings_line('det', record) == f'Inputs 2x3x{height}x{width}{options}, CPU, 2 threads, torch 2.'
+    assert cost_cards.settings_line('det', record) == f'Inputs 2x3x{height}x{width}{options}, CPU, 2 threads, torch 2.'
 
 
 def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
@@ -207,9 +208,9 @@ def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
     texts = [card.read_text() for card in cards]
     for text in texts:
         assert text.count('<!-- cost:') == text.count('<!-- end of cost -->') == text.count('## Cost\n') == 1
-        assert text.count(cost.HEADER) == 1
+        assert text.count(cost_cards.HEADER) == 1
     fgd = records(det)[f'fgd/{DET}']
-    spent, added, flops = cost.shares(fgd)
+    spent, added, flops = cost_cards.shares(fgd)
     assert f'| `{DET}` | {spent:.1f} | ' in texts[1]
     assert f'| {added:.1%} | {flops:.1%} | {added - flops:+.1%} |' in texts[1]
     assert 'Inputs 2x3x64x96 (`--shape 64 96 --steps 1`), CPU, ' in texts[1] and '--task det --only fgd`' in texts[1]
@@ -219,15 +220,15 @@ def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
     section = texts[0].split('## Cost\n')[1].split('\n## ')[0]
     assert section.startswith('\nNo trainable parts.') and section.rstrip().endswith('<!-- end of cost -->')
     for method, text in zip(('crosskd', 'fgd'), texts):
-        shipped_card = cost.MARKS.sub('', (ROOT / 'configs' / 'det' / method / 'README.md').read_text())
+        shipped_card = cost_cards.MARKS.sub('', (ROOT / 'configs' / 'det' / method / 'README.md').read_text())
         assert set(shipped_card.splitlines()) <= set(text.splitlines())
 
 
 def test_where_the_block_goes():
-    assert cost.placed('# A\n\n## Results\n\nNone.\n\n## Traps\n\n- x\n', 'B\n') == (
+    assert cost_cards.placed('# A\n\n## Results\n\nNone.\n\n## Traps\n\n- x\n', 'B\n') == (
         '# A\n\n## Results\n\nNone.\n\n## Cost\n\nB\n\n## Traps\n\n- x\n')
-    assert cost.placed('# A\n\nText.\n', 'B\n') == '# A\n\nText.\n\n## Cost\n\nB\n'
-    assert cost.placed('# A\n\n## Cost\n\nLow.\n\n## Traps\n\n- x\n', 'B\n') == (
+    assert cost_cards.placed('# A\n\nText.\n', 'B\n') == '# A\n\nText.\n\n## Cost\n\nB\n'
+    assert cost_cards.placed('# A\n\n## Cost\n\nLow.\n\n## Traps\n\n- x\n', 'B\n') == (
         '# A\n\n## Cost\n\nLow.\n\nB\n\n## Traps\n\n- x\n')
 
 
@@ -235,7 +236,7 @@ def test_where_the_block_goes():
 def test_cards_are_up_to_date(task):
     """What is shipped was rendered from what is shipped."""
     home = ROOT / 'configs' / task
-    cards = list(cost.rendered(task, home, cost.Book(home)))
+    cards = list(cost_cards.rendered(task, home, cost.Book(home)))
     assert len(cards) > 20
     assert [card.parent.name for card, wanted in cards if card.read_text() != wanted] == []
 
@@ -251,11 +252,11 @@ def test_a_card_without_results_loses_its_block(det, tmp_path):
     after = {method: (home / method / 'README.md').read_text() for method in before}
     assert after['pkd'] == before['pkd'] and '<!-- cost:' in after['pkd']
     for method in ('crosskd', 'fgd'):
-        assert '<!-- cost:' not in after[method] and cost.HEADER not in after[method]
+        assert '<!-- cost:' not in after[method] and cost_cards.HEADER not in after[method]
     # CrossKD's card says something else there, FGD's does not; the other sections are as they were.
     assert '## Cost\n\nNo trainable parts.' in after['crosskd'] and '## Cost' not in after['fgd']
     for method in ('crosskd', 'fgd'):
-        assert cost.placed(after[method], cost.block('det', method, {
+        assert cost_cards.placed(after[method], cost_cards.block('det', method, {
             name.partition('/')[2]: record for name, record in records(det).items() if name.startswith(f'{method}/')
         })) == before[method]
 
