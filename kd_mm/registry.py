@@ -21,6 +21,9 @@ MODELS = Registry(
     scope='kd_mm',
     locations=['kd_mm.losses', 'kd_mm.adapters', 'kd_mm.regions', 'kd_mm.ops.schedules'])
 
+#: Where teachers come from, see :mod:`kd_mm.teachers.sources`: a class or function that is called with a TeacherSpec.
+TEACHERS = Registry('teacher', scope='kd_mm', locations=['kd_mm.teachers.sources'])
+
 
 def discover(package: str, path: Iterable[str], registry: Registry) -> Dict[str, Type]:
     """Import every module of a folder, in the order of their names, and collect the classes that they register.

@@ -13,11 +13,12 @@ from stock import detector, distill_hook, hook, make_runner, segmentor, teacher_
 from torch import nn
 
 from kd_mm.hosts.models import build_model
+from kd_mm.hosts.samples import Samples
 from kd_mm.hosts.synthetic import input_channels, synthetic_batch
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.check import check
 from kd_mm.teachers.base import Teacher
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import KDBatch, Targets
 
 GREY = dict(mean=[114.0], std=[57.0], bgr_to_rgb=False)
 PKD = dict(loss_pkd=dict(type='PKDLoss', at='neck'))
@@ -93,8 +94,8 @@ def test_grey_and_colour_are_what_the_teachers_own_pictures_would_be(det, rgb):
         batch = through(models[own], pictures[own])
         shown = [picture.expand(3, -1, -1) for picture in pictures[1]] if wanted == 3 else pictures[1]
         expected = through(teacher.model, shown)['inputs']
-        found = teacher.renormalise(batch['inputs'], KDBatch(
-            input_shape=tuple(batch['inputs'].shape[-2:]), data_samples=batch['data_samples']))
+        found = teacher.renormalise(batch['inputs'], KDBatch(Targets(
+            tuple(batch['inputs'].shape[-2:]), source=Samples(batch['data_samples']))))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=0.6 / 57)  # cv2 rounds to whole levels
         assert 'three times' in teacher.notes[0] if wanted == 3 else f'{"RGB" if rgb else "BGR"}, becomes grey' \
             in teacher.notes[0]

@@ -16,6 +16,7 @@ from kd_mm.hosts.weights import load_weights
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.sources import build_copy
+from kd_mm.teachers.spec import TeacherSpec
 
 
 @pytest.fixture(scope='module')
@@ -214,7 +215,7 @@ def test_paths_as_objects_and_what_is_no_path(det, student, trained, tmp_path):
     path = tmp_path / 'plain.pth'
     torch.save(dict(state_dict=trained.state_dict()), path)
     assert equal(Teacher.build(teacher_of(det), student, path, scope='mmdet').model, trained)
-    assert equal(build_copy(student, path, True, 0, None).model, trained)
+    assert equal(build_copy(TeacherSpec('student', student, path)).model, trained)
     for value, message in (
             (['a.pth'], r"teacher_ckpt=\['a.pth'\] is a list: .*Several teachers are given as teachers=dict"),
             (3, 'teacher_ckpt=3 is a int'), (False, "teacher_ckpt=False is a bool.*'random' for no weights"),

@@ -15,7 +15,7 @@ from kd_mm.hosts.models import default_weights, load_config
 from kd_mm.hosts.zoo import package_folder, zoo_config
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import accepted_arguments
-from kd_mm.teachers.base import RANDOM
+from kd_mm.teachers.spec import RANDOM
 
 HOSTS = ('mmdet', 'mmseg')
 #: Steps of an epoch where the length of training is needed and only epochs are known: about COCO's at 16 images a

@@ -26,8 +26,9 @@ from kd_mm.lab.meters import _bytes, allocation_peak, count_flops, memory_rise
 from kd_mm.lab.models import build_student, make_distiller, probe_step, random_batch, scope_of
 from kd_mm.losses.base.loss import opponents_of
 from kd_mm.ops.problems import Problems
-from kd_mm.teachers.base import RANDOM, Teacher
+from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.sources import SELF
+from kd_mm.teachers.spec import RANDOM
 from kd_mm.types.batch import KDBatch
 from kd_mm.types.records import Call, Recorded
 

@@ -4,6 +4,7 @@ A :class:`Teacher` is no ``nn.Module`` and never a sub-module of one, so that no
 broadcasts it by accident.
 """
 
+import dataclasses
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -15,14 +16,11 @@ from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import build_model, class_names, default_weights, load_config, task_of
 from kd_mm.hosts.synthetic import input_channels
 from kd_mm.hosts.taps import StopForward, Tap
-from kd_mm.hosts.weights import load_weights
 from kd_mm.ops.functional import resize
-from kd_mm.ops.modes import preserved_random_state
 from kd_mm.teachers.preprocess import _LUMA, Normalisation
+from kd_mm.teachers.spec import TeacherSpec
 from kd_mm.types import targets
 from kd_mm.types.batch import KDBatch
-
-RANDOM = 'random'
 
 
 class Teacher:
@@ -113,36 +111,37 @@ class Teacher:
         Raises:
             FileNotFoundError, ValueError: nothing there, or it does not fit; the message names the mend.
         """
-        if isinstance(source, nn.Module):
-            return cls(source, student, type(source).__name__)
-        cfg, name, path = load_config(source)
-        with preserved_random_state(seed):
+        return cls.from_spec(TeacherSpec(source, student, checkpoint, strict, scope, seed))
+
+    @classmethod
+    def from_spec(cls, spec: TeacherSpec) -> 'Teacher':
+        """The same from a :class:`~kd_mm.teachers.spec.TeacherSpec`."""
+        if isinstance(spec.source, nn.Module):
+            return cls(spec.source, spec.student, type(spec.source).__name__)
+        cfg, name, path = load_config(spec.source)
+        with spec.drawn():
             try:
-                model = build_model(cfg, scope)
+                model = build_model(cfg, spec.scope)
             except FileNotFoundError as error:
                 raise ValueError(
                     f'teacher {name} cannot be built: its own config names a file that is not there: {error} (a '
                     f'relative path is looked for in {os.getcwd()}). Give a config that inherits from it with the '
                     'whole path') from error
-            wanted, given = task_of(student), task_of(model)
+            wanted, given = task_of(spec.student), task_of(model)
             if wanted and given and wanted != given:
                 raise ValueError(f'teacher {name} is a {given} model ({type(model).__name__}) and the student does '
-                                 f'{wanted} ({type(student).__name__})')
-            loaded: Optional[Dict[str, Any]] = None
-            notes: List[str] = []
-            if checkpoint is None:
-                checkpoint = default_weights(path)
-                if checkpoint is None:
+                                 f'{wanted} ({type(spec.student).__name__})')
+            if spec.checkpoint is None:
+                spec = dataclasses.replace(spec, checkpoint=default_weights(path))
+                if spec.checkpoint is None:
                     raise ValueError(f'no weights for teacher {name}: it is not in the model index of an installed '
                                      "host. Give teacher_ckpt='path or URL' (or teacher_ckpt='random' to test)")
-            if checkpoint == RANDOM:
-                if hasattr(model, 'init_weights'):
-                    model.init_weights()
-            else:
-                loaded = ckpt.load(checkpoint)
-                notes = load_weights(model, loaded, checkpoint, strict)
-        teacher = cls(model, student, name, class_names(cfg, loaded))
-        teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+            if not spec.wants_file and hasattr(model, 'init_weights'):
+                model.init_weights()
+            loaded = ckpt.load(spec.checkpoint) if spec.wants_file else None
+            notes = spec.load(model, loaded=loaded)
+        teacher = cls(model, spec.student, name, class_names(cfg, loaded))
+        teacher.notes += notes
         return teacher
 
     def renormalise(self, inputs: Tensor, batch: KDBatch) -> Tensor:

@@ -11,12 +11,11 @@ from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
-from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import build_model, class_names, load_config, task_of
 from kd_mm.hosts.taps import Tap
-from kd_mm.hosts.weights import load_weights
-from kd_mm.ops.modes import eval_mode, preserved_random_state
-from kd_mm.teachers.base import RANDOM, Teacher
+from kd_mm.ops.modes import eval_mode
+from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.spec import TeacherSpec
 from kd_mm.types.batch import KDBatch
 
 
@@ -50,20 +49,18 @@ class PeerTeacher(Teacher):
         self._kept: Optional[Dict[str, Any]] = None
 
     @classmethod
-    def create(cls, config: Any, student: nn.Module, checkpoint: Optional[str], strict: bool, scope: Optional[str],
-               seed: int, optim_wrapper: Any = None) -> 'PeerTeacher':
-        """Build a peer; ``checkpoint`` is where it starts from (None: as its config says)."""
+    def create(cls, spec: TeacherSpec, config: Any, optim_wrapper: Any = None) -> 'PeerTeacher':
+        """Build a peer; the spec's checkpoint is where it starts from (None: as its config says)."""
         cfg, name, _ = load_config(config)
-        with preserved_random_state(seed):
-            model = build_model(cfg, scope, pretrained=checkpoint is None)
-            if task_of(model) != task_of(student):
-                raise ValueError(f'peer {name} is a {task_of(model)} model and the student does {task_of(student)}')
+        with spec.drawn():
+            model = build_model(cfg, spec.scope, pretrained=spec.checkpoint is None)
+            if task_of(model) != task_of(spec.student):
+                raise ValueError(f'peer {name} is a {task_of(model)} model and the student does '
+                                 f'{task_of(spec.student)}')
             model.init_weights()
-            notes: List[str] = []
-            if checkpoint is not None and checkpoint != RANDOM:
-                notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
-        peer = cls(model, student, name, class_names(cfg), optim_wrapper)
-        peer.notes = [*peer.notes, *(f'peer checkpoint {checkpoint} {note}' for note in notes)]
+            notes = spec.load(model, 'peer')
+        peer = cls(model, spec.student, name, class_names(cfg), optim_wrapper)
+        peer.notes += notes
         return peer
 
     # ------------------------------------------------------------------ its own losses

@@ -1,20 +1,16 @@
 """Any ``nn.Module`` as a teacher."""
 
 import importlib
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 from torch import nn
 
-from kd_mm.hosts import checkpoint as ckpt
-from kd_mm.hosts.weights import load_weights
 from kd_mm.ops.checks import entries, number, one_of, pair, positive
-from kd_mm.ops.modes import preserved_random_state
-from kd_mm.teachers.base import RANDOM, Teacher
+from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.preprocess import Normalisation
+from kd_mm.teachers.spec import TeacherSpec
 
-#: ``teacher_ckpt`` of a class that loads its weights itself.
-OWN = 'own'
 _PREPROCESS = ('mean', 'std', 'channels', 'pad_value', 'size')
 
 
@@ -55,30 +51,27 @@ class PlainTeacher(Teacher):
         self.size = None if size is None else pair(owner, 'preprocess size', size)
 
 
-def build_plain(cfg: Dict[str, Any], student: nn.Module, checkpoint: Optional[str], strict: bool,
-                seed: int) -> PlainTeacher:
+def build_plain(spec: TeacherSpec) -> PlainTeacher:
     """A teacher from ``dict(type='package.Class', preprocess=..., **arguments)``.
 
     Raises:
         ValueError: no such class, or weights that do not fit or are not named.
     """
-    arguments = dict(cfg)
+    arguments = dict(spec.source)
     name, preprocess = arguments.pop('type'), arguments.pop('preprocess', None)
     module, _, attribute = name.rpartition('.')
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f'teacher type={name!r} cannot be imported: {error}') from error
-    if checkpoint is None:
+    if spec.checkpoint is None:
         raise ValueError(f"no weights for teacher {name}: give teacher_ckpt='path or URL', teacher_ckpt='own' if it "
                          "loads them itself (or teacher_ckpt='random' to test)")
-    with preserved_random_state(seed):
+    with spec.drawn():
         model = factory(**arguments)
         if not isinstance(model, nn.Module):
             raise ValueError(f'teacher type={name!r} gives {type(model).__name__}, not an nn.Module')
-    notes: List[str] = []
-    if checkpoint not in (RANDOM, OWN):
-        notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
-    teacher = PlainTeacher(model, student, name, preprocess)
-    teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+    notes = spec.load(model)
+    teacher = PlainTeacher(model, spec.student, name, preprocess)
+    teacher.notes += notes
     return teacher

@@ -8,77 +8,117 @@ path, ``'mmdet::...'``, config dict       a model of the host (:mod:`kd_mm.teach
 ``'self'``                                the student's own pass, at the taps ``teacher_at`` (no second model)
 ``dict(type='EMATeacher', ...)``          the running average of the student (mean teacher)
 ``dict(type='PeerTeacher', ...)``         a second student, trained in the same run (:mod:`kd_mm.teachers.peer`)
+``dict(type='MySource', ...)``            a source that you registered yourself
 ``dict(type='package.Class', ...)``       any class or function that gives an ``nn.Module``
 ========================================  =============================================================================
+
+A source of your own is a function (or class) that gets a :class:`~kd_mm.teachers.spec.TeacherSpec` and the other keys
+of the config, and gives a :class:`~kd_mm.teachers.base.Teacher` or an ``nn.Module``::
+
+    @TEACHERS.register_module()
+    def Halves(spec, factor=0.5):
+        model = copy.deepcopy(spec.student)
+        ...
+        return model
+
+    teacher=dict(type='Halves', factor=0.25)     # with custom_imports=dict(imports=['my_package.halves'])
 """
 
 import copy
-from typing import Any, Dict, List, Optional, Sequence
+import inspect
+from typing import Any, Dict, Optional, Sequence
 
 from torch import nn
 
-from kd_mm.hosts import checkpoint as ckpt
-from kd_mm.hosts.weights import load_weights
-from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
-from kd_mm.registry import accepted_arguments
-from kd_mm.teachers.base import RANDOM, Teacher
+from kd_mm.registry import TEACHERS
+from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.plain import build_plain
+from kd_mm.teachers.spec import TeacherSpec
 
 SELF = 'self'
 STUDENT = 'student'
 _HOSTS = ('mmdet', 'mmseg', 'mmengine', 'mmcv', 'mmpretrain')
 
 
-def build_copy(student: nn.Module, checkpoint: Optional[str], strict: bool, seed: int,
-               classes: Optional[Sequence[str]]) -> Teacher:
+def build_copy(spec: TeacherSpec) -> Teacher:
     """Another copy of the student with weights of its own.
 
     Raises:
         ValueError: no weights are named, or they do not fit.
     """
-    if checkpoint is None:
+    if spec.checkpoint is None:
         raise ValueError("teacher='student' needs the weights of an earlier training: teacher_ckpt='path'")
-    model: Any = copy.deepcopy(student)
-    notes: List[str] = []
-    if checkpoint == RANDOM:
-        with preserved_random_state(seed):
+    model: Any = copy.deepcopy(spec.student)
+    if not spec.wants_file:
+        with spec.drawn():
             for module in model.modules():
                 if hasattr(module, '_is_init'):
                     module._is_init = False
             if hasattr(model, 'init_weights'):
                 model.init_weights()
-    else:
-        notes = load_weights(model, ckpt.load(checkpoint), checkpoint, strict)
-    teacher = Teacher(model, student, 'copy of the student', list(classes) if classes else None)
-    teacher.notes += [f'teacher checkpoint {checkpoint} {note}' for note in notes]
+    notes = spec.load(model)
+    teacher = Teacher(model, spec.student, 'copy of the student', spec.class_names)
+    teacher.notes += notes
     return teacher
 
 
-def build_teacher(source: Any, student: nn.Module, checkpoint: Optional[str], strict: bool, scope: Optional[str],
-                  seed: int, classes: Optional[Sequence[str]]) -> Teacher:
+@TEACHERS.register_module(name='EMATeacher')
+def running_average(spec: TeacherSpec, momentum: Any = 0.001, share: bool = True) -> Teacher:
+    """The running average of the student, see :class:`kd_mm.teachers.ema.EMATeacher`."""
+    return EMATeacher(spec.student, momentum, share, spec.class_names)
+
+
+@TEACHERS.register_module(name='PeerTeacher')
+def second_student(spec: TeacherSpec, config: Any, optim_wrapper: Any = None) -> Teacher:
+    """A second student, see :class:`kd_mm.teachers.peer.PeerTeacher`."""
+    return PeerTeacher.create(spec, config, optim_wrapper)
+
+
+def from_registry(factory: Any, spec: TeacherSpec) -> Teacher:
+    """What a registered source makes of a spec and of the other keys of ``teacher=dict(type=..., ...)``.
+
+    Raises:
+        ValueError: a key that it does not take, one that is missing, or a result that is no teacher.
+    """
+    kind = spec.source['type']
+    name = kind.removeprefix('kd_mm.') if isinstance(kind, str) else kind.__name__
+    arguments = {key: value for key, value in spec.source.items() if key != 'type'}
+    parameters = list(inspect.signature(factory).parameters.values())[1:]  # the first takes the spec
+    known = [parameter.name for parameter in parameters]
+    wrong = sorted(set(arguments) - set(known))
+    missing = [parameter.name for parameter in parameters
+               if parameter.default is parameter.empty and parameter.name not in arguments]
+    if wrong or missing:
+        fault = f'has no argument {wrong[0]!r}' if wrong else f'needs `{missing[0]}`'
+        raise ValueError(f'{name} {fault}; it takes {", ".join(known) or "no arguments"}')
+    found = factory(spec, **arguments)
+    if isinstance(found, nn.Module):
+        found = Teacher(found, spec.student, name, spec.class_names)
+    if not isinstance(found, Teacher):
+        raise ValueError(f'{name} gives {type(found).__name__}: a source of teachers gives a '
+                         'kd_mm.teachers.base.Teacher, or an nn.Module that is fed as its own data preprocessor says')
+    return found
+
+
+def build_teacher(spec: TeacherSpec) -> Teacher:
     """One teacher from any of the sources of this module but ``'self'``."""
+    source = spec.source
     if isinstance(source, str) and source == STUDENT:
-        return build_copy(student, checkpoint, strict, seed, classes)
+        return build_copy(spec)
     kind = source.get('type') if hasattr(source, 'get') and 'model' not in source else None
-    ours = kind.removeprefix('kd_mm.') if isinstance(kind, str) else ''
-    if ours in ('EMATeacher', 'PeerTeacher'):
-        arguments = {key: value for key, value in source.items() if key != 'type'}
-        known = ['config', 'optim_wrapper'] if ours == 'PeerTeacher' else [
-            name for name in accepted_arguments(EMATeacher) if name not in ('student', 'classes')]
-        wrong = sorted(set(arguments) - set(known))
-        if wrong or (ours == 'PeerTeacher' and 'config' not in arguments):
-            fault = f'has no argument {wrong[0]!r}' if wrong else 'needs `config`'
-            raise ValueError(f'{ours} {fault}; it takes {", ".join(known)}')
-        if ours == 'PeerTeacher':
-            return PeerTeacher.create(arguments['config'], student, checkpoint, strict, scope, seed,
-                                      arguments.get('optim_wrapper'))
-        return EMATeacher(student, classes=list(classes) if classes else None, **arguments)
-    if isinstance(kind, str) and '.' in kind and kind.split('.')[0] not in _HOSTS:
-        return build_plain(dict(source), student, checkpoint, strict, seed)
-    return Teacher.build(source, student, checkpoint, strict, scope, seed)
+    if isinstance(kind, str):
+        TEACHERS.import_from_location()
+        factory = TEACHERS.module_dict.get(kind.removeprefix('kd_mm.'))
+        if factory is not None:
+            return from_registry(factory, spec)
+        if '.' in kind and kind.split('.')[0] not in _HOSTS:
+            return build_plain(spec)
+    elif kind is not None and kind in TEACHERS.module_dict.values():
+        return from_registry(kind, spec)
+    return Teacher.from_spec(spec)
 
 
 def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], strict: bool, teachers: Any,
@@ -112,8 +152,8 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
                 problems.add(f"{where}the student itself is always there; losses name it with teacher='self'")
             continue
         try:
-            built[name] = build_teacher(source, student, entry.get('teacher_ckpt'), entry.get('teacher_strict', True),
-                                        scope, seed, classes)
+            built[name] = build_teacher(TeacherSpec(
+                source, student, entry.get('teacher_ckpt'), entry.get('teacher_strict', True), scope, seed, classes))
         except (KeyError, ValueError, FileNotFoundError) as error:
             problems.add(ValueError(f'{where}{error.args[0]}') if where and isinstance(error, (KeyError, ValueError))
                          else error)

@@ -13,6 +13,7 @@ from stock import detector, make_runner, retinanet_model, segmentor, teacher_of
 
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import build_model, class_names, load_config, task_of
+from kd_mm.hosts.samples import Samples
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.taps import Tap
 from kd_mm.hosts.weights import inherit_weights
@@ -20,7 +21,7 @@ from kd_mm.hosts.zoo import zoo_config
 from kd_mm.ops.modes import eval_mode, preserved_random_state
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.preprocess import Normalisation
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import KDBatch, Targets
 
 CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
 
@@ -57,7 +58,7 @@ def test_batch_is_what_the_teachers_preprocessor_would_make(det, student, overri
     assert not teacher.same_input
     pictures = images((40, 64), (64, 50))
     own, wanted = through(student, pictures), through(teacher.model, pictures)
-    batch = KDBatch(input_shape=tuple(own['inputs'].shape[-2:]), data_samples=own['data_samples'])
+    batch = KDBatch(Targets(tuple(own['inputs'].shape[-2:]), source=Samples(own['data_samples'])))
     converted = teacher.renormalise(own['inputs'], batch)
     torch.testing.assert_close(converted, wanted['inputs'], rtol=1e-5, atol=2e-4)
     assert (own['inputs'] - converted).abs().max() > 1
@@ -82,14 +83,14 @@ def test_segmentors_preprocessor(cityscapes_root, tmp_path):
 
     own = student.data_preprocessor(dict(inputs=copy.deepcopy(pictures), data_samples=samples()), True)
     wanted = teacher.model.data_preprocessor(dict(inputs=copy.deepcopy(pictures), data_samples=samples()), True)
-    batch = KDBatch(input_shape=(64, 64), data_samples=own['data_samples'])
+    batch = KDBatch(Targets((64, 64), source=Samples(own['data_samples'])))
     torch.testing.assert_close(teacher.renormalise(own['inputs'], batch), wanted['inputs'], rtol=1e-5, atol=2e-4)
 
 
 def test_runs_as_far_as_needed_and_gives_the_same(det, student):
     teacher = Teacher.build(teacher_of(det), student, 'random', scope='mmdet')
     data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), False)
-    batch = KDBatch(input_shape=(64, 64), data_samples=data['data_samples'])
+    batch = KDBatch(Targets((64, 64), source=Samples(data['data_samples'])))
     tap = Tap(teacher.model, 'backbone.layer2', 'teacher')
     calls = []
     teacher.model.backbone.layer3.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -105,7 +106,7 @@ def test_after_a_run_only_what_was_tapped_is_alive(det, student):
     """Also where the signal that stops the forward, or an error, has passed through all of its frames."""
     teacher = Teacher.build(teacher_of(det), student, 'random', scope='mmdet')
     data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), False)
-    batch = KDBatch(input_shape=(64, 64), data_samples=data['data_samples'])
+    batch = KDBatch(Targets((64, 64), source=Samples(data['data_samples'])))
     tap, seen = Tap(teacher.model, 'neck.fpn_convs.1.conv', 'teacher'), {}
 
     def look(name, value):
@@ -205,7 +206,7 @@ def test_normalisation_of_models_without_one():
 def test_auxiliary_head_does_not_fire_other_taps_twice(cityscapes_root, tmp_path):
     student = make_runner(segmentor(cityscapes_root, tmp_path)).model
     data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), False)
-    batch = KDBatch(input_shape=(64, 64), data_samples=data['data_samples'])
+    batch = KDBatch(Targets((64, 64), source=Samples(data['data_samples'])))
     teacher = Teacher.build(teacher_of(segmentor(cityscapes_root, tmp_path)), student, 'random', scope='mmseg')
     paths = ['backbone.layer1', 'decode_head.conv_seg', 'auxiliary_head.conv_seg']
     for count in (3, 1):  # with the others, and alone
