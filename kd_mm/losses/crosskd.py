@@ -84,8 +84,8 @@ class CrossKDLoss(HeadLoss):
         self.factors = dict(zip(('class', 'box', 'quality'), factors(
             'CrossKDLoss', class_weight=class_weight, box_weight=1.0 if box_weight is None else box_weight,
             quality_weight=quality_weight)))
-        #: the default weight of distributions is a part of the term: the heads decide which of the two defaults it is.
-        self.sides_weight = 4.0 if box_weight is None else 1.0
+        # Which default applies is for the heads to say, so the 4 of distributions stands in the term, not in the factors.
+        self.sides_weight = 1.0 if box_weight is None else 1 / 4
         self.beta, self.divergence = quality_focal('CrossKDLoss', beta, divergence)
         self.tau = positive('CrossKDLoss', 'tau', tau)
         self.cross_head = CrossHead(index, self.stage, align)
@@ -126,5 +126,5 @@ class CrossKDLoss(HeadLoss):
                     for own, theirs, weight in zip(student.boxes, teacher.boxes, weights)]
         # Of this rank alone, as published: the sum is over the very rows that it divides.
         total = nonzero(torch.stack([weight.sum() for weight in weights]).sum())
-        return [self.sides_weight / 4 * (distribution_divergence(own, theirs, self.tau) * weight[..., None]).sum() / total
+        return [self.sides_weight * (distribution_divergence(own, theirs, self.tau) * weight[..., None]).sum() / total
                 for own, theirs, weight in zip(student.distributions, teacher.distributions, weights)]
