@@ -122,6 +122,7 @@ class AfDCDLoss(KDLoss):
     Returns:
         Reduction: per level; sum over elements; divided by images
         Reduction: per level; mean over cells
+        Parts: fd, contrast
         The squares, then the contrast; summed over levels.
 
     Raises:
@@ -144,7 +145,7 @@ class AfDCDLoss(KDLoss):
         self.groups = whole('AfDCDLoss', 'groups', groups, 2)  # the other groups are the negatives
         self.pool = whole('AfDCDLoss', 'pool', pool)
         self.patch = pair('AfDCDLoss', 'patch', patch)
-        self.weights = {'fd': from_zero('AfDCDLoss', 'fd_weight', fd_weight),
+        self.factors = {'fd': from_zero('AfDCDLoss', 'fd_weight', fd_weight),
                         'contrast': from_zero('AfDCDLoss', 'contrast_weight', contrast_weight)}
         self.projectors = nn.ModuleList()
         #: masks to use instead of random ones, one a level.
@@ -179,6 +180,5 @@ class AfDCDLoss(KDLoss):
         }
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(level, student, teacher, batch, mask)
-        return sum((self.weights[name] * term for name, term in terms.items()), student.new_zeros(()))
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(level, student, teacher, batch, mask)

@@ -93,6 +93,7 @@ class AICSDLoss(KDLoss):
         Reduction: per level; mean over pairs
         Reduction: per level; mean over elements
         Reduction: per level; mean over channels
+        Parts: similarity, pixel, channel
         The three terms in turn; summed over levels.
 
     Raises:
@@ -113,7 +114,7 @@ class AICSDLoss(KDLoss):
                  matrix: str = 'kl', mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         given = {'similarity': similarity, 'pixel': pixel, 'channel': channel}
-        self.weights = {name: from_zero('AICSDLoss', name, value) for name, value in given.items()}
+        self.factors = {name: from_zero('AICSDLoss', name, value) for name, value in given.items()}
         self.tau = positive('AICSDLoss', 'tau', tau)
         self.matrix = one_of('AICSDLoss', 'matrix', matrix, SIMILARITIES)
         self.mask_ignored = boolean('AICSDLoss', 'mask_ignored', mask_ignored)
@@ -121,7 +122,7 @@ class AICSDLoss(KDLoss):
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
         # Rows of K numbers of length 1, 0 in their own column: of two classes each has one entry, which is 1.
-        least = 2 if self.weights['pixel'] or self.weights['channel'] else 3
+        least = 2 if self.factors['pixel'] or self.factors['channel'] else 3
         needs_channels('AICSDLoss', student, least,
                        'it compares classes with each other. Use SigmoidKDLoss or CWDLoss')
 
@@ -147,6 +148,5 @@ class AICSDLoss(KDLoss):
         return {'similarity': similarity, 'pixel': pixel, 'channel': channel.sum() / (images * student.shape[1])}
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(student, teacher, batch, mask)
-        return sum((self.weights[name] * term for name, term in terms.items()), student.new_zeros(()))
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(student, teacher, batch, mask)

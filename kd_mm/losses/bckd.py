@@ -43,6 +43,7 @@ class BCKDLoss(HeadLoss):
 
     Returns:
         Reduction: per level; sum over priors; divided by positives
+        Parts: class, box
         Summed over levels.
 
     Raises:
@@ -61,27 +62,28 @@ class BCKDLoss(HeadLoss):
     def __init__(self, class_weight: float = 1.0, box_weight: float = 4.0, beta: float = 1.0,
                  divergence: str = 'cross_entropy', loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.class_weight, self.box_weight = factors('BCKDLoss', class_weight=class_weight, box_weight=box_weight)
+        self.factors = dict(zip(('class', 'box'), factors(
+            'BCKDLoss', class_weight=class_weight, box_weight=box_weight)))
         self.beta, self.divergence = quality_focal('BCKDLoss', beta, divergence)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         super().check_shapes(student, teacher)
         self.sigmoid_only(student)
-        if self.box_weight:
+        if self.factors['box']:
             student.boxes, teacher.boxes  # noqa: B018  (raises where they are not known)
 
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
         assert student.assignment is not None
         positives, result = student.assignment.num_pos, {}
         pairs = list(zip(student.logits, teacher.logits, student.assignment.weights))
-        if self.class_weight:
+        if self.factors['class']:
             result['class'] = [
-                self.class_weight / positives * sigmoid_divergence_sum(
+                sigmoid_divergence_sum(
                     own.flatten(0, 1), theirs.flatten(0, 1), weight.flatten()[:, None], beta=self.beta,
-                    divergence=self.divergence) for own, theirs, weight in pairs]
-        if self.box_weight:
+                    divergence=self.divergence) / positives for own, theirs, weight in pairs]
+        if self.factors['box']:
             result['box'] = []
             for (own, theirs, weight), box, other in zip(pairs, student.boxes, teacher.boxes):
                 gap = (theirs.sigmoid() - own.detach().sigmoid()).abs().amax(dim=-1)
-                result['box'].append(self.box_weight * (giou_loss(box, other) * gap * weight).sum() / positives)
+                result['box'].append((giou_loss(box, other) * gap * weight).sum() / positives)
         return result

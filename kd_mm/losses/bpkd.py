@@ -47,6 +47,7 @@ class BPKDLoss(KDLoss):
     Returns:
         Reduction: per level; mean over classes
         Reduction: per level; mean over channels
+        Parts: edge, body
         The edges, then the bodies; summed over levels.
 
     Raises:
@@ -67,13 +68,13 @@ class BPKDLoss(KDLoss):
     def __init__(self, edge: float = 1.0, body: float = 5.0, tau: float = 1.0, width: int = 7,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.edge, self.body = from_zero('BPKDLoss', 'edge', edge), from_zero('BPKDLoss', 'body', body)
+        self.factors = {'edge': from_zero('BPKDLoss', 'edge', edge), 'body': from_zero('BPKDLoss', 'body', body)}
         self.tau = positive('BPKDLoss', 'tau', tau)
         self.width = odd_width('BPKDLoss', width)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
-        if not self.body:
+        if not self.factors['body']:
             needs_channels('BPKDLoss', student, 2,
                            'the softmax over one class is always 1. Use body above 0 or SigmoidKDLoss')
 
@@ -114,6 +115,5 @@ class BPKDLoss(KDLoss):
         return {'edge': self.tau**2 * edge / found.clamp(min=1), 'body': self.tau**2 * body / filled.clamp(min=1)}
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(student, teacher, batch, mask)
-        return self.edge * terms['edge'] + self.body * terms['body']
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(student, teacher, batch, mask)

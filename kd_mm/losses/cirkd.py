@@ -261,6 +261,7 @@ class CIRKDMemoryLoss(KDLoss):
 
     Returns:
         Reduction: per level; mean over cells
+        Parts: pixel, region
         Over the labelled cells; summed over levels.
 
     Raises:
@@ -301,7 +302,7 @@ class CIRKDMemoryLoss(KDLoss):
         if self.sizes['pixel'] < self.pixels_per_image:
             raise ValueError(f'{name}: pixel_memory={pixel_memory!r} is less than '
                              f'pixels_per_image={pixels_per_image!r}')
-        self.weights = {'pixel': from_zero(name, 'pixel_weight', pixel_weight),
+        self.factors = {'pixel': from_zero(name, 'pixel_weight', pixel_weight),
                         'region': from_zero(name, 'region_weight', region_weight)}
         self.enqueue = one_of(name, 'enqueue', enqueue, ENQUEUE)
         self.max_block = None if max_block is None else whole(name, 'max_block', max_block)
@@ -387,11 +388,10 @@ class CIRKDMemoryLoss(KDLoss):
         return found
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
         if self.writes_at(batch):
             labels = self.class_labels(batch, (teacher.shape[2], teacher.shape[3])).to(teacher.device)
             self.remember(level, rows_of(teacher), labels, batch)
             if level == len(self.queues) - 1:
                 self.last_step.fill_(batch.info.step)
-        terms = self.terms(level, student, teacher, batch, mask)
-        return sum((self.weights[kind] * term for kind, term in terms.items()), student.new_zeros(()))
+        return self.terms(level, student, teacher, batch, mask)

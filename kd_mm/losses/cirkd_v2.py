@@ -66,6 +66,7 @@ class CIRKDChannelLoss(KDLoss):
         Reduction: per level; mean over channels, pairs
         Reduction: per level; mean over channels
         Reduction: per level; mean over elements
+        Parts: minibatch, memory, mse
         The three terms in turn; summed over levels.
 
     Raises:
@@ -95,7 +96,7 @@ class CIRKDChannelLoss(KDLoss):
             raise ValueError(f'{name}: memory={memory!r} is less than keys={keys!r} or '
                              f'channels_per_step={channels_per_step!r}')
         given = {'minibatch': minibatch_weight, 'memory': memory_weight, 'mse': mse_weight}
-        self.weights = {kind: from_zero(name, f'{kind}_weight', value) for kind, value in given.items()}
+        self.factors = {kind: from_zero(name, f'{kind}_weight', value) for kind, value in given.items()}
         self.max_block = None if max_block is None else whole(name, 'max_block', max_block)
         self.projections = nn.ModuleList()
         self.queues = nn.ModuleList()
@@ -155,6 +156,5 @@ class CIRKDChannelLoss(KDLoss):
         }
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(level, student, teacher, batch, mask)
-        return sum((self.weights[kind] * term for kind, term in terms.items()), student.new_zeros(()))
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(level, student, teacher, batch, mask)

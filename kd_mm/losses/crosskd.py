@@ -59,6 +59,7 @@ class CrossKDLoss(HeadLoss):
     Returns:
         Reduction: per level; sum over priors; divided by positives
         Reduction: per level; sum over sides; divided by weights
+        Parts: class, box, quality
         Box distributions as the second line, all else as the first; summed over levels.
 
     Raises:
@@ -80,10 +81,11 @@ class CrossKDLoss(HeadLoss):
         self.index = None if index is None else whole('CrossKDLoss', 'index', index)
         self.align = boolean('CrossKDLoss', 'align', align)
         self.stage = one_of('CrossKDLoss', 'stage', stage, STAGES)
-        self.class_weight, box, self.quality_weight = factors(
+        self.factors = dict(zip(('class', 'box', 'quality'), factors(
             'CrossKDLoss', class_weight=class_weight, box_weight=1.0 if box_weight is None else box_weight,
-            quality_weight=quality_weight)
-        self.box_weight = None if box_weight is None else box
+            quality_weight=quality_weight)))
+        # Which default applies is for the heads to say, so the 4 of distributions stands in the term, not in the factors.
+        self.sides_weight = 1.0 if box_weight is None else 1 / 4
         self.beta, self.divergence = quality_focal('CrossKDLoss', beta, divergence)
         self.tau = positive('CrossKDLoss', 'tau', tau)
         self.cross_head = CrossHead(index, self.stage, align)
@@ -93,38 +95,36 @@ class CrossKDLoss(HeadLoss):
         self.sigmoid_only(student)
         if (student.distributions is None) != (teacher.distributions is None):
             raise ValueError(f'CrossKDLoss: only one of {student.name} and {teacher.name} predicts distributions')
-        if student.distributions is None and self.box_weight != 0:
+        if student.distributions is None and self.factors['box']:
             student.boxes, teacher.boxes  # noqa: B018  (raises where they are not known)
 
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
         assert student.assignment is not None
         positives, ignored = student.assignment.num_pos, student.assignment.weights
         result: Dict[str, List[Tensor]] = {}
-        if self.class_weight:
+        if self.factors['class']:
             result['class'] = [
-                self.class_weight / positives * sigmoid_divergence_sum(
+                sigmoid_divergence_sum(
                     own.flatten(0, 1), theirs.flatten(0, 1), weight.flatten()[:, None], beta=self.beta,
-                    divergence=self.divergence)
+                    divergence=self.divergence) / positives
                 for own, theirs, weight in zip(student.logits, teacher.logits, ignored)]
-        if self.box_weight != 0:
+        if self.factors['box']:
             weights = [logits.sigmoid().amax(dim=-1) * (weight > 0)
                        for logits, weight in zip(teacher.logits, ignored)]
             result['box'] = self._boxes(student, teacher, weights, positives)
-        if self.quality_weight and student.quality is not None and teacher.quality is not None:
+        if self.factors['quality'] and student.quality is not None and teacher.quality is not None:
             result['quality'] = [
-                self.quality_weight * (F.binary_cross_entropy_with_logits(own, theirs.sigmoid(), reduction='none')
-                                       * student.assignment.positive(level)).sum() / positives
+                (F.binary_cross_entropy_with_logits(own, theirs.sigmoid(), reduction='none')
+                 * student.assignment.positive(level)).sum() / positives
                 for level, (own, theirs) in enumerate(zip(student.quality, teacher.quality))]
         return result
 
     def _boxes(self, student: DenseView, teacher: DenseView, weights: List[Tensor],
                positives: Tensor) -> List[Tensor]:
         if student.distributions is None or teacher.distributions is None:
-            factor = 1.0 if self.box_weight is None else self.box_weight
-            return [factor * (giou_loss(own, theirs) * weight).sum() / positives
+            return [(giou_loss(own, theirs) * weight).sum() / positives
                     for own, theirs, weight in zip(student.boxes, teacher.boxes, weights)]
-        factor = 4.0 if self.box_weight is None else self.box_weight
         # Of this rank alone, as published: the sum is over the very rows that it divides.
         total = nonzero(torch.stack([weight.sum() for weight in weights]).sum())
-        return [factor / 4 * (distribution_divergence(own, theirs, self.tau) * weight[..., None]).sum() / total
+        return [self.sides_weight * (distribution_divergence(own, theirs, self.tau) * weight[..., None]).sum() / total
                 for own, theirs, weight in zip(student.distributions, teacher.distributions, weights)]

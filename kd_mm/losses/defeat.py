@@ -78,6 +78,7 @@ class DeFeatLoss(KDLoss):
 
     Returns:
         Reduction: all levels; mean over levels, elements
+        Parts: fg, bg
         Half of the mean of each part.
 
     Raises:
@@ -94,7 +95,7 @@ class DeFeatLoss(KDLoss):
 
     def __init__(self, fg: float = 3.0, bg: float = 12.0, foreground: Any = None, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.fg, self.bg = from_zero('DeFeatLoss', 'fg', fg), from_zero('DeFeatLoss', 'bg', bg)
+        self.factors = {'fg': from_zero('DeFeatLoss', 'fg', fg), 'bg': from_zero('DeFeatLoss', 'bg', bg)}
         self.foreground = build(dict(type='LevelBoxRegion') if foreground is None else foreground, RegionMask,
                                 'region')
         self.needs_boxes, self.needs_seg_map = self.foreground.needs_boxes, self.foreground.needs_seg_map
@@ -110,9 +111,8 @@ class DeFeatLoss(KDLoss):
         return {name: torch.stack(values).mean() for name, values in parts.items()}
 
     def joint_loss(self, student: Features, teacher: Features, batch: KDBatch,
-                   masks: Sequence[Optional[Tensor]]) -> Tensor:
-        terms = self.terms(student, teacher, batch, masks)
-        return self.fg * terms['fg'] + self.bg * terms['bg']
+                   masks: Sequence[Optional[Tensor]]) -> Dict[str, Tensor]:
+        return self.terms(student, teacher, batch, masks)
 
 
 @MODELS.register_module()
@@ -136,6 +136,7 @@ class DeFeatClassLoss(KDLoss):
 
     Returns:
         Reduction: per level; mean over rows
+        Parts: fg, bg
         Over the rows of each part; summed over levels.
 
     Raises:
@@ -154,7 +155,7 @@ class DeFeatClassLoss(KDLoss):
 
     def __init__(self, fg: float = 2.0, bg: float = 2.0, tau: float = 1.0, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.fg, self.bg = factors('DeFeatClassLoss', fg=fg, bg=bg)
+        self.factors = dict(zip(('fg', 'bg'), factors('DeFeatClassLoss', fg=fg, bg=bg)))
         self.tau = positive('DeFeatClassLoss', 'tau', tau)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
@@ -163,7 +164,6 @@ class DeFeatClassLoss(KDLoss):
                        'the softmax over one class is always 1. The background needs a logit of its own')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
         labels = row_labels(batch, len(student), level).to(student.device)
-        terms = decoupled_divergence(student, teacher, labels, tau=self.tau)
-        return self.fg * terms['fg'] + self.bg * terms['bg']
+        return decoupled_divergence(student, teacher, labels, tau=self.tau)

@@ -70,6 +70,7 @@ class DETRDistillLogitsLoss(QueryLoss):
 
     Returns:
         Reduction: per level; mean over pairs
+        Parts: class, l1, giou
         A level is a decoder layer; summed over layers.
 
     Raises:
@@ -90,8 +91,8 @@ class DETRDistillLogitsLoss(QueryLoss):
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         name = type(self).__name__
-        self.class_weight, self.l1_weight, self.giou_weight = factors(
-            name, class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
+        self.factors = dict(zip(('class', 'l1', 'giou'), factors(
+            name, class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)))
         self.match_weights = entries(name, 'match_weights', match_weights, from_zero)
         if len(self.match_weights) != 3 or not any(self.match_weights):
             raise ValueError(f'{name}: match_weights={match_weights!r} must be three factors: class, L1, GIoU, and one '
@@ -114,9 +115,8 @@ class DETRDistillLogitsLoss(QueryLoss):
         wanted = take_queries(clipped(teacher.boxes), partner)
         l1, giou = paired_box_losses(student.boxes, wanted, frame)
         classes = class_divergence(student, student.logits, take_queries(teacher.logits, partner), self.divergence)
-        return {name: list(factor * (values * paired).sum(dim=(1, 2)) / pairs)
-                for name, factor, values in (('class', self.class_weight, classes), ('l1', self.l1_weight, l1),
-                                             ('giou', self.giou_weight, giou)) if factor}
+        return {name: list((values * paired).sum(dim=(1, 2)) / pairs)
+                for name, values in (('class', classes), ('l1', l1), ('giou', giou)) if self.factors[name]}
 
 
 def clipped(boxes: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class DETRDistillFeatureLoss(QueryLoss):
                                      self.masks(teacher, batch)):
             error = (own - theirs).square().sum(dim=1)
             total = total + (mask.square().sum(dim=0) * error).sum() / own.numel()
-        return {'feature': [total]}
+        return {'': [total]}
 
 
 @MODELS.register_module()
@@ -259,6 +259,7 @@ class DETRDistillQueryPriorLoss(QueryLoss):
 
     Returns:
         Reduction: per level; sum over queries; divided by positives
+        Parts: class, l1, giou
         A level is a decoder layer; summed over layers.
 
     Raises:
@@ -283,8 +284,8 @@ class DETRDistillQueryPriorLoss(QueryLoss):
                  alpha: float = 0.25, gamma: float = 2.0, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         name = type(self).__name__
-        self.class_weight, self.l1_weight, self.giou_weight = factors(
-            name, class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
+        self.factors = dict(zip(('class', 'l1', 'giou'), factors(
+            name, class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)))
         self.alpha, self.gamma = number(name, 'alpha', alpha, 0, 1), from_zero(name, 'gamma', gamma)
 
     def shared_pass(self, student: QueryView, teacher: QueryView, batch: KDBatch) -> Tuple[QueryView, QueryView]:
@@ -322,7 +323,6 @@ class DETRDistillQueryPriorLoss(QueryLoss):
         positives = (found.objects >= 0).to(l1)
         classes = focal_loss(student.logits, found.labels, self.alpha, self.gamma)
         number = found.num_pos.to(l1)
-        return {name: list(factor * values.sum(dim=(1, 2)) / number)
-                for name, factor, values in (('class', self.class_weight, classes),
-                                             ('l1', self.l1_weight, l1 * positives),
-                                             ('giou', self.giou_weight, giou * positives)) if factor}
+        return {name: list(values.sum(dim=(1, 2)) / number)
+                for name, values in (('class', classes), ('l1', l1 * positives), ('giou', giou * positives))
+                if self.factors[name]}

@@ -1,6 +1,6 @@
 """Distillation from a stronger teacher: relations of predictions."""
 
-from typing import Any, Callable, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from torch import Tensor
 
@@ -133,6 +133,7 @@ class DISTLoss(KDLoss):
     Returns:
         Reduction: per level; mean over cells
         Reduction: per level; mean over classes
+        Parts: inter, intra
         The two terms in turn, together 0 to 4 for the default weights; summed over levels.
 
     Raises:
@@ -153,7 +154,7 @@ class DISTLoss(KDLoss):
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, activation: str = 'softmax',
                  anchors: int = 1, eps: float = 1e-8, mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.beta, self.gamma = from_zero('DISTLoss', 'beta', beta), from_zero('DISTLoss', 'gamma', gamma)
+        self.factors = {'inter': from_zero('DISTLoss', 'beta', beta), 'intra': from_zero('DISTLoss', 'gamma', gamma)}
         self.eps = positive('DISTLoss', 'eps', eps)
         self.tau = positive('DISTLoss', 'tau', tau)
         self.activation = one_of('DISTLoss', 'activation', activation, ACTIVATIONS)
@@ -165,9 +166,9 @@ class DISTLoss(KDLoss):
         for tensor in student:
             if self.anchors > 1 and (tensor.dim() != 4 or tensor.shape[1] % self.anchors):
                 raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(tensor.shape)}')
-        if self.activation == 'softmax' or not self.gamma:
+        if self.activation == 'softmax' or not self.factors['intra']:
             # Across the classes the correlation of two numbers with two others is 1 or -1.
-            needs_channels('DISTLoss', student, self.anchors * (2 if self.gamma else 3),
+            needs_channels('DISTLoss', student, self.anchors * (2 if self.factors['intra'] else 3),
                            "it correlates scores that compete. Use activation='sigmoid' with gamma above 0, "
                            'SigmoidKDLoss or CWDLoss')
 
@@ -183,10 +184,10 @@ class DISTLoss(KDLoss):
         return logits.reshape(-1, logits.shape[1] // self.anchors, *logits.shape[2:])
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
         if self.mask_ignored:
             mask = labelled(student, batch, mask)
         if mask is not None:
             mask = mask.to(student.dtype).repeat_interleave(self.anchors, dim=0)
         inter, intra = dist_terms(self.split(student), self.split(teacher), mask, self.eps, self.scores)
-        return self.tau**2 * (self.beta * inter + self.gamma * intra)
+        return {'inter': self.tau**2 * inter, 'intra': self.tau**2 * intra}

@@ -1,6 +1,6 @@
 """Decoupled knowledge distillation of class logits."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,7 @@ class DKDLoss(KDLoss):
 
     Returns:
         Reduction: per level; mean over cells
+        Parts: tckd, nckd
         Over valid pixels, or rows; summed over levels.
 
     Raises:
@@ -104,7 +105,7 @@ class DKDLoss(KDLoss):
     def __init__(self, alpha: float = 1.0, beta: float = 0.25, tau: float = 1.0, target: str = 'labels',
                  mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.alpha, self.beta = from_zero('DKDLoss', 'alpha', alpha), from_zero('DKDLoss', 'beta', beta)
+        self.factors = {'tckd': from_zero('DKDLoss', 'alpha', alpha), 'nckd': from_zero('DKDLoss', 'beta', beta)}
         self.tau = positive('DKDLoss', 'tau', tau)
         self.target = one_of('DKDLoss', 'target', target, TARGETS)
         self.mask_ignored = boolean('DKDLoss', 'mask_ignored', mask_ignored)
@@ -112,7 +113,7 @@ class DKDLoss(KDLoss):
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
         # With two classes there is one that is not the target: nothing to rank.
-        needs_channels('DKDLoss', student, 2 if self.alpha else 3,
+        needs_channels('DKDLoss', student, 2 if self.factors['tckd'] else 3,
                        'there are no other classes to rank. Use SigmoidKDLoss')
 
     def targets(self, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor],
@@ -136,12 +137,11 @@ class DKDLoss(KDLoss):
         return target, weights if mask is None else weights * mask[:, 0].to(teacher.dtype)
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
         target, weights = self.targets(teacher, batch, mask, level)
 
-        def total_of(one: Tensor, other: Tensor, index: Tensor, shares: Tensor) -> Tuple[Tensor]:
-            tckd, nckd = decoupled_terms(one, other, index[:, 0], self.tau)
-            return (((self.alpha * tckd + self.beta * nckd) * shares[:, 0]).sum(), )
+        def sums(one: Tensor, other: Tensor, index: Tensor, shares: Tensor) -> Tuple[Tensor, ...]:
+            return tuple((term * shares[:, 0]).sum() for term in decoupled_terms(one, other, index[:, 0], self.tau))
 
-        total, = sum_in_blocks(total_of, 'cells', student, teacher, target[:, None], weights[:, None])
-        return self.tau**2 * total / nonzero(weights.sum())
+        found = sum_in_blocks(sums, 'cells', student, teacher, target[:, None], weights[:, None])
+        return {name: self.tau**2 * value / nonzero(weights.sum()) for name, value in zip(('tckd', 'nckd'), found)}

@@ -106,6 +106,7 @@ class DSDLoss(KDLoss):
     Returns:
         Reduction: all levels; mean over cells, pairs
         Reduction: all levels; mean over pairs
+        Parts: psd, csd
         Attention, then classes.
 
     Raises:
@@ -125,7 +126,7 @@ class DSDLoss(KDLoss):
     def __init__(self, psd: float = 1000.0, csd: float = 10.0, tau: float = 4.0, p: float = 2.0,
                  mask_ignored: bool = True, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.psd, self.csd = from_zero('DSDLoss', 'psd', psd), from_zero('DSDLoss', 'csd', csd)
+        self.factors = {'psd': from_zero('DSDLoss', 'psd', psd), 'csd': from_zero('DSDLoss', 'csd', csd)}
         self.p = number('DSDLoss', 'p', p, 1)
         self.tau = positive('DSDLoss', 'tau', tau)
         self.mask_ignored = boolean('DSDLoss', 'mask_ignored', mask_ignored)
@@ -154,6 +155,5 @@ class DSDLoss(KDLoss):
         return {'psd': psd, 'csd': gap.sum() / (images * gap.shape[1]**2)}
 
     def joint_loss(self, student: Features, teacher: Features, batch: KDBatch,
-                   masks: Sequence[Optional[Tensor]]) -> Tensor:
-        terms = self.terms(student, teacher, batch, masks)
-        return self.psd * terms['psd'] + self.csd * terms['csd']
+                   masks: Sequence[Optional[Tensor]]) -> Dict[str, Tensor]:
+        return self.terms(student, teacher, batch, masks)

@@ -160,6 +160,7 @@ class FBKDLoss(KDLoss):
 
     Returns:
         Reduction: per level; root of the sum over elements; not divided
+        Parts: feature, channel, spatial, nonlocal
         Each of the four terms; summed over levels.
 
     Raises:
@@ -178,7 +179,7 @@ class FBKDLoss(KDLoss):
                  tau: float = 0.5, reduction: int = 4, pool: Union[int, Sequence[int]] = 4, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         given = {'feature': feature, 'channel': channel, 'spatial': spatial, 'nonlocal_': nonlocal_}
-        self.weights = {name: from_zero('FBKDLoss', name, value) for name, value in given.items()}
+        self.factors = {name.rstrip('_'): from_zero('FBKDLoss', name, value) for name, value in given.items()}
         self.tau = positive('FBKDLoss', 'tau', tau)
         self.reduction = whole('FBKDLoss', 'reduction', reduction)
         self.pool: Union[int, List[int]]
@@ -221,7 +222,7 @@ class FBKDLoss(KDLoss):
             'channel': batch_norm2(((means[1] - layers['channel'](means[0])) * (size > 0))[..., None, None]),
             'spatial': batch_norm2(
                 teacher.mean(dim=1, keepdim=True) - layers['spatial'](student.mean(dim=1, keepdim=True)), region),
-            'nonlocal_': batch_norm2(self.nonlocal_gap(layers, student, teacher), region),
+            'nonlocal': batch_norm2(self.nonlocal_gap(layers, student, teacher), region),
         }
 
     @staticmethod
@@ -252,6 +253,5 @@ class FBKDLoss(KDLoss):
         return gap
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(level, student, teacher, mask)
-        return sum((self.weights[name] * term for name, term in terms.items()), student.new_zeros(()))
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(level, student, teacher, mask)

@@ -106,6 +106,7 @@ class FGDLoss(KDLoss):
 
     Returns:
         Reduction: per level; sum over elements; divided by images
+        Parts: fg, bg, mask, rela
         Summed over levels.
 
     Raises:
@@ -127,7 +128,7 @@ class FGDLoss(KDLoss):
                  lambda_: float = 5e-6, frame: str = 'input', loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.tau = positive('FGDLoss', 'tau', tau)
-        self.weights = {'fg': from_zero('FGDLoss', 'alpha', alpha), 'bg': from_zero('FGDLoss', 'beta', beta),
+        self.factors = {'fg': from_zero('FGDLoss', 'alpha', alpha), 'bg': from_zero('FGDLoss', 'beta', beta),
                         'mask': from_zero('FGDLoss', 'gamma', gamma), 'rela': from_zero('FGDLoss', 'lambda_', lambda_)}
         self.frame = one_of('FGDLoss', 'frame', frame, FRAMES)
         self.context_s = nn.ModuleList()
@@ -161,6 +162,5 @@ class FGDLoss(KDLoss):
         }
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(level, student, teacher, batch, mask)
-        return sum((self.weights[name] * term for name, term in terms.items()), student.new_zeros(()))
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(level, student, teacher, batch, mask)

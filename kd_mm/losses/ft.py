@@ -1,6 +1,6 @@
 """Factor transfer."""
 
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 from torch import Tensor, nn
 
@@ -107,6 +107,7 @@ class FTLoss(KDLoss):
 
     Returns:
         Reduction: per level; mean over images
+        Parts: factor, reconstruction
         The factor term (0..2 for p=2) and the rebuilding term (about 0..1); summed over levels.
 
     Raises:
@@ -127,9 +128,9 @@ class FTLoss(KDLoss):
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.factor_ratio = positive('FTLoss', 'factor_ratio', factor_ratio)
-        self.reconstruction_weight = from_zero('FTLoss', 'reconstruction_weight', reconstruction_weight)
+        self.factors = {'reconstruction': from_zero('FTLoss', 'reconstruction_weight', reconstruction_weight)}
         self.pretrain_steps = whole('FTLoss', 'pretrain_steps', pretrain_steps, 0)
-        if self.pretrain_steps and not self.reconstruction_weight:
+        if self.pretrain_steps and not self.factors['reconstruction']:
             raise ValueError(f'FTLoss: pretrain_steps={pretrain_steps} train the paraphraser, and '
                              'reconstruction_weight=0 leaves it untrained')
         self.p = one_of('FTLoss', 'p', p, NORMS)
@@ -147,15 +148,15 @@ class FTLoss(KDLoss):
             factor = max(round(wide * self.factor_ratio), 1)
             self.translators.append(three_layers(s.shape[1], s.shape[1], factor, self.translator_norm, **options))
             self.paraphrasers.append(three_layers(wide, wide, factor, self.paraphraser_norm, **options))
-            if self.reconstruction_weight:
+            if self.factors['reconstruction']:
                 self.decoders.append(three_layers(factor, factor, wide, self.paraphraser_norm, transposed=True,
                                                   last=False, **options))
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
         factor = self.paraphrasers[level](teacher)
         gap = factor_gap(self.translators[level](student), factor.detach(), self.p, mask)
-        if not self.reconstruction_weight:
-            return gap
-        rebuilt = relative_error(self.decoders[level](factor), teacher, mask)
-        return gap * float(batch.info.step >= self.pretrain_steps) + self.reconstruction_weight * rebuilt
+        if not self.factors['reconstruction']:
+            return {'factor': gap}
+        return {'factor': gap * float(batch.info.step >= self.pretrain_steps),
+                'reconstruction': relative_error(self.decoders[level](factor), teacher, mask)}

@@ -109,6 +109,7 @@ class GIDLoss(KDLoss):
     Returns:
         Reduction: per level; mean over cells
         Reduction: per level; mean over pairs
+        Parts: feature, relation
         Cells of the grid of each instance, then pairs of instances; 0 without boxes; summed over levels.
 
     Raises:
@@ -127,8 +128,8 @@ class GIDLoss(KDLoss):
                  scale: float = 112.0, heads_at: Optional[str] = None, count: int = 10, iou: float = 0.3,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.feature = from_zero('GIDLoss', 'feature', feature)
-        self.relation = from_zero('GIDLoss', 'relation', relation)
+        self.factors = {'feature': from_zero('GIDLoss', 'feature', feature),
+                        'relation': from_zero('GIDLoss', 'relation', relation)}
         self.size = whole('GIDLoss', 'size', size)
         self.assign = one_of('GIDLoss', 'assign', assign, ASSIGNMENTS)
         self.scale = positive('GIDLoss', 'scale', scale)
@@ -175,6 +176,5 @@ class GIDLoss(KDLoss):
         return {'feature': feature, 'relation': relation}
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(level, student, teacher, batch, mask)
-        return self.feature * terms['feature'] + self.relation * terms['relation']
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(level, student, teacher, batch, mask)

@@ -131,4 +131,4 @@ class GOLSDLoss(HeadLoss):
         counted = torch.cat([weight > 0 for weight in host.weights], dim=1)
         own, theirs = torch.cat(student.distributions, dim=1), torch.cat(teacher.distributions, dim=1)
         sides = distribution_divergence(own, theirs, self.tau).mean(dim=-1)
-        return {'sides': [balanced_mean(self.weights(student, teacher, matched, batch) * sides, matched, counted)]}
+        return {'': [balanced_mean(self.weights(student, teacher, matched, batch) * sides, matched, counted)]}

@@ -149,6 +149,7 @@ class ICDLoss(KDLoss):
 
     Returns:
         Reduction: all levels; mean over channels
+        Parts: distill, auxiliary
         Channels of each attention head and image.
 
     Raises:
@@ -173,8 +174,8 @@ class ICDLoss(KDLoss):
         self.heads = whole('ICDLoss', 'heads', heads)
         self.tau = positive('ICDLoss', 'tau', tau)
         self.max_instances = whole('ICDLoss', 'max_instances', max_instances)
-        self.distill = from_zero('ICDLoss', 'distill', distill)
-        self.auxiliary = from_zero('ICDLoss', 'auxiliary', auxiliary)
+        self.factors = {'distill': from_zero('ICDLoss', 'distill', distill),
+                        'auxiliary': from_zero('ICDLoss', 'auxiliary', auxiliary)}
         self.negatives = from_zero('ICDLoss', 'negatives', negatives)
         self.layers = nn.ModuleDict()
         #: encoded instances (N, K, D), which are real (N, K), embeddings and padding a level, in place of our own.
@@ -191,7 +192,7 @@ class ICDLoss(KDLoss):
         self.layers['key'] = nn.Linear(width, hidden, **options)
         self.layers['value'] = nn.Linear(width, hidden, **options)
         self.layers['position'] = nn.Linear(self.embedding, width, **options)
-        if self.auxiliary > 0:
+        if self.factors['auxiliary'] > 0:
             self.layers['encode'] = perceptron(self.num_classes + POINT + 2 * STEPS, hidden, hidden, **options)
             self.layers['out'] = nn.Linear(hidden, hidden, **options)
             self.layers['norm_1'] = nn.LayerNorm(hidden, **options)
@@ -269,7 +270,7 @@ class ICDLoss(KDLoss):
         return (identity * used).sum() / nonzero(used.sum()) + (offsets * real).sum() / nonzero(real.sum())
 
     def joint_loss(self, student: Features, teacher: Features, batch: KDBatch,
-                   masks: Sequence[Optional[Tensor]]) -> Tensor:
+                   masks: Sequence[Optional[Tensor]]) -> Dict[str, Tensor]:
         if len({tensor.shape[1] for tensor in teacher}) > 1:
             raise ValueError(f'ICDLoss: levels of {[tensor.shape[1] for tensor in teacher]} channels. All levels must '
                              'have the same channels, as in an FPN')
@@ -294,11 +295,11 @@ class ICDLoss(KDLoss):
                 cells = torch.cat([torch.ones_like(t[:, 0]).flatten(1) if mask is None else mask.flatten(1)
                                    for t, mask in zip(teacher, masks)], dim=1)
                 weights = weights * cells[:, None].to(weights.dtype)
-        total = self.distill * value_distance(self.split(self.layers['value'](ours)), values, weights)
-        if self.auxiliary > 0 and invented is not None:
-            auxiliary = self.auxiliary * self.auxiliary_loss(query, logits.softmax(dim=3) @ values, invented)
-            total = total + (auxiliary - auxiliary.detach())
-        return total
+        terms = {'distill': value_distance(self.split(self.layers['value'](ours)), values, weights)}
+        if self.factors['auxiliary'] > 0 and invented is not None:
+            auxiliary = self.auxiliary_loss(query, logits.softmax(dim=3) @ values, invented)
+            terms['auxiliary'] = auxiliary - auxiliary.detach()
+        return terms
 
     def places(self, teacher: Features, batch: KDBatch) -> Tuple[List[Tensor], List[Tensor]]:
         """Position embeddings and padding (bool) of every level."""

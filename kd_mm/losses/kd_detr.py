@@ -52,6 +52,7 @@ class KDDETRLoss(QueryLoss):
 
     Returns:
         Reduction: per level; sum over queries; divided by weights
+        Parts: class, l1, giou
         A level is a decoder layer; summed over layers.
 
     Raises:
@@ -77,8 +78,8 @@ class KDDETRLoss(QueryLoss):
             raise ValueError(f'KDDETRLoss: points={points!r} must be one or both of {", ".join(map(repr, POINTS))}')
         self.points = tuple(one_of('KDDETRLoss', 'points', kind, POINTS) for kind in kinds)
         self.general = whole('KDDETRLoss', 'general', general)
-        self.class_weight, self.l1_weight, self.giou_weight = factors(
-            'KDDETRLoss', class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
+        self.factors = dict(zip(('class', 'l1', 'giou'), factors(
+            'KDDETRLoss', class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)))
         self.weights = one_of('KDDETRLoss', 'weights', weights, WEIGHTS)
         self.divergence = one_of('KDDETRLoss', 'divergence', divergence, DIVERGENCES)
 
@@ -105,9 +106,8 @@ class KDDETRLoss(QueryLoss):
         frame = frames(image_shapes(batch, weight.shape[1]), student.boxes)
         l1, giou = paired_box_losses(student.boxes, teacher.boxes, frame)
         classes = class_divergence(student, student.logits, teacher.logits, self.divergence)
-        return {name: list(factor * (values * weight).sum(dim=(1, 2)) / total)
-                for name, factor, values in (('class', self.class_weight, classes), ('l1', self.l1_weight, l1),
-                                             ('giou', self.giou_weight, giou)) if factor}
+        return {name: list((values * weight).sum(dim=(1, 2)) / total)
+                for name, values in (('class', classes), ('l1', l1), ('giou', giou)) if self.factors[name]}
 
 
 def random_points(points: Points, count: int, generator: torch.Generator) -> Points:

@@ -154,6 +154,7 @@ class KTAADLoss(KDLoss):
     Returns:
         Reduction: per level; mean over elements
         Reduction: per level; mean over images
+        Parts: kta, affinity
         Adaptation, then affinity, by default; summed over levels.
 
     Raises:
@@ -176,7 +177,7 @@ class KTAADLoss(KDLoss):
         super().__init__(loss_weight)
         self.code, self.stride = whole('KTAADLoss', 'code', code), whole('KTAADLoss', 'stride', stride)
         self.sparsity = from_zero('KTAADLoss', 'sparsity', sparsity)
-        self.weights = {'kta': from_zero('KTAADLoss', 'kta_weight', kta_weight),
+        self.factors = {'kta': from_zero('KTAADLoss', 'kta_weight', kta_weight),
                         'affinity': from_zero('KTAADLoss', 'affinity_weight', affinity_weight)}
         self.p = one_of('KTAADLoss', 'p', p, (1, 2))
         self.affinity = one_of('KTAADLoss', 'affinity', affinity, AFFINITIES)
@@ -214,6 +215,5 @@ class KTAADLoss(KDLoss):
         return {'kta': adaptation_distance(adapted, shown, self.p), 'affinity': distance(related, code, mask)}
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(level, student, teacher, batch, mask)
-        return sum((self.weights[name] * term for name, term in terms.items()), student.new_zeros(()))
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(level, student, teacher, batch, mask)

@@ -135,6 +135,7 @@ class LDLoss(HeadLoss):
 
     Returns:
         Reduction: per level; sum over sides; divided by weights
+        Parts: main, valuable
         By default, box sides in each region by the weights of all levels; summed over levels.
 
     Raises:
@@ -158,12 +159,12 @@ class LDLoss(HeadLoss):
                  loss_weight: Any = 0.75):
         super().__init__(loss_weight)
         self.tau = positive('LDLoss', 'tau', tau)
-        self.main_weight, self.valuable_weight = factors(
-            'LDLoss', main_weight=main_weight, valuable_weight=valuable_weight)
+        self.factors = dict(zip(('main', 'valuable'), factors(
+            'LDLoss', main_weight=main_weight, valuable_weight=valuable_weight)))
         self.gamma, self.topk = number('LDLoss', 'gamma', gamma, 0, 1), whole('LDLoss', 'topk', topk)
         self.bins = one_of('LDLoss', 'bins', bins, BINS)
         self.normalise = boolean('LDLoss', 'normalise', normalise)
-        self.needs_boxes = self.valuable_weight > 0
+        self.needs_boxes = self.factors['valuable'] > 0
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         super().check_shapes(student, teacher)
@@ -181,24 +182,24 @@ class LDLoss(HeadLoss):
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
         assert student.assignment is not None
         result = {}
-        if self.main_weight:
+        if self.factors['main']:
             weights = tuple(logits.detach().sigmoid().amax(dim=-1) * student.assignment.positive(level)
                             for level, logits in enumerate(student.logits))
-            result['main'] = self._region(student, teacher, weights, self.main_weight)
-        if self.valuable_weight:
-            result['valuable'] = self._region(student, teacher, self._valuable(student, batch), self.valuable_weight)
+            result['main'] = self._region(student, teacher, weights)
+        if self.factors['valuable']:
+            result['valuable'] = self._region(student, teacher, self._valuable(student, batch))
         return result
 
-    def _region(self, student: DenseView, teacher: DenseView, weights: Rows, factor: float) -> List[Tensor]:
-        """The loss of a region, one scalar a level, from the weights (N, P) of its priors."""
+    def _region(self, student: DenseView, teacher: DenseView, weights: Rows) -> List[Tensor]:
+        """The loss of a region without its factor, one scalar a level, from the weights (N, P) of its priors."""
         assert student.distributions is not None and teacher.distributions is not None
         divisor = 4 * self._divisor(weights)
         result = []
         for own, theirs, weight in zip(student.distributions, teacher.distributions, weights):
             inside = weight > 0
             sides = distribution_divergence(own[inside], theirs[inside], self.tau, self.bins)
-            # Two factors and not one: a level without rows must stay connected.
-            result.append(factor * (sides * weight[inside][:, None].to(sides.dtype)).sum() / divisor + own.sum() * 0)
+            # A level without rows must stay connected.
+            result.append((sides * weight[inside][:, None].to(sides.dtype)).sum() / divisor + own.sum() * 0)
         return result
 
     def _divisor(self, weights: Rows) -> Any:

@@ -65,6 +65,7 @@ class MaskQueryLoss(HeadLoss):
     Returns:
         Reduction: per level; mean over pairs
         Reduction: per level; sum over pairs; divided by weights
+        Parts: class, mask, dice
         Classes, then masks. A level is a decoder layer; summed over layers.
 
     Raises:
@@ -85,8 +86,8 @@ class MaskQueryLoss(HeadLoss):
                  match_weights: Tuple[float, float, float] = (2.0, 5.0, 5.0), points: int = 12544,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.class_weight, self.mask_weight, self.dice_weight = factors(
-            'MaskQueryLoss', class_weight=class_weight, mask_weight=mask_weight, dice_weight=dice_weight)
+        self.factors = dict(zip(('class', 'mask', 'dice'), factors(
+            'MaskQueryLoss', class_weight=class_weight, mask_weight=mask_weight, dice_weight=dice_weight)))
         self.match_weights = entries('MaskQueryLoss', 'match_weights', match_weights, from_zero)
         if len(self.match_weights) != 3 or not any(self.match_weights):
             raise ValueError(f'MaskQueryLoss: match_weights={match_weights!r} must be three factors: class, mask, '
@@ -145,15 +146,20 @@ class MaskQueryLoss(HeadLoss):
         paired = (partner >= 0).to(wanted)
         sure = (1 - wanted.softmax(dim=-1)[..., -1]) * paired
         classes = softmax_divergence(student.logits.flatten(0, 2), wanted.flatten(0, 2)).sum(dim=1).view_as(paired)
-        masks = torch.stack([self.compare(layer, take_queries(target[None], chosen[None])[0])
-                             for layer, target, chosen in zip(own, theirs, partner)])
-        return {'class': list(self.class_weight * (classes * paired).sum(dim=(1, 2)) / nonzero(paired.sum(dim=(1, 2)))),
-                'mask': list((masks * sure).sum(dim=(1, 2)) / nonzero(sure.sum(dim=(1, 2))))}
+        result = {'class': list((classes * paired).sum(dim=(1, 2)) / nonzero(paired.sum(dim=(1, 2))))}
+        compared = [self.compare(layer, take_queries(target[None], chosen[None])[0])
+                    for layer, target, chosen in zip(own, theirs, partner)]
+        for name in compared[0]:
+            masks = torch.stack([layer[name] for layer in compared])
+            result[name] = list((masks * sure).sum(dim=(1, 2)) / nonzero(sure.sum(dim=(1, 2))))
+        return result
 
-    def compare(self, own: Tensor, theirs: Tensor) -> Tensor:
-        """The mask terms of pairs, (N, Q), of mask logits (N, Q, P)."""
-        result = self.mask_weight * sigmoid_divergence(own, theirs).mean(dim=-1)
-        return result + self.dice_weight * dice_loss(own, theirs.sigmoid()) if self.dice_weight else result
+    def compare(self, own: Tensor, theirs: Tensor) -> Dict[str, Tensor]:
+        """The mask terms of pairs without their factors, (N, Q) each, of mask logits (N, Q, P)."""
+        result = {'mask': sigmoid_divergence(own, theirs).mean(dim=-1)}
+        if self.factors['dice']:
+            result['dice'] = dice_loss(own, theirs.sigmoid())
+        return result
 
 
 def sample_masks(masks: Tensor, points: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, Value, needs_channels
 from kd_mm.ops.checks import boolean, from_zero, one_of, positive, sample_limit
 from kd_mm.ops.functional import nonzero
 from kd_mm.ops.sampling import SAMPLES, relation_rows
@@ -71,6 +71,7 @@ class RKDLoss(KDLoss):
     Returns:
         Reduction: per level; mean over pairs
         Reduction: per level; mean over triples
+        Parts: distance, angle
         Distances, then angles; summed over levels.
 
     Raises:
@@ -88,7 +89,7 @@ class RKDLoss(KDLoss):
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0, normalize: bool = False,
                  beta: float = 1.0, samples: str = 'cell', limit: Optional[int] = 128, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.weights = {'distance': from_zero('RKDLoss', 'distance_weight', distance_weight),
+        self.factors = {'distance': from_zero('RKDLoss', 'distance_weight', distance_weight),
                         'angle': from_zero('RKDLoss', 'angle_weight', angle_weight)}
         self.normalize = boolean('RKDLoss', 'normalize', normalize)
         self.beta = positive('RKDLoss', 'beta', beta)
@@ -98,7 +99,7 @@ class RKDLoss(KDLoss):
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
-        if self.samples == 'cell' and (self.normalize or not self.weights['distance']):
+        if self.samples == 'cell' and (self.normalize or not self.factors['distance']):
             needs_channels('RKDLoss', student, 2,
                            'the cosine of single numbers is 1 or -1, whatever they are. Use CWDLoss or FitNetLoss')
 
@@ -109,15 +110,15 @@ class RKDLoss(KDLoss):
         result = {}
         for name, relation in (('distance', relative_distances), ('angle', angles)):
             # One distance is its own mean, and an angle takes three: what rounding leaves is no gradient.
-            if self.weights[name] and len(student) < 3:
+            if self.factors[name] and len(student) < 3:
                 result[name] = student.sum() * 0
-            elif self.weights[name]:
+            elif self.factors[name]:
                 s, t = relation(student), relation(teacher)
                 result[name] = F.smooth_l1_loss(s, t, beta=self.beta, reduction='sum') / max(t.numel(), 1)
         return result
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
+                   mask: Optional[Tensor]) -> Value:
         generator = batch.info.generator(level)
-        terms = self.terms(*relation_rows(student, teacher, mask, self.samples, self.limit, generator))
-        return sum((self.weights[name] * term for name, term in terms.items()), student.new_zeros(()))
+        rows = relation_rows(student, teacher, mask, self.samples, self.limit, generator)
+        return self.terms(*rows) or student.sum() * 0

@@ -103,4 +103,4 @@ class RMLoss(HeadLoss):
         log_s = grouped_log_softmax(own / self.tau, groups, count)
         log_t = grouped_log_softmax(theirs / self.tau, groups, count)
         seen = torch.zeros(count, device=own.device, dtype=own.dtype).index_fill(0, groups, 1.0).sum()
-        return {'rank': [self.tau**2 * (log_t.exp() * (log_t - log_s)).sum() / nonzero(seen)]}
+        return {'': [self.tau**2 * (log_t.exp() * (log_t - log_s)).sum() / nonzero(seen)]}

@@ -161,6 +161,7 @@ class TransKDLoss(KDLoss):
 
     Returns:
         Reduction: all levels; mean over elements
+        Parts: feature, embedding
         Features and embeddings; summed over levels.
 
     Raises:
@@ -186,7 +187,7 @@ class TransKDLoss(KDLoss):
         self.middle, self.heads = whole('TransKDLoss', 'middle', middle), whole('TransKDLoss', 'heads', heads)
         self.add = boolean('TransKDLoss', 'add', add)
         self.embed_weights = entries('TransKDLoss', 'embed_weights', embed_weights, from_zero)
-        self.feature_weight = from_zero('TransKDLoss', 'feature_weight', feature_weight)
+        self.factors = {'feature': from_zero('TransKDLoss', 'feature_weight', feature_weight)}
         self.fusions = nn.ModuleList()  # the deepest first
         self.linears = nn.ModuleList()
         self.mixer: Optional[nn.Module] = None
@@ -261,8 +262,8 @@ class TransKDLoss(KDLoss):
         return found
 
     def joint_loss(self, student: Features, teacher: Features, batch: KDBatch,
-                   masks: Sequence[Optional[Tensor]]) -> Tensor:
+                   masks: Sequence[Optional[Tensor]]) -> Dict[str, Tensor]:
         terms = self.terms(student, teacher, batch, masks)
-        total = self.feature_weight * torch.stack(terms['feature']).sum()
-        return total + sum((weight * term for weight, term in zip(self.embed_weights, terms['embedding'])),
-                           total.new_zeros(()))
+        # A weight for each stage is no factor of the whole: the embeddings are added with theirs.
+        embedding = torch.stack([weight * term for weight, term in zip(self.embed_weights, terms['embedding'])]).sum()
+        return {'feature': torch.stack(terms['feature']).sum(), 'embedding': embedding}

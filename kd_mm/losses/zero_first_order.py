@@ -131,6 +131,7 @@ class ZeroFirstOrderLoss(KDLoss):
 
     Returns:
         Reduction: per level; mean over cells
+        Parts: zero, first
         Each of the two terms; summed over levels.
 
     Raises:
@@ -148,14 +149,14 @@ class ZeroFirstOrderLoss(KDLoss):
     def __init__(self, zero: float = 1.0, first: float = 0.1, tau: float = 1.0, mask_ignored: bool = True,
                  loss_weight: Any = 1.0):
         super().__init__(loss_weight)
-        self.zero = from_zero('ZeroFirstOrderLoss', 'zero', zero)
-        self.first = from_zero('ZeroFirstOrderLoss', 'first', first)
+        self.factors = {'zero': from_zero('ZeroFirstOrderLoss', 'zero', zero),
+                        'first': from_zero('ZeroFirstOrderLoss', 'first', first)}
         self.tau = positive('ZeroFirstOrderLoss', 'tau', tau)
         self.mask_ignored = boolean('ZeroFirstOrderLoss', 'mask_ignored', mask_ignored)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
-        if not self.first:
+        if not self.factors['first']:
             needs_channels('ZeroFirstOrderLoss', student, 2,
                            'the softmax over one class is always 1. Use first above 0 or SigmoidKDLoss')
 
@@ -176,6 +177,5 @@ class ZeroFirstOrderLoss(KDLoss):
         return {'zero': zero / nonzero(cells), 'first': weighted_mean(slope, mask)}
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
-                   mask: Optional[Tensor]) -> Tensor:
-        terms = self.terms(student, teacher, batch, mask)
-        return self.zero * terms['zero'] + self.first * terms['first']
+                   mask: Optional[Tensor]) -> Dict[str, Tensor]:
+        return self.terms(student, teacher, batch, mask)

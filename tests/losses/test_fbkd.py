@@ -20,7 +20,7 @@ def test_closed_form():
     found = terms(student, teacher)
     assert found['feature'] == pytest.approx((24 * 4)**0.5)  # 24 elements, squared gap 4
     assert found['channel'] == pytest.approx((6 * 4)**0.5)
-    assert found['nonlocal_'] == pytest.approx((24 * 4)**0.5)
+    assert found['nonlocal'] == pytest.approx((24 * 4)**0.5)
     # The 3x3 convolution is the identity, so no border is lost.
     assert found['spatial'] == pytest.approx((8 * 4)**0.5)
     total = build(dict(type='FBKDLoss', feature=1, channel=2, spatial=3, nonlocal_=4))(student, teacher)
@@ -69,7 +69,7 @@ def test_the_term_of_the_blocks_is_their_gap():
     for region in (None, mask):
         gap = layers['block_t'](teacher) - layers['nonlocal_'](layers['block_s'](student))
         expected = (gap.square() * (1 if region is None else region)).sum().sqrt()
-        assert torch.allclose(loss.terms(0, student, teacher, region)['nonlocal_'], expected, rtol=1e-10)
+        assert torch.allclose(loss.terms(0, student, teacher, region)['nonlocal'], expected, rtol=1e-10)
 
 
 def test_the_block_starts_as_the_identity_and_takes_small_maps():
@@ -82,7 +82,7 @@ def test_region():
     mask = torch.zeros(2, 1, 2, 2)
     mask[0, :, 0, 0] = 1
     found = terms(student, teacher, mask)
-    assert found['feature'] == found['nonlocal_'] == pytest.approx(3**0.5) and found['spatial'] == pytest.approx(1.0)
+    assert found['feature'] == found['nonlocal'] == pytest.approx(3**0.5) and found['spatial'] == pytest.approx(1.0)
     assert found['channel'] == pytest.approx(3**0.5)  # the second image has no cell and no mean
     teacher[0, :, 0, 0] = 5
     assert terms(student, teacher, mask)['channel'] == pytest.approx(75**0.5)  # the mean over the region alone

@@ -12,4 +12,4 @@ def aicsd(v: Vector) -> None:
     loss = outcome.modules['loss']
     terms = loss.terms(outcome.student[0], outcome.teacher[0], v.batch(), None)
     for theirs, ours in (('lo', 'similarity'), ('pi', 'pixel'), ('ic', 'channel')):
-        v.check(f'loss_{theirs}', loss.weights[ours] * terms[ours])
+        v.check(f'loss_{theirs}', loss.factors[ours] * terms[ours])

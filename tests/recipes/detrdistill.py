@@ -43,7 +43,7 @@ def logits(v: Vector) -> None:
     parts = loss.terms(student, teacher, batch)
     for term, name in (('class', 'cls'), ('l1', 'bbox'), ('giou', 'iou')):
         for layer, value in enumerate(parts[term]):
-            v.check(f'loss_{name}_{layer}', value * pairs / (pairs + EPS))
+            v.check(f'loss_{name}_{layer}', value * loss.factors[term] * pairs / (pairs + EPS))
     gradients(v, total, inputs)
 
 
@@ -91,7 +91,7 @@ def query_prior(v: Vector) -> None:
     total = loss(student, teacher, batch)
     v.check('loss', total)
     parts = loss.terms(student, teacher, batch)
-    v.check('loss_cls', parts['class'][0][None])
-    v.check('loss_bbox', parts['l1'][0])
-    v.check('loss_iou', parts['giou'][0])
+    v.check('loss_cls', loss.factors['class'] * parts['class'][0][None])
+    v.check('loss_bbox', loss.factors['l1'] * parts['l1'][0])
+    v.check('loss_iou', loss.factors['giou'] * parts['giou'][0])
     gradients(v, total, inputs)

@@ -37,6 +37,6 @@ def fbkd(v: Vector) -> None:
                 loss_weight=v.number('loss_weight'))
     outcome = v.run(loss, rules=RULES)
     terms = outcome.modules['loss'].terms(0, outcome.student[0], outcome.teacher[0])
-    for name, ours in (('feat', 'feature'), ('channel', 'channel'), ('spatial', 'spatial'), ('nonlocal', 'nonlocal_')):
+    for name, ours in (('feat', 'feature'), ('channel', 'channel'), ('spatial', 'spatial'), ('nonlocal', 'nonlocal')):
         v.check(f'loss_{name}', terms[ours])
     v.run(loss, rules=RULES, setup=evaluation_norm, prefix='variant_eval_bn_')

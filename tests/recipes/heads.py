@@ -46,7 +46,7 @@ def compare(v: Vector, cfg: Dict[str, Any], student: DenseView, teacher: DenseVi
     parts: Dict[str, List[Tensor]] = loss.terms(student, teacher.detach(), batch)
     for term, name in names.items():
         for level, value in enumerate(parts[term]):
-            v.check(prefix + name.format(level), value * weight)
+            v.check(prefix + name.format(level), value * loss.factors.get(term, 1.0) * weight)
     found = torch.autograd.grad(total, list(inputs), allow_unused=True, retain_graph=True)
     for index, (tensor, grad) in enumerate(zip(inputs, found)):
         v.check(f'{prefix}grad_student_{index}', torch.zeros_like(tensor) if grad is None else grad)

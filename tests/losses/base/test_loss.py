@@ -20,6 +20,8 @@ from kd_mm.regions import GTBoxRegion
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS, build, choices
 from kd_mm.types.batch import KDBatch
+from kd_mm.types.dense import Assignment, DenseView
+from kd_mm.types.query import MaskQueryView, QueryAssignment, QueryView
 
 #: A loss on whole heads takes views of them, see test_ld.py; one on rows of proposals no maps, see test_chen.py.
 NAMES = [name for name in choices(KDLoss)
@@ -311,3 +313,110 @@ def test_the_batch_twice_is_what_the_reduction_says(name):
     both = [tuple(torch.cat([tensor] * 2) for tensor in side) for side in (student, teacher)]
     expected = factor * copy.deepcopy(loss)(student, teacher, batch)
     assert torch.isclose(copy.deepcopy(loss)(*both, twice), expected, rtol=0.05)
+
+
+def dense_views():
+    """A view of two levels and a teacher's, with all that a head may have; the student's knows its objects."""
+    labels = (torch.tensor([[0, 1, 3, 3], [1, 3, 3, 3]]), torch.tensor([[1, 3], [3, 3]]))
+    objects = tuple(torch.where(level < 3, level.clamp(max=1) * (torch.arange(len(level)) == 0)[:, None], -1)
+                    for level in labels)
+    host = Assignment(labels, tuple(torch.ones(level.shape) for level in labels), 3, objects, torch.tensor(4.0))
+    corners = torch.tensor([[0., 0., 30., 40.], [20., 10., 50., 60.], [4., 4., 30., 44.], [0., 0., 12., 12.]])
+    views = []
+    for seed in (1, 2):
+        draw = torch.Generator().manual_seed(seed)
+
+        def rows(*shape, draw=draw):
+            return [torch.randn(*level.shape, *shape, generator=draw, dtype=torch.float64) for level in labels]
+
+        boxes = [(corners[:level.shape[1]] + torch.rand(*level.shape, 4, generator=draw)).double() for level in labels]
+        views.append(DenseView(rows(3), boxes, rows(4, 5), rows(), [corners[:4].double(), corners[2:].double()],
+                               host if seed == 1 else None))
+    return views
+
+
+def query_views():
+    """Two decoder layers, five queries, and the encoder's maps; the teacher's assignment is known."""
+    found = QueryAssignment(torch.tensor([[[0, 1, 3, 3, 3], [1, 3, 3, 3, 3]]] * 2),
+                            torch.tensor([[[0, 1, -1, -1, -1], [0, -1, -1, -1, -1]]] * 2), 3, torch.tensor(3.0))
+    views = []
+    for seed in (1, 2):
+        draw = torch.Generator().manual_seed(seed)
+        logits, queries, memory = (torch.randn(shape, generator=draw, dtype=torch.float64)
+                                   for shape in ((2, 2, 5, 3), (2, 2, 5, 8), (2, 8, 4, 5)))
+        boxes = 0.2 + 0.2 * torch.rand(2, 2, 5, 4, generator=draw, dtype=torch.float64)
+        views.append(QueryView(logits, boxes, queries, memory=[memory], assignment=found if seed == 2 else None))
+    return views
+
+
+def mask_views():
+    draws = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    return [MaskQueryView(torch.randn(2, 2, 5, 4, generator=draw, dtype=torch.float64),
+                          torch.randn(2, 2, 5, 8, 10, generator=draw, dtype=torch.float64)) for draw in draws]
+
+
+def food(loss, batch):
+    """A student, a teacher and a batch that every loss of its kind can be given."""
+    if isinstance(loss, HeadLoss):
+        return (*{DenseView: dense_views, QueryView: query_views, MaskQueryView: mask_views}[loss.compares](), batch)
+    student, teacher = make_pair(dtype=torch.float64)
+    if loss.rows_only:
+        columns = 4 if 'Box' in type(loss).__name__ else 6
+        student, teacher = (side[0].detach().flatten()[:8 * columns].view(8, columns) for side in (student, teacher))
+        batch = KDBatch(row_labels=torch.arange(8) % 6, row_targets=torch.zeros(8, 4), row_totals=[8])
+    return student, teacher, batch
+
+
+def named_parts(name):
+    """The names of the `Parts:` line of a loss; [''] without one."""
+    lines = re.findall(r'^ *Parts: (.*)$', inspect.getdoc(MODELS.module_dict[name]).split('\nReturns:\n')[1], re.M)
+    assert len(lines) <= 1 and all(re.fullmatch(r'[a-z0-9]+(, [a-z0-9]+)+', line) for line in lines), lines
+    return lines[0].split(', ') if lines else ['']
+
+
+@pytest.mark.parametrize('name', choices(KDLoss))
+def test_the_parts_are_those_of_the_docstring_and_sum_to_the_total(name):
+    loss = make_loss(name, loss_weight=2.0)
+    student, teacher, batch = food(loss, make_batch())
+    if not isinstance(loss, HeadLoss):
+        loss.prepare(*((side, ) if isinstance(side, torch.Tensor) else side for side in (student, teacher)))
+        loss.double()
+
+    def found():
+        return copy.deepcopy(loss).parts(student, teacher, batch)
+
+    levels, names = found(), named_parts(name)
+    assert all(list(level) == names for level in levels)
+    assert set(loss.factors) <= set(names)
+    expected = sum(sum(level.values()) * weight for level, weight in zip(levels, loss.weight.at(10, 100, len(levels))))
+    assert torch.isclose(copy.deepcopy(loss)(student, teacher, batch), expected, rtol=1e-12)
+    ones = dict.fromkeys(loss.factors, 1.0)
+    loss.factors = dict(ones)
+    plain = found()
+    for changed in ones:  # a factor belongs to its part alone, once
+        loss.factors = dict(ones, **{changed: 3.0})
+        for before, after in zip(plain, found()):
+            for part in names:
+                expected = before[part] * loss.factors.get(part, 1.0)
+                assert torch.isclose(after[part], expected, rtol=1e-10), (changed, part)
+
+
+@pytest.mark.parametrize('name, off', [
+    ('LDLoss', dict(valuable_weight=0)), ('BCKDLoss', dict(box_weight=0)), ('CrossKDLoss', dict(quality_weight=0)),
+    ('DETRDistillLogitsLoss', dict(giou_weight=0)), ('DETRDistillQueryPriorLoss', dict(l1_weight=0)),
+    ('KDDETRLoss', dict(class_weight=0)), ('MaskQueryLoss', dict(dice_weight=0)), ('RKDLoss', dict(angle_weight=0)),
+    ('ICDLoss', dict(auxiliary=0)), ('FTLoss', dict(reconstruction_weight=0))])
+def test_a_part_that_is_off_is_not_computed(name, off):
+    loss = make_loss(name, **off)
+    argument, = off
+    part = argument.removesuffix('_weight')
+    student, teacher, batch = food(loss, make_batch())
+    for level in loss.parts(student, teacher, batch):
+        assert set(level) == set(named_parts(name)) - {part}
+
+
+def test_without_any_part_there_is_a_zero_with_a_gradient():
+    loss, (student, teacher) = make_loss('RKDLoss', distance_weight=0, angle_weight=0), make_pair()
+    total = loss(student, teacher, make_batch())
+    total.backward()
+    assert total.item() == 0 and all(tensor.grad.abs().sum() == 0 for tensor in student)
