@@ -2,7 +2,6 @@
 
 from typing import Any, Dict, List, Optional, Sequence
 
-import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -11,11 +10,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.resume import SIDE_KEY, restore, side_state
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.registry import HOOKS
 from kd_mm.teachers.ema import EMATeacher
-
-SIDE_KEY = 'kd_mm'
 
 
 @HOOKS.register_module()
@@ -67,6 +65,9 @@ class DistillHook(Hook):
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.distiller: Optional[Distiller] = None
+        self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start
+        self._averaged = False  # whether that checkpoint has an EMAHook's average
+        self._early: Any = None  # what was loaded before there was a distiller
         self._rate = 1.0  # the student's learning rate as a fraction of its first one
         # Here and not later: the host resumes from its own checkpoint before any other method of ours is called.
         allow_mmengine_checkpoints()
@@ -102,6 +103,9 @@ class DistillHook(Hook):
             for note in teacher.notes:
                 print_log(note, 'current', level=30)
         self._add_parameters(runner)
+        if self._resumed:
+            restore(self.distiller, *(self._early or (None, None)))
+            self._early = None
         for term in self.distiller.all_terms():
             print_log(f'kd_mm: {term.name}: {type(term.loss).__name__}, student {term.student_paths}, teacher '
                       f'{term.teacher_paths}, adapter {type(term.adapter).__name__ if term.adapter else None}, '
@@ -165,15 +169,19 @@ class DistillHook(Hook):
         """After weights were initialised or loaded: inherit, then attach."""
         if self.distiller is None:
             return
-        if not runner._resume and self.distiller.inherit:
+        if not self._resumed and self.distiller.inherit:
             self.distiller.inherit_weights()
             print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
         for teacher in self.distiller.teachers.values():
             if isinstance(teacher, EMATeacher) and teacher.share:
                 average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)), None)
                 if average is not None:
-                    teacher.use(_unwrap(average.module))
-            teacher.start(bool(runner._resume))
+                    # An EMAHook that is new in the config would start with a copy of the student.
+                    new = self._resumed and not self._averaged
+                    teacher.use(_unwrap(average.module), fill=new)
+                    if new:
+                        average.steps.fill_(max(runner.iter, 1))  # at 0 the student is copied
+            teacher.start(self._resumed)
         for peer in self.distiller.peers.values():
             peer.start_optimizer(runner.cfg.optim_wrapper, runner.max_iters, _lr_scale(runner))
         self.distiller.attach()
@@ -203,49 +211,26 @@ class DistillHook(Hook):
         """Keep the extras under the side key; the student's ``state_dict`` is not touched."""
         if self.distiller is not None:
             self.distiller.raise_if_not_finite()
-            state = self.distiller.trainable_modules().state_dict()
-            side: Dict[str, Any] = dict(state_dict=_on_cpu(state))
-            teachers = {name: _on_cpu(teacher.state()) for name, teacher in self.distiller.teachers.items()}
-            if any(teachers.values()):
-                side['teachers'] = {name: state for name, state in teachers.items() if state}
-            if self.distiller.opponents():
-                side['opponents'] = [_on_cpu(opponent.state()) for opponent in self.distiller.opponents()]
-            checkpoint[SIDE_KEY] = side
+            checkpoint[SIDE_KEY] = side_state(self.distiller)
             for name, peer in self.distiller.peers.items():
                 peer.save(runner.work_dir, name, checkpoint.get('meta', {}))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Restore the extras on a resume."""
-        if self.distiller is None or not runner._resume:
+        if not runner._resume:
             return
-        modules = self.distiller.trainable_modules()
-        expected = modules.state_dict()
-        saved = (checkpoint.get(SIDE_KEY) or {}).get('state_dict', {})
-        if set(saved) != set(expected) or any(saved[key].shape != expected[key].shape for key in expected):
-            raise ValueError(
-                f"the checkpoint to resume from does not have this config's adapters under {SIDE_KEY!r} (it has "
-                f'{_keys(saved)}, the config needs {_keys(expected)}). Resume with the config it was written by, or '
-                'start from its weights with load_from')
-        modules.load_state_dict(saved)
-        for opponent, state in zip(self.distiller.opponents(), (checkpoint.get(SIDE_KEY) or {}).get('opponents', ())):
-            opponent.load(state)
-        states = (checkpoint.get(SIDE_KEY) or {}).get('teachers', {})
-        for name, teacher in self.distiller.teachers.items():
-            if teacher.state() and name in states:
-                teacher.load(states[name])
-
-
-def _on_cpu(state: Any) -> Any:
-    """A nested state without anything that changes later."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().cpu().clone()
-    if isinstance(state, dict):
-        return {key: _on_cpu(value) for key, value in state.items()}
-    return [_on_cpu(value) for value in state] if isinstance(state, (list, tuple)) else state
-
-
-def _keys(state: Dict[str, torch.Tensor]) -> str:
-    return ', '.join(list(state)[:3]) + (f' and {len(state) - 3} more' if len(state) > 3 else '') if state else 'none'
+        self._resumed, self._averaged = True, 'ema_state_dict' in checkpoint
+        average = checkpoint.get('state_dict', {}) if self._averaged else None
+        if self._averaged and any(isinstance(hook, EMAHook) for hook in runner.hooks[:runner.hooks.index(self)]):
+            # It has already exchanged the student and its average.
+            average = {key[len('module.'):]: value for key, value in checkpoint['ema_state_dict'].items()
+                       if key.startswith('module.')}
+        side = checkpoint.get(SIDE_KEY)
+        if self.distiller is not None:
+            restore(self.distiller, side, average)
+        elif side is not None or average is not None:
+            # val() or test() before train(). A copy: an EMAHook exchanges the values of the dict.
+            self._early = side, None if average is None else dict(average)
 
 
 def _unwrap(model: Any) -> nn.Module:
