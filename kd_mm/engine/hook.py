@@ -1,6 +1,7 @@
 """Runner life cycle <-> Distiller: the only file that knows the Runner."""
 
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Collection
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
@@ -12,6 +13,9 @@ from torch import nn
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.resume import SIDE_KEY, restore, side_state
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.models import as_names
+from kd_mm.ops.checks import boolean, from_zero, whole
+from kd_mm.ops.problems import Problems
 from kd_mm.registry import HOOKS
 from kd_mm.teachers.ema import EMATeacher
 
@@ -60,6 +64,12 @@ class DistillHook(Hook):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0):
+        problems = Problems()
+        for fault in argument_faults(dict(
+                teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,
+                adapter_decay_mult=adapter_decay_mult, seed=seed)).values():
+            problems.add(fault)
+        problems.raise_any()
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed)
@@ -89,13 +99,12 @@ class DistillHook(Hook):
             raise ValueError('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) '
                              'are not supported. Distil the detector inside, on one branch')
         dataset = runner.train_dataloader.dataset
-        if len(dataset) == 0:
+        if hasattr(dataset, '__len__') and len(dataset) == 0:
             raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
                              'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
-        metainfo = getattr(dataset, 'metainfo', None) or {}
         self.distiller = Distiller(
-            _unwrap(runner.model), classes=metainfo.get('classes'), scope=runner.default_scope,
-            max_steps=runner.max_iters, **self.config)
+            _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
+            **self.config)
         self._check_folded(runner)
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
@@ -183,7 +192,10 @@ class DistillHook(Hook):
                         average.steps.fill_(max(runner.iter, 1))  # at 0 the student is copied
             teacher.start(self._resumed)
         for peer in self.distiller.peers.values():
-            peer.start_optimizer(runner.cfg.optim_wrapper, runner.max_iters, _lr_scale(runner))
+            if not (peer.optim_cfg or runner.cfg.get('optim_wrapper')):
+                raise ValueError('PeerTeacher: the Runner was made without a config, so the peer needs an optimizer of '
+                                 "its own: teacher=dict(type='PeerTeacher', config=..., optim_wrapper=dict(...))")
+            peer.start_optimizer(runner.cfg.get('optim_wrapper'), runner.max_iters, _lr_scale(runner))
         self.distiller.attach()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -233,6 +245,39 @@ class DistillHook(Hook):
             self._early = side, None if average is None else dict(average)
 
 
+def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
+    """What is wrong with arguments of :class:`DistillHook` that only it looks at: name -> sentence."""
+    owner = 'kd_mm.DistillHook'
+    faults: Dict[str, str] = {}
+
+    def check(name: str, call: Callable[[str, str, Any], Any]) -> None:
+        try:
+            if name in arguments:
+                call(owner, name, arguments[name])
+        except ValueError as error:
+            faults[name] = str(error)
+
+    check('teacher_strict', boolean)
+    check('adapter_lr_mult', from_zero)
+    check('adapter_decay_mult', from_zero)
+    check('seed', lambda owner, name, value: whole(owner, name, value, None))
+    check('inherit', _module_paths)
+    check('teachers', _strict_of_each)
+    return faults
+
+
+def _module_paths(owner: str, name: str, value: Any) -> None:
+    if not isinstance(value, str) and not (isinstance(value, Collection) and not isinstance(value, Mapping)
+                                           and all(isinstance(path, str) for path in value)):
+        raise ValueError(f"{owner}: {name}={value!r} must be a list of module paths, such as ('neck', 'bbox_head')")
+
+
+def _strict_of_each(owner: str, name: str, value: Any) -> None:
+    for key, entry in value.items() if hasattr(value, 'items') else ():
+        if hasattr(entry, 'get') and 'teacher_strict' in entry:
+            boolean(owner, f'{name}[{key!r}].teacher_strict', entry['teacher_strict'])
+
+
 def _unwrap(model: Any) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
@@ -249,7 +294,33 @@ def _lr_scale(runner: Runner) -> float:
     scaling = runner.auto_scale_lr
     if not scaling or not scaling.get('enable', False):
         return 1.0
-    return runner.world_size * runner.train_dataloader.batch_size / scaling['base_batch_size']
+    loader = runner.train_dataloader
+    # A loader with a batch sampler, as in most configs of mmdet, has a batch_size of None.
+    batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
+    if batch is None:
+        batch = (runner.cfg.get('train_dataloader') or {}).get('batch_size')
+    if batch is None:
+        raise ValueError('auto_scale_lr: the batch size is not known, neither from the batch sampler '
+                         f'({type(loader.batch_sampler).__name__}) nor from train_dataloader.batch_size')
+    return runner.world_size * batch / scaling['base_batch_size']
+
+
+def _scope(runner: Runner) -> Optional[str]:
+    """Name of the student's registry scope: the Runner's, else that of the model's host."""
+    name = getattr(runner.default_scope, 'scope_name', None)
+    if name in (None, 'mmengine'):  # the Runner's word for none
+        return next((host for base in type(_unwrap(runner.model)).__mro__
+                     for host in [base.__module__.split('.')[0]] if host in ('mmdet', 'mmseg')), name)
+    return name
+
+
+def _classes(dataset: Any) -> Optional[List[str]]:
+    """Class names of the training data, if known."""
+    names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if isinstance(names, str):
+        print_log(f'kd_mm: metainfo=dict(classes={names!r}) of the training data is text, and is taken as one class. A '
+                  f'tuple of one name needs a comma: classes=({names!r}, )', 'current', level=30)
+    return as_names(names) if names is not None and len(names) else None
 
 
 def _describe_dataset(runner: Runner) -> str:
