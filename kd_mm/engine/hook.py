@@ -208,9 +208,11 @@ class DistillHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.distiller is not None:
-            for name, value in self.distiller.after_step(self._rate).items():
+            # With accumulated gradients an iteration is no step: the average and the opponents go with the steps.
+            stepped = runner.optim_wrapper.should_update()
+            for name, value in self.distiller.after_step(self._rate, stepped).items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
-            for teacher in self.distiller.teachers.values():
+            for teacher in self.distiller.teachers.values() if stepped else ():
                 teacher.after_step(runner.iter, runner.max_iters)
 
     def after_train(self, runner: Runner) -> None:

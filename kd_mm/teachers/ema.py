@@ -16,10 +16,11 @@ class EMATeacher(Teacher):
     """The exponential moving average of the student (Tarvainen & Valpola, Mean teachers are better role models,
     NeurIPS 2017).
 
-    After every step ``theta_t <- (1 - m) * theta_t + m * theta_s`` for parameters; buffers (batch statistics) are
-    copied.  It starts as the student, is kept under the checkpoint's side key, and is restored on a resume.  When the
-    config has an ``EMAHook``, whose average is what will be validated, that one is used and no second average is kept.
-    A resume with the ``EMAHook`` added or taken out goes on from the average that there is.
+    After every step of the student's optimizer (not every iteration, where gradients are accumulated) ``theta_t <- (1 -
+    m) * theta_t + m * theta_s`` for parameters; buffers (batch statistics) are copied. It starts as the student, is
+    kept under the checkpoint's side key, and is restored on a resume. When the config has an ``EMAHook``, whose average
+    is what will be validated, that one is used and no second average is kept. A resume with the ``EMAHook`` added or
+    taken out goes on from the average that there is.
 
     Args:
         momentum: m, in (0, 1]: a number or a schedule by iteration (:class:`kd_mm.ops.schedules.Weight`). Default 0.001
