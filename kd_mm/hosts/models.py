@@ -62,7 +62,7 @@ def load_config(source: Any) -> Tuple[Config, str, Optional[str]]:
         cfg, name, found = Config.fromfile(path), source, path
     elif isinstance(source, (Config, dict)):
         content = source if isinstance(source, Config) else Config(copy.deepcopy(dict(source)))
-        cfg = Config(dict(model=content.to_dict())) if 'type' in content and 'model' not in content else content
+        cfg = Config(dict(model=content._cfg_dict)) if 'type' in content and 'model' not in content else content
         name, found = f'the given {cfg.get("model", {}).get("type", "config")}', source.get('filename', None)
     else:
         raise ValueError(f'teacher={source!r} is neither a path, a config name such as '
@@ -92,7 +92,7 @@ def _without_pretrained(value: Any) -> Any:
         return cleaned
     if isinstance(value, (list, tuple)):
         return type(value)(_without_pretrained(item) for item in value)
-    return value
+    return copy.deepcopy(value)
 
 
 def _is_pretrained(init_cfg: Any) -> bool:
@@ -104,8 +104,8 @@ def _is_pretrained(init_cfg: Any) -> bool:
 
 def build_model(cfg: Config, scope: Optional[str], pretrained: bool = False) -> Any:
     """Build the model of a config under its own scope, without pretrained weights unless they are asked for."""
-    model_cfg = copy.deepcopy(cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else cfg.model)
-    model_cfg = model_cfg if pretrained else _without_pretrained(model_cfg)
+    # No to_dict(): it writes classes as text, which no registry finds.
+    model_cfg = copy.deepcopy(cfg.model) if pretrained else _without_pretrained(cfg.model)
     if cfg.get('data_preprocessor') and 'data_preprocessor' not in model_cfg:
         model_cfg['data_preprocessor'] = copy.deepcopy(dict(cfg.data_preprocessor))
     scope = scope_of_config(cfg) or scope or 'mmengine'
