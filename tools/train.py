@@ -21,6 +21,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.models import scope_of_config
 
 HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '
@@ -91,9 +92,10 @@ def relative_stem(config):
 
 def check_host(cfg):
     """The host of a config, ``mmdet`` or ``mmseg``, must be installed; mmengine itself imports what it needs of it."""
-    scope = cfg.get('default_scope')
+    scope = scope_of_config(cfg)
     if scope not in HOSTS:
-        fail(f'default_scope={scope!r} in the config is no host of kd_mm. It must be one of {", ".join(HOSTS)}: '
+        fail(f'default_scope={scope!r} in the config is no host of kd_mm, and model.type no class of one. The scope '
+             f'must be one of {", ".join(HOSTS)}: '
              "inherit from a config of the host, for example _base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'")
     if importlib.util.find_spec(scope) is None:
         fail(f'the config is for {scope}, which is not installed. Install it: pip install {HOSTS[scope]}')
@@ -177,6 +179,7 @@ def check_data(cfg, phases):
 
 def use_amp(cfg):
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
     if kind == 'AmpOptimWrapper':
         return
     if kind != 'OptimWrapper':

@@ -400,13 +400,14 @@ class Distiller(nn.Module):
                 result['kd_task_ratio'] = kd / tasks.abs().clamp(min=1e-12)
         return result
 
-    def after_step(self, rate: float = 1.0) -> Dict[str, Tensor]:
+    def after_step(self, rate: float = 1.0, update: bool = True) -> Dict[str, Tensor]:
         """Let the opponents of adversarial losses make their own step: called after the student's.
 
         The hook does it after every iteration; a training loop without a Runner has to.
 
         Args:
             rate: learning rate of the student as a fraction of its first one; the opponents follow it.
+            update: whether the student's optimizer has stepped; if not, it accumulates, and so do the opponents.
 
         Returns:
             Numbers for the log that are no losses of the step: what they minimise (``kd_opponent_<name>``, summed over
@@ -414,7 +415,7 @@ class Distiller(nn.Module):
         """
         result: Dict[str, Tensor] = {}
         for term in self.all_terms():
-            found = [opponent.learn(rate) for opponent in opponents_of(term.loss)]
+            found = [opponent.learn(rate, update) for opponent in opponents_of(term.loss)]
             values = [value for value in found if value is not None]
             if values:
                 result[f'kd_opponent_{term.label}'] = torch.stack(values).sum()

@@ -1,8 +1,8 @@
 """Runner life cycle <-> Distiller: the only file that knows the Runner."""
 
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Collection
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -11,11 +11,13 @@ from mmengine.runner import Runner
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.resume import SIDE_KEY, restore, side_state
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.models import as_names
+from kd_mm.ops.checks import boolean, from_zero, whole
+from kd_mm.ops.problems import Problems
 from kd_mm.registry import HOOKS
 from kd_mm.teachers.ema import EMATeacher
-
-SIDE_KEY = 'kd_mm'
 
 
 @HOOKS.register_module()
@@ -62,11 +64,20 @@ class DistillHook(Hook):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0):
+        problems = Problems()
+        for fault in argument_faults(dict(
+                teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,
+                adapter_decay_mult=adapter_decay_mult, seed=seed)).values():
+            problems.add(fault)
+        problems.raise_any()
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.distiller: Optional[Distiller] = None
+        self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start
+        self._averaged = False  # whether that checkpoint has an EMAHook's average
+        self._early: Any = None  # what was loaded before there was a distiller
         self._rate = 1.0  # the student's learning rate as a fraction of its first one
         # Here and not later: the host resumes from its own checkpoint before any other method of ours is called.
         allow_mmengine_checkpoints()
@@ -88,13 +99,12 @@ class DistillHook(Hook):
             raise ValueError('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) '
                              'are not supported. Distil the detector inside, on one branch')
         dataset = runner.train_dataloader.dataset
-        if len(dataset) == 0:
+        if hasattr(dataset, '__len__') and len(dataset) == 0:
             raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
                              'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
-        metainfo = getattr(dataset, 'metainfo', None) or {}
         self.distiller = Distiller(
-            _unwrap(runner.model), classes=metainfo.get('classes'), scope=runner.default_scope,
-            max_steps=runner.max_iters, **self.config)
+            _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
+            **self.config)
         self._check_folded(runner)
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
@@ -102,6 +112,9 @@ class DistillHook(Hook):
             for note in teacher.notes:
                 print_log(note, 'current', level=30)
         self._add_parameters(runner)
+        if self._resumed:
+            restore(self.distiller, *(self._early or (None, None)))
+            self._early = None
         for term in self.distiller.all_terms():
             print_log(f'kd_mm: {term.name}: {type(term.loss).__name__}, student {term.student_paths}, teacher '
                       f'{term.teacher_paths}, adapter {type(term.adapter).__name__ if term.adapter else None}, '
@@ -165,17 +178,24 @@ class DistillHook(Hook):
         """After weights were initialised or loaded: inherit, then attach."""
         if self.distiller is None:
             return
-        if not runner._resume and self.distiller.inherit:
+        if not self._resumed and self.distiller.inherit:
             self.distiller.inherit_weights()
             print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
         for teacher in self.distiller.teachers.values():
             if isinstance(teacher, EMATeacher) and teacher.share:
                 average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)), None)
                 if average is not None:
-                    teacher.use(_unwrap(average.module))
-            teacher.start(bool(runner._resume))
+                    # An EMAHook that is new in the config would start with a copy of the student.
+                    new = self._resumed and not self._averaged
+                    teacher.use(_unwrap(average.module), fill=new)
+                    if new:
+                        average.steps.fill_(max(runner.iter, 1))  # at 0 the student is copied
+            teacher.start(self._resumed)
         for peer in self.distiller.peers.values():
-            peer.start_optimizer(runner.cfg.optim_wrapper, runner.max_iters, _lr_scale(runner))
+            if not (peer.optim_cfg or runner.cfg.get('optim_wrapper')):
+                raise ValueError('PeerTeacher: the Runner was made without a config, so the peer needs an optimizer of '
+                                 "its own: teacher=dict(type='PeerTeacher', config=..., optim_wrapper=dict(...))")
+            peer.start_optimizer(runner.cfg.get('optim_wrapper'), runner.max_iters, _lr_scale(runner))
         self.distiller.attach()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -188,9 +208,11 @@ class DistillHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.distiller is not None:
-            for name, value in self.distiller.after_step(self._rate).items():
+            # With accumulated gradients an iteration is no step: the average and the opponents go with the steps.
+            stepped = runner.optim_wrapper.should_update()
+            for name, value in self.distiller.after_step(self._rate, stepped).items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
-            for teacher in self.distiller.teachers.values():
+            for teacher in self.distiller.teachers.values() if stepped else ():
                 teacher.after_step(runner.iter, runner.max_iters)
 
     def after_train(self, runner: Runner) -> None:
@@ -203,49 +225,59 @@ class DistillHook(Hook):
         """Keep the extras under the side key; the student's ``state_dict`` is not touched."""
         if self.distiller is not None:
             self.distiller.raise_if_not_finite()
-            state = self.distiller.trainable_modules().state_dict()
-            side: Dict[str, Any] = dict(state_dict=_on_cpu(state))
-            teachers = {name: _on_cpu(teacher.state()) for name, teacher in self.distiller.teachers.items()}
-            if any(teachers.values()):
-                side['teachers'] = {name: state for name, state in teachers.items() if state}
-            if self.distiller.opponents():
-                side['opponents'] = [_on_cpu(opponent.state()) for opponent in self.distiller.opponents()]
-            checkpoint[SIDE_KEY] = side
+            checkpoint[SIDE_KEY] = side_state(self.distiller)
             for name, peer in self.distiller.peers.items():
                 peer.save(runner.work_dir, name, checkpoint.get('meta', {}))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Restore the extras on a resume."""
-        if self.distiller is None or not runner._resume:
+        if not runner._resume:
             return
-        modules = self.distiller.trainable_modules()
-        expected = modules.state_dict()
-        saved = (checkpoint.get(SIDE_KEY) or {}).get('state_dict', {})
-        if set(saved) != set(expected) or any(saved[key].shape != expected[key].shape for key in expected):
-            raise ValueError(
-                f"the checkpoint to resume from does not have this config's adapters under {SIDE_KEY!r} (it has "
-                f'{_keys(saved)}, the config needs {_keys(expected)}). Resume with the config it was written by, or '
-                'start from its weights with load_from')
-        modules.load_state_dict(saved)
-        for opponent, state in zip(self.distiller.opponents(), (checkpoint.get(SIDE_KEY) or {}).get('opponents', ())):
-            opponent.load(state)
-        states = (checkpoint.get(SIDE_KEY) or {}).get('teachers', {})
-        for name, teacher in self.distiller.teachers.items():
-            if teacher.state() and name in states:
-                teacher.load(states[name])
+        self._resumed, self._averaged = True, 'ema_state_dict' in checkpoint
+        average = checkpoint.get('state_dict', {}) if self._averaged else None
+        if self._averaged and any(isinstance(hook, EMAHook) for hook in runner.hooks[:runner.hooks.index(self)]):
+            # It has already exchanged the student and its average.
+            average = {key[len('module.'):]: value for key, value in checkpoint['ema_state_dict'].items()
+                       if key.startswith('module.')}
+        side = checkpoint.get(SIDE_KEY)
+        if self.distiller is not None:
+            restore(self.distiller, side, average)
+        elif side is not None or average is not None:
+            # val() or test() before train(). A copy: an EMAHook exchanges the values of the dict.
+            self._early = side, None if average is None else dict(average)
 
 
-def _on_cpu(state: Any) -> Any:
-    """A nested state without anything that changes later."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().cpu().clone()
-    if isinstance(state, dict):
-        return {key: _on_cpu(value) for key, value in state.items()}
-    return [_on_cpu(value) for value in state] if isinstance(state, (list, tuple)) else state
+def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
+    """What is wrong with arguments of :class:`DistillHook` that only it looks at: name -> sentence."""
+    owner = 'kd_mm.DistillHook'
+    faults: Dict[str, str] = {}
+
+    def check(name: str, call: Callable[[str, str, Any], Any]) -> None:
+        try:
+            if name in arguments:
+                call(owner, name, arguments[name])
+        except ValueError as error:
+            faults[name] = str(error)
+
+    check('teacher_strict', boolean)
+    check('adapter_lr_mult', from_zero)
+    check('adapter_decay_mult', from_zero)
+    check('seed', lambda owner, name, value: whole(owner, name, value, None))
+    check('inherit', _module_paths)
+    check('teachers', _strict_of_each)
+    return faults
 
 
-def _keys(state: Dict[str, torch.Tensor]) -> str:
-    return ', '.join(list(state)[:3]) + (f' and {len(state) - 3} more' if len(state) > 3 else '') if state else 'none'
+def _module_paths(owner: str, name: str, value: Any) -> None:
+    if not isinstance(value, str) and not (isinstance(value, Collection) and not isinstance(value, Mapping)
+                                           and all(isinstance(path, str) for path in value)):
+        raise ValueError(f"{owner}: {name}={value!r} must be a list of module paths, such as ('neck', 'bbox_head')")
+
+
+def _strict_of_each(owner: str, name: str, value: Any) -> None:
+    for key, entry in value.items() if hasattr(value, 'items') else ():
+        if hasattr(entry, 'get') and 'teacher_strict' in entry:
+            boolean(owner, f'{name}[{key!r}].teacher_strict', entry['teacher_strict'])
 
 
 def _unwrap(model: Any) -> nn.Module:
@@ -264,7 +296,33 @@ def _lr_scale(runner: Runner) -> float:
     scaling = runner.auto_scale_lr
     if not scaling or not scaling.get('enable', False):
         return 1.0
-    return runner.world_size * runner.train_dataloader.batch_size / scaling['base_batch_size']
+    loader = runner.train_dataloader
+    # A loader with a batch sampler, as in most configs of mmdet, has a batch_size of None.
+    batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
+    if batch is None:
+        batch = (runner.cfg.get('train_dataloader') or {}).get('batch_size')
+    if batch is None:
+        raise ValueError('auto_scale_lr: the batch size is not known, neither from the batch sampler '
+                         f'({type(loader.batch_sampler).__name__}) nor from train_dataloader.batch_size')
+    return runner.world_size * batch / scaling['base_batch_size']
+
+
+def _scope(runner: Runner) -> Optional[str]:
+    """Name of the student's registry scope: the Runner's, else that of the model's host."""
+    name = getattr(runner.default_scope, 'scope_name', None)
+    if name in (None, 'mmengine'):  # the Runner's word for none
+        return next((host for base in type(_unwrap(runner.model)).__mro__
+                     for host in [base.__module__.split('.')[0]] if host in ('mmdet', 'mmseg')), name)
+    return name
+
+
+def _classes(dataset: Any) -> Optional[List[str]]:
+    """Class names of the training data, if known."""
+    names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if isinstance(names, str):
+        print_log(f'kd_mm: metainfo=dict(classes={names!r}) of the training data is text, and is taken as one class. A '
+                  f'tuple of one name needs a comma: classes=({names!r}, )', 'current', level=30)
+    return as_names(names) if names is not None and len(names) else None
 
 
 def _describe_dataset(runner: Runner) -> str:

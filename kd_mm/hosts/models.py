@@ -5,6 +5,7 @@ import os
 from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.registry import MODELS as ENGINE_MODELS
 from torch import nn
@@ -23,6 +24,24 @@ def task_of(model: nn.Module) -> Optional[str]:
     return None
 
 
+def scope_of_config(cfg: Any) -> Optional[str]:
+    """Registry scope of a config: its ``default_scope``, else the host of its model's class.
+
+    Configs with classes instead of names (``read_base()``) have no default scope.  Names below such a class, which are
+    defaults in the host's code, are found in the scope of the host only.
+
+    Example:
+        >>> scope_of_config(dict(default_scope='mmseg')), scope_of_config(dict(model=dict(type='mmdet.RetinaNet')))
+        ('mmseg', 'mmdet')
+        >>> scope_of_config(dict(model=dict(type='RetinaNet')))
+    """
+    if cfg.get('default_scope'):
+        return str(cfg.get('default_scope'))
+    kind = (cfg.get('model') or {}).get('type')
+    host = (kind if isinstance(kind, str) else getattr(kind, '__module__', '')).split('.')[0]
+    return host if host in _TASKS else None
+
+
 def load_config(source: Any) -> Tuple[Config, str, Optional[str]]:
     """Config of a teacher, a name for messages, and the path of its file.
 
@@ -34,14 +53,16 @@ def load_config(source: Any) -> Tuple[Config, str, Optional[str]]:
         FileNotFoundError: no such file or installed config.
         ValueError: not a config of a model.
     """
-    if isinstance(source, str):
+    if isinstance(source, (str, os.PathLike)):
+        source = os.fspath(source)
         path = str(zoo_config(source)) if '::' in source else os.path.expanduser(source)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f'teacher config {source!r} does not exist (looked at {os.path.abspath(path)})')
+            raise FileNotFoundError(f'teacher config {source!r} does not exist (looked at {os.path.abspath(path)}; a '
+                                    'relative path is taken from the current folder, not from that of the config)')
         cfg, name, found = Config.fromfile(path), source, path
     elif isinstance(source, (Config, dict)):
         content = source if isinstance(source, Config) else Config(copy.deepcopy(dict(source)))
-        cfg = Config(dict(model=content.to_dict())) if 'type' in content and 'model' not in content else content
+        cfg = Config(dict(model=content._cfg_dict)) if 'type' in content and 'model' not in content else content
         name, found = f'the given {cfg.get("model", {}).get("type", "config")}', source.get('filename', None)
     else:
         raise ValueError(f'teacher={source!r} is neither a path, a config name such as '
@@ -63,21 +84,31 @@ def _without_pretrained(value: Any) -> Any:
     """A model config that asks for no download: the teacher's own checkpoint makes it needless."""
     if isinstance(value, dict):
         cleaned = {key: _without_pretrained(item) for key, item in value.items() if key != 'pretrained'}
-        if isinstance(cleaned.get('init_cfg'), dict) and cleaned['init_cfg'].get('type') == 'Pretrained':
+        init = cleaned.get('init_cfg')
+        if isinstance(init, (list, tuple)):
+            cleaned['init_cfg'] = [part for part in init if not _is_pretrained(part)]
+        elif _is_pretrained(init):
             cleaned['init_cfg'] = None
         return cleaned
     if isinstance(value, (list, tuple)):
         return type(value)(_without_pretrained(item) for item in value)
-    return value
+    return copy.deepcopy(value)
+
+
+def _is_pretrained(init_cfg: Any) -> bool:
+    """Whether a part of ``init_cfg`` loads a file: its type is a name, the path of a class, or the class itself."""
+    kind = init_cfg.get('type') if isinstance(init_cfg, dict) else None
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1] in ('Pretrained', 'PretrainedInit')
 
 
 def build_model(cfg: Config, scope: Optional[str], pretrained: bool = False) -> Any:
     """Build the model of a config under its own scope, without pretrained weights unless they are asked for."""
-    model_cfg = copy.deepcopy(cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else cfg.model)
-    model_cfg = model_cfg if pretrained else _without_pretrained(model_cfg)
+    # No to_dict(): it writes classes as text, which no registry finds.
+    model_cfg = copy.deepcopy(cfg.model) if pretrained else _without_pretrained(cfg.model)
     if cfg.get('data_preprocessor') and 'data_preprocessor' not in model_cfg:
         model_cfg['data_preprocessor'] = copy.deepcopy(dict(cfg.data_preprocessor))
-    scope = cfg.get('default_scope') or scope or 'mmengine'
+    scope = scope_of_config(cfg) or scope or 'mmengine'
     with DefaultScope.overwrite_default_scope(scope):
         # Two-stage detectors read their config by attribute (train_cfg.rpn).
         return ENGINE_MODELS.build(ConfigDict(model_cfg))
@@ -93,8 +124,20 @@ def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = No
         if names is None and dataset.get('type') and not dataset.get('dataset'):
             found = dataset['type']
             if isinstance(found, str):
-                with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+                with DATASETS.switch_scope_and_registry(scope_of_config(cfg)) as registry:
                     found = registry.get(found)
             names = getattr(found, 'METAINFO', {}).get('classes')
         dataset = dataset.get('dataset')
-    return list(names) if names and not isinstance(names, str) else None
+    return as_names(names) if names else None
+
+
+def as_names(classes: Any) -> List[str]:
+    """``metainfo.classes`` of a data set as a list: a text is a file with a name a line, as for the host, or one name.
+
+    Example:
+        >>> as_names(('disc', 'square')), as_names('disc')  # a text is what (('disc')) without a comma is
+        (['disc', 'square'], ['disc'])
+    """
+    if not isinstance(classes, str):
+        return list(classes)
+    return list_from_file(classes) if os.path.isfile(classes) else [classes]

@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from kd_mm.engine.hook import DistillHook
+from kd_mm.engine.hook import DistillHook, argument_faults
 from kd_mm.hosts import checkpoint as ckpt
-from kd_mm.hosts.models import default_weights, load_config
+from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.hosts.zoo import package_folder, zoo_config
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import accepted_arguments
@@ -35,19 +35,20 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
         raise FileNotFoundError(f'no such config: {path} (looked at {os.path.abspath(file)})')
     cfg = Config.fromfile(file)
     cfg.merge_from_dict(options or {})
-    if cfg.get('default_scope') not in HOSTS:
-        raise ValueError(f'default_scope={cfg.get("default_scope")!r} in {path} is no host of kd_mm '
-                         f'({", ".join(HOSTS)}); '
-                         "inherit from a config of the host, such as 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'")
     if not cfg.get('model') or 'type' not in cfg.model:
         raise ValueError(f'{path} has no `model` with a `type`')
+    if scope_of_config(cfg) not in HOSTS:
+        raise ValueError(f'{path} is for no host of kd_mm ({", ".join(HOSTS)}): default_scope='
+                         f'{cfg.get("default_scope")!r}, and model.type={_type_name(cfg.model)!r} is no class of '
+                         "theirs. Inherit from a config of the host, such as "
+                         "'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py', or set default_scope")
     return cfg
 
 
 def hook_entries(cfg: Config) -> List[Dict[str, Any]]:
-    """The entries of ``custom_hooks`` that are distillation hooks."""
-    return [entry for entry in cfg.get('custom_hooks') or [] if hasattr(entry, 'get') and _type_name(entry) ==
-            DistillHook.__name__]
+    """The entries of ``custom_hooks`` and ``default_hooks`` that are distillation hooks."""
+    entries = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
+    return [entry for entry in entries if hasattr(entry, 'get') and _type_name(entry) == DistillHook.__name__]
 
 
 def _type_name(entry: Any) -> str:
@@ -130,11 +131,14 @@ def unsupported(cfg: Config) -> List[str]:
     """Problems of the config that the hook would meet in the Runner, as sentences."""
     problems = []
     entries = hook_entries(cfg)
+    for name in dict.fromkeys(entry['type'] for entry in entries if isinstance(entry['type'], str)):
+        if not name.startswith('kd_mm.'):
+            problems.append(f'custom_hooks: the Runner does not find type={name!r}; write type=\'kd_mm.DistillHook\'')
     if len(entries) > 1:
         problems.append(f'custom_hooks lists kd_mm.DistillHook {len(entries)} times; put all losses into the `losses` '
                         'of one')
     runner = cfg.get('runner_type')
-    if runner not in (None, 'Runner', 'mmengine.Runner'):
+    if runner is not None and _type_name(dict(type=runner)) != 'Runner':
         problems.append(f'runner_type={runner!r}: kd_mm.DistillHook works with mmengine.runner.Runner only; the '
                         'strategies of FlexibleRunner (DeepSpeed, FSDP, ColossalAI) are not supported')
     wrapper = cfg.get('optim_wrapper') or {}
@@ -154,7 +158,11 @@ def hook_arguments(entry: Dict[str, Any], problems: Problems) -> Dict[str, Any]:
                      f'{", ".join(accepted)}')
     for required in ('teacher', 'losses'):
         arguments.setdefault(required, None)  # the distiller says what is missing
-    return DistillHook(**{key: value for key, value in arguments.items() if key in accepted}).config
+    known = {key: value for key, value in arguments.items() if key in accepted}
+    for key, fault in argument_faults(known).items():
+        problems.add(fault)
+        known.pop(key)  # its default stands in, so that everything else is looked at too
+    return DistillHook(**known).config
 
 
 def all_random(arguments: Dict[str, Any]) -> Dict[str, Any]:
@@ -182,7 +190,7 @@ def without_download(arguments: Dict[str, Any]) -> Tuple[Dict[str, Any], Optiona
     if source is None and not isinstance(arguments.get('teacher'), nn.Module):
         try:
             path = load_config(arguments.get('teacher'))[2]
-        except (FileNotFoundError, KeyError, ValueError):
+        except Exception:  # a teacher's config may raise anything when it is read
             return arguments, None  # building reports it
         source = default_weights(path)
     if not isinstance(source, str) or urlparse(source).scheme not in ('http', 'https'):

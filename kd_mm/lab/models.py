@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
-from kd_mm.hosts.models import build_model, class_names
+from kd_mm.hosts.models import build_model, class_names, scope_of_config
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.lab.configs import training_length
 
@@ -29,7 +29,7 @@ def scope_of(cfg: Config) -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), warnings.catch_warnings():
+        with DefaultScope.overwrite_default_scope(scope_of_config(cfg)), warnings.catch_warnings():
             warnings.filterwarnings('ignore', module=r'mm(det|seg|cv|engine)')
             warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
             yield
@@ -39,7 +39,7 @@ def scope_of(cfg: Config) -> Iterator[None]:
 
 def build_student(cfg: Config, device: Any = 'cpu') -> nn.Module:
     """The config's model on ``device``, with random weights: nothing is loaded or fetched."""
-    model = build_model(cfg, cfg.get('default_scope'))
+    model = build_model(cfg, scope_of_config(cfg))
     if hasattr(model, 'init_weights'):
         model.init_weights()  # type: ignore[operator]
     return model.to(device)
@@ -65,7 +65,7 @@ def make_distiller(cfg: Config, student: nn.Module, arguments: Dict[str, Any]) -
     Raises:
         ConfigProblems: the configuration is wrong.
     """
-    return Distiller(student, classes=class_names(cfg), scope=cfg.get('default_scope'),
+    return Distiller(student, classes=class_names(cfg), scope=scope_of_config(cfg),
                      max_steps=training_length(cfg)[0], **arguments)
 
 

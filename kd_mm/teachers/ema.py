@@ -16,9 +16,11 @@ class EMATeacher(Teacher):
     """The exponential moving average of the student (Tarvainen & Valpola, Mean teachers are better role models,
     NeurIPS 2017).
 
-    After every step ``theta_t <- (1 - m) * theta_t + m * theta_s`` for parameters; buffers (batch statistics) are
-    copied.  It starts as the student, is kept under the checkpoint's side key, and is restored on a resume.  When the
-    config has an ``EMAHook``, whose average is what will be validated, that one is used and no second average is kept.
+    After every step of the student's optimizer (not every iteration, where gradients are accumulated) ``theta_t <- (1 -
+    m) * theta_t + m * theta_s`` for parameters; buffers (batch statistics) are copied. It starts as the student, is
+    kept under the checkpoint's side key, and is restored on a resume. When the config has an ``EMAHook``, whose average
+    is what will be validated, that one is used and no second average is kept. A resume with the ``EMAHook`` added or
+    taken out goes on from the average that there is.
 
     Args:
         momentum: m, in (0, 1]: a number or a schedule by iteration (:class:`kd_mm.ops.schedules.Weight`). Default 0.001
@@ -34,11 +36,18 @@ class EMATeacher(Teacher):
         self.share, self.shared = boolean('EMATeacher', 'share', share), False
         self._student = [student]  # in a list: no part of the teacher
 
-    def use(self, average: nn.Module) -> None:
-        """Share the tensors of an average that someone else updates."""
+    def use(self, average: nn.Module, fill: bool = False) -> None:
+        """Share the tensors of an average that someone else updates.
+
+        Args:
+            average: the other average.
+            fill: give it the values of this one first.
+        """
         theirs: Dict[str, Tensor] = {**dict(average.named_parameters()), **dict(average.named_buffers())}
         own: Dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         for name, tensor in own.items():
+            if fill:
+                theirs[name].data.copy_(tensor.data)
             tensor.data = theirs[name].data
         self.shared = True
 

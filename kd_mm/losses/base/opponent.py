@@ -8,12 +8,15 @@ A loss of this kind (:class:`kd_mm.losses.base.loss.Adversarial`) owns one :clas
 2. Backward and update of the student, as without an opponent.
 3. :meth:`kd_mm.engine.distiller.Distiller.after_step` lets every opponent make its step (:meth:`Opponent.learn`).
 
+Where the student accumulates gradients over k iterations, so does its opponent: it makes one step for each of the
+student's, with the mean of the k gradients.
+
 Outside of :meth:`Opponent.learn` no parameter of an opponent requires a gradient.  So the student's optimizer does not
 get them, its clipping does not see them, and DDP does not wait for them; on several ranks their gradients are averaged
 in :meth:`Opponent.learn`.  It runs in full precision whatever the student does, and has no loss scaler.
 """
 
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
 
 import mmengine.optim  # noqa: F401  (registers torch's optimizers)
 import torch
@@ -57,6 +60,7 @@ class Opponent(nn.Module):
         for group in self.optimizer.param_groups:
             group.setdefault('initial_lr', group['lr'])
         self._objective: Optional[Objective] = None
+        self._held = 0  # iterations whose gradients are accumulated
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the network says, in a way that only the inputs get a gradient (except inside :meth:`learn`)."""
@@ -71,38 +75,55 @@ class Opponent(nn.Module):
         self._objective = objective
 
     def forget(self) -> None:
-        """Drop what was noted."""
+        """Drop what was noted, and what was accumulated."""
         self._objective = None
+        if self._held:
+            self._held = 0
+            self.optimizer.zero_grad()
 
-    def learn(self, rate: float = 1.0) -> Optional[Tensor]:
+    def learn(self, rate: float = 1.0, update: bool = True) -> Optional[Tensor]:
         """One step of the opponent's own optimizer, the gradients averaged over the ranks.
 
         Args:
             rate: factor on its first learning rate.
+            update: False accumulates the gradient for the next call with True, which steps with the mean.
 
         Returns:
             The objective before the step, detached; None if nothing was noted.
         """
         objective, self._objective = self._objective, None
-        if objective is None:
+        if objective is None and not (update and self._held):
             return None
         parameters = list(self.network.parameters())
         device = parameters[0].device.type
+        value: Optional[Tensor] = None
         self.network.requires_grad_(True)
         try:
-            with torch.enable_grad(), torch.autocast(device, enabled=False):
-                value = objective()
-                self.optimizer.zero_grad()
-                value.backward()
-            if distributed.world_size() > 1:
-                distributed.average_gradients(parameters)
-            for group in self.optimizer.param_groups:
-                group['lr'] = group['initial_lr'] * rate
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            if objective is not None:
+                with torch.enable_grad(), torch.autocast(device, enabled=False):
+                    value = objective()
+                    if not self._held:
+                        self.optimizer.zero_grad()
+                    value.backward()
+                self._held += 1
+            if update:
+                self._step(parameters, rate)
         finally:
             self.network.requires_grad_(False)
-        return value.detach()
+        return None if value is None else value.detach()
+
+    def _step(self, parameters: List[nn.Parameter], rate: float) -> None:
+        if self._held > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= self._held
+        self._held = 0
+        if distributed.world_size() > 1:
+            distributed.average_gradients(parameters)
+        for group in self.optimizer.param_groups:
+            group['lr'] = group['initial_lr'] * rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def state(self) -> Dict[str, Any]:
         """What a resume needs besides parameters and buffers, which are in the ``state_dict``."""

@@ -1,0 +1,114 @@
+"""Configs with classes for ``type``, ``read_base()`` and no default scope, as the hosts' newer ones are."""
+
+import copy
+
+import pytest
+from mmdet import registry as mmdet_registry
+from mmengine.config import Config
+from mmengine.model import PretrainedInit
+from mmengine.registry import DefaultScope, Registry
+from stock import detector, tool
+
+from kd_mm.hosts.models import build_model, load_config, scope_of_config
+from kd_mm.lab.check import check
+from kd_mm.lab.configs import read_config
+
+AS_NAMES = ('norm_cfg', 'init_cfg')
+WHERE = [value for value in vars(mmdet_registry).values() if isinstance(value, Registry) and value.scope == 'mmdet']
+
+
+def source(value, imports):
+    """A config's value as a new-style file has it; ``imports`` gets the classes."""
+    if isinstance(value, dict):
+        parts = []
+        for key, item in value.items():
+            if key == 'type' and isinstance(item, str) and item != 'nms':
+                parts.append(f'type={class_of(item, imports)}')
+            else:
+                held = set() if key in AS_NAMES else imports
+                parts.append(f'{key}={repr(item) if key in AS_NAMES else source(item, held)}')
+        return f'dict({", ".join(parts)})'
+    if isinstance(value, (list, tuple)):
+        inner = ', '.join(source(item, imports) for item in value)
+        return f'[{inner}]' if isinstance(value, list) else f'({inner}{"," if value else ""})'
+    return repr(value)
+
+
+def class_of(name, imports):
+    if name.startswith('mmdet.'):
+        name = name.split('.')[-1]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        found = next((cls for cls in (registry.get(name) for registry in WHERE) if cls is not None), None)
+    assert found is not None, name
+    imports.add(f'from {found.__module__} import {found.__name__}')
+    return found.__name__
+
+
+def write(path, cfg, entry=None, base=None):
+    imports = set()
+    lines = [] if base else [f'{key} = {source(value, imports)}' for key, value in cfg.items()
+                             if key not in ('default_scope', 'custom_hooks') and not key.startswith('_')]
+    if entry is not None:
+        imports.add('from kd_mm.engine.hook import DistillHook')
+        imports.add('from kd_mm.losses.cwd import CWDLoss')
+        lines.append(f'custom_hooks = [dict(type=DistillHook, {entry})]')
+    head = f'from mmengine.config import read_base\nwith read_base():\n    from .{base} import *\n' if base else ''
+    path.write_text('\n'.join([head, *sorted(imports), *lines, 'default_scope = None', '']))
+    return path
+
+
+@pytest.fixture
+def folder(coco_root, tmp_path):
+    """A student's base and a teacher, both new, and a student that inherits."""
+    cfg = detector(coco_root, tmp_path / 'work').to_dict()
+    write(tmp_path / 'base.py', cfg)
+    teacher = copy.deepcopy(cfg)
+    teacher['model']['neck']['out_channels'] = 24
+    teacher['model']['bbox_head'].update(in_channels=24, feat_channels=24)
+    teacher['model']['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='torchvision://resnet18')
+    write(tmp_path / 'teacher.py', teacher)
+    text = (tmp_path / 'teacher.py').read_text().replace("{'type': 'Pretrained', ", 'dict(type=PretrainedInit, **{')
+    text = text.replace("'torchvision://resnet18'}", "'torchvision://resnet18'})")
+    (tmp_path / 'teacher.py').write_text('from mmengine.model import PretrainedInit\n' + text)
+    write(tmp_path / 'student.py', cfg, f"teacher={str(tmp_path / 'teacher.py')!r}, teacher_ckpt='random', "
+          "losses=dict(loss_cwd=dict(type=CWDLoss, at='neck'))", base='base')
+    return tmp_path
+
+
+def test_the_tools_train_and_check(folder, monkeypatch):
+    path = str(folder / 'student.py')
+    monkeypatch.delenv('RANK', raising=False)
+    cfg = read_config(path)
+    assert cfg.get('default_scope') is None and scope_of_config(cfg) == 'mmdet'
+    assert isinstance(cfg.model['type'], type)
+    report = check(cfg, (64, 64))
+    assert report.problems == [] and report.step.terms[0].loss > 0
+    assert tool('check_config').main([path, '--shape', '64', '64']) == 0
+    work = folder / 'trained'
+    tool('train').main([path, '--work-dir', str(work)])
+    assert (work / 'iter_2.pth').is_file()
+
+
+def test_a_student_of_names_with_a_new_teacher(folder, coco_root):
+    from stock import hook, train
+    cfg = detector(coco_root, folder / 'classic')
+    _, record = train(cfg, [hook(str(folder / 'teacher.py'), dict(loss_cwd=dict(type='CWDLoss', at='neck')))])
+    assert all(step['loss_cwd'] > 0 for step in record.losses)
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', 'PretrainedInit', 'mmengine.model.PretrainedInit', PretrainedInit],
+                         ids=str)
+def test_a_pretrained_backbone_is_not_fetched(folder, kind):
+    """By name, by path, as a class, alone or in a list: a check needs no download."""
+    part = dict(type=kind, checkpoint='torchvision://resnet18')
+    for init in (part, [dict(type='Kaiming', layer='Conv2d'), part]):
+        model = load_config(str(folder / 'base.py'))[0].model
+        model['backbone']['init_cfg'] = init
+        for given in (Config(dict(model=model)), load_config(dict(model))[0]):
+            build_model(given, 'mmdet').init_weights()
+
+
+def test_no_scope_and_no_host(tmp_path):
+    (tmp_path / 'other.py').write_text("model = dict(type='RetinaNet')\n")
+    with pytest.raises(ValueError, match="default_scope=None, and model.type='RetinaNet' is no class of theirs"):
+        read_config(str(tmp_path / 'other.py'))
