@@ -17,6 +17,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['kd_mm', 'kd_mm.*']),
+    package_data={'kd_mm': ['py.typed']},
     install_requires=['torch>=2.0', 'numpy'],
     extras_require={
         'det': ['mmengine>=0.10', 'mmcv>=2.0', 'mmdet>=3.0'],
