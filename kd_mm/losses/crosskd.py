@@ -84,7 +84,7 @@ class CrossKDLoss(HeadLoss):
         self.factors = dict(zip(('class', 'box', 'quality'), factors(
             'CrossKDLoss', class_weight=class_weight, box_weight=1.0 if box_weight is None else box_weight,
             quality_weight=quality_weight)))
-        # Which default applies is for the heads to say, so the 4 of distributions stands in the term, not in the factors.
+        # Which default applies is for the heads to say: the 4 of distributions stands in the term, not in the factors.
         self.sides_weight = 1.0 if box_weight is None else 1 / 4
         self.beta, self.divergence = quality_focal('CrossKDLoss', beta, divergence)
         self.tau = positive('CrossKDLoss', 'tau', tau)
