@@ -13,6 +13,7 @@ import sys
 
 from mmengine.config import DictAction
 
+from kd_mm.engine.hook import guesses
 from kd_mm.lab import check as inspection
 from kd_mm.lab.configs import read_config
 from kd_mm.lab.observe import shape_text
@@ -53,6 +54,8 @@ def print_models(cfg, report):
     print_row('extras', f'{parameter_count(distiller)} trainable parameters in adapters and losses')
     print_row('inherit', ', '.join(distiller.inherit) or 'nothing')
     print_row('task losses', f'times {distiller.task_loss_weight:g}')
+    for note in guesses(distiller):
+        print_row('found', note)
 
 
 def print_step(step):

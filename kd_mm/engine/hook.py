@@ -111,6 +111,8 @@ class DistillHook(Hook):
         for teacher in self.distiller.teachers.values():
             for note in teacher.notes:
                 print_log(note, 'current', level=30)
+        for note in guesses(self.distiller):
+            print_log(f'kd_mm: {note}', 'current')
         self._add_parameters(runner)
         if self._resumed:
             restore(self.distiller, *(self._early or (None, None)))
@@ -245,6 +247,23 @@ class DistillHook(Hook):
         elif side is not None or average is not None:
             # val() or test() before train(). A copy: an EMAHook exchanges the values of the dict.
             self._early = side, None if average is None else dict(average)
+
+
+def guesses(distiller: Distiller) -> List[str]:
+    """What the distiller found out by itself and nobody wrote, as sentences: classes left out, tokens as maps."""
+    notes = []
+    for term in distiller.current.terms:
+        for source, pairs in term.chosen.items():
+            sides = (('student', term.learner), ('teacher', distiller.current.source_of(term, source)))
+            for (side, name), (_, chosen) in zip(sides, pairs):
+                left = [text for index, text in enumerate(distiller.classes_of(name) or ()) if index not in chosen]
+                if left:
+                    more = f' and {len(left) - 20} more' if len(left) > 20 else ''
+                    notes.append(f'{term.title}: {len(chosen)} classes are compared; of the {side} are left out: '
+                                 f'{", ".join(map(str, left[:20]))}{more}')
+    notes += [f'tokens as maps: {tap.token_size_note}' for tap in distiller.current.taps.values()
+              if tap.token_size_note]
+    return list(dict.fromkeys(notes))
 
 
 def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:

@@ -150,7 +150,7 @@ class ICDLoss(KDLoss):
     Returns:
         Reduction: all levels; mean over channels
         Parts: distill, auxiliary
-        Channels of each attention head and image.
+        Channels of each attention head and image; the auxiliary part has a gradient, and the value 0.
 
     Raises:
         ValueError: an option is out of range, levels differ in channels, a label is too high, or data have no boxes.

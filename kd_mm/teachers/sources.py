@@ -26,6 +26,8 @@ of the config, and gives a :class:`~kd_mm.teachers.base.Teacher` or an ``nn.Modu
 
 import copy
 import inspect
+import os
+import re
 from typing import Any, Dict, Optional, Sequence
 
 from torch import nn
@@ -154,7 +156,23 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
         try:
             built[name] = build_teacher(TeacherSpec(
                 source, student, entry.get('teacher_ckpt'), entry.get('teacher_strict', True), scope, seed, classes))
-        except (KeyError, ValueError, FileNotFoundError) as error:
-            problems.add(ValueError(f'{where}{error.args[0]}') if where and isinstance(error, (KeyError, ValueError))
-                         else error)
+        except Exception as error:  # the registry and the models raise anything
+            problems.add(where + _in_words(error, source))
     return built
+
+
+def _in_words(error: Exception, source: Any) -> str:
+    """What went wrong with a teacher, in a sentence that says that it is the teacher's."""
+    text = str(error.args[0]) if error.args and isinstance(error, (KeyError, ValueError)) else str(error)
+    # Ours say it already; a path with the word in it does not.
+    if (isinstance(error, ValueError) and re.search(r'\b(teacher|peer|EMATeacher|PeerTeacher)', text)) or (
+            isinstance(error, FileNotFoundError) and text.startswith('teacher ')):
+        return text
+    config: Any = source.get('config') if hasattr(source, 'get') and 'model' not in source else None
+    named = next((item for item in (source, config) if isinstance(item, (str, os.PathLike))), None)
+    if named is None:
+        content: Any = config if hasattr(config, 'get') else source if hasattr(source, 'get') else {}
+        kind = (content.get('model') or content).get('type')
+        named = f'of type {kind!r}' if kind else 'as it is given'
+    kind_of_error = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    return f'teacher {named} cannot be built: {kind_of_error}{text}'
