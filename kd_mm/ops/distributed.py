@@ -4,7 +4,7 @@ DDP knows the parameters that are there when it wraps the student; adapters come
 once at the end of each backward pass, in one message, in an order that is the same on every rank.
 """
 
-from typing import Any, List, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -36,19 +36,24 @@ def mean(value: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Sequence[Tensor]) -> None:
-    """Average ``.grad`` over the ranks; a parameter without gradient counts as zero."""
-    parts: List[Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parts.append(parameter.grad)
-    if not parts:
+    """Average ``.grad`` over the ranks in one message; a parameter without gradient counts as zero.
+
+    One that has none on any rank stays without, so that decay and momentum leave it alone as they do in one process.
+    Every rank must give the same parameters.
+    """
+    if world_size() == 1 or not parameters:
         return
-    flat = torch.cat([part.reshape(-1) for part in parts])
+    given = [parameter.grad is not None for parameter in parameters]
+    parts = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+    flat = torch.cat([*(part.reshape(-1) for part in parts), parts[0].new_tensor(given)])
     dist.all_reduce(flat)
-    flat /= world_size()
-    for part, mean in zip(parts, flat.split([part.numel() for part in parts])):
-        part.copy_(mean.view_as(part))
+    *means, counts = (flat / world_size()).split([*(part.numel() for part in parts), len(parts)])
+    # A look at the numbers waits for the accelerator: only where something is missing.
+    anywhere = given if all(given) else (counts > 0).tolist()
+    for parameter, part, mean, found in zip(parameters, parts, means, anywhere):
+        if found:
+            part.copy_(mean.view_as(part))
+            parameter.grad = part
 
 
 def average_after_backward(trigger: Tensor, parameters: Sequence[Tensor], wrapper: Optional[nn.Module]) -> None:

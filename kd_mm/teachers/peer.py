@@ -6,13 +6,13 @@ import re
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-import torch.distributed as dist
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from kd_mm.hosts.models import build_model, class_names, load_config, task_of
 from kd_mm.hosts.taps import Tap
+from kd_mm.ops import distributed
 from kd_mm.ops.modes import eval_mode
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.spec import TeacherSpec
@@ -90,9 +90,8 @@ class PeerTeacher(Teacher):
             group['lr'] = group['lr'] * scale
             group.setdefault('initial_lr', group['lr'])
         self.wrapper.initialize_count_status(self.model, 0, max_steps or -1)
-        if dist.is_available() and dist.is_initialized():
-            for tensor in [*self.model.parameters(), *self.model.buffers(), *self.terms.parameters()]:
-                dist.broadcast(tensor.data, 0)
+        for module in (self.model, self.terms):
+            distributed.broadcast(module)
         if self._kept is not None:
             self.load(self._kept)
 
@@ -145,20 +144,11 @@ class PeerTeacher(Teacher):
         with torch.autocast(total.device.type, enabled=False):
             self.wrapper.backward(self.wrapper.scale_loss(total))
         if self.wrapper.should_update():
-            self._average_gradients()
+            distributed.average_gradients([parameter for module in (self.model, self.terms)
+                                           for parameter in module.parameters() if parameter.requires_grad])
             self.wrapper.step()
             self.wrapper.zero_grad()
         return {'peer_task': task, 'peer_total': total.detach()}
-
-    def _average_gradients(self) -> None:
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        for parameter in [*self.model.parameters(), *self.terms.parameters()]:
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
 
     # ------------------------------------------------------------------ life
 

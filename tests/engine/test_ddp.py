@@ -68,3 +68,42 @@ def test_shared_proposals_and_a_rank_without_objects(tmp_path):
         for key, value in first[part].items():
             if 'running_' not in key and 'num_batches' not in key:
                 torch.testing.assert_close(second[part][key], value, rtol=0, atol=0, msg=key)
+
+
+def launch_teachers(root, out, kind, batch, counts, ranks):
+    return run([str(WORKER.with_name('ddp_teachers_worker.py')), str(root), str(out), kind, str(batch), str(counts),
+                'pytorch' if ranks > 1 else 'none'], out, ranks)
+
+
+@pytest.fixture(scope='module')
+def joined_teachers(cityscapes_root, tmp_path_factory):
+    """What one process makes of the joined batches, computed once a kind of teacher."""
+    made = {}
+
+    def of(kind):
+        if kind not in made:
+            made[kind] = launch_teachers(cityscapes_root, tmp_path_factory.mktemp(kind) / 'joined', kind, 4, 1, 1)[0]
+        return made[kind]
+
+    return of
+
+
+@pytest.mark.parametrize('kind, batch, counts', [('peer', 2, 1), ('peer', 1, 2), ('ema', 2, 1)],
+                         ids=['peer', 'peer, accumulated', 'mean teacher'])
+def test_teachers_that_change_equal_one_process_on_the_joined_batch(
+        cityscapes_root, tmp_path, joined_teachers, kind, batch, counts):
+    whole = joined_teachers(kind)
+    first, second = launch_teachers(cityscapes_root, tmp_path / 'two', kind, batch, counts, 2)
+    parts = ['student', 'teacher', 'extras', 'optimizers', *(['mirrors'] if kind == 'peer' else [])]
+    for part in parts:
+        assert first[part].keys() == second[part].keys() == whole[part].keys() and whole[part], part
+        for key, value in whole[part].items():
+            torch.testing.assert_close(first[part][key], second[part][key], rtol=0, atol=0,
+                                       msg=lambda text, at=f'{part} {key}': f'ranks: {at}: {text}')
+            torch.testing.assert_close(first[part][key], value, rtol=1e-4, atol=1e-5,
+                                       msg=lambda text, at=f'{part} {key}': f'joined: {at}: {text}')
+    assert len(first['losses']) == len(second['losses']) == 5 * counts
+    for step in (*first['losses'], *second['losses']):
+        assert step['loss_hint'] > 0
+        assert kind == 'ema' or step['peer_total'] > step['peer_task'] > 0
+    assert first['losses'][0]['loss_kd'] != second['losses'][0]['loss_kd'] or kind == 'ema'  # other pictures

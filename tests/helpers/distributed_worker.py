@@ -36,7 +36,13 @@ def main(out):
         message = ''
     except ValueError as error:
         message = str(error)
-    torch.save(dict(loss=mini.detach(), grad=leaf.grad, queues=memory.queues.state_dict(), message=message),
+    # Of three parameters one has a gradient on both ranks, one on the second alone, one on none.
+    parameters = [torch.zeros(size, requires_grad=True) for size in (2, 3, 1)]
+    for parameter in parameters[:1 + rank]:
+        parameter.grad = torch.full_like(parameter, 1.0 + rank)
+    distributed.average_gradients(parameters)
+    torch.save(dict(loss=mini.detach(), grad=leaf.grad, queues=memory.queues.state_dict(), message=message,
+                    averaged=[parameter.grad for parameter in parameters]),
                f'{out}_{rank}.pth')
     dist.destroy_process_group()
 

@@ -52,6 +52,12 @@ def test_gathered_relations_equal_those_of_the_joined_batch(ranks):
     assert torch.allclose(found, student.grad, rtol=1e-9, atol=1e-15)
 
 
+def test_averaged_gradients_are_zero_where_one_rank_has_none_and_missing_where_no_rank_has_one(ranks):
+    for rank in ranks:
+        both, second, none = rank['averaged']
+        assert both.tolist() == [1.5, 1.5] and second.tolist() == [1.0, 1.0, 1.0] and none is None
+
+
 def test_the_memory_is_equal_on_all_ranks_and_holds_the_images_of_all(ranks):
     first, second = (rank['queues'] for rank in ranks)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
