@@ -83,8 +83,9 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
             arguments, missing = without_download(arguments)
             if missing:
                 report.warnings.append(missing)
-            report.weights = arguments.get('teacher_ckpt') if arguments.get('teachers') is None else {
-                name: entry.get('teacher_ckpt') for name, entry in arguments['teachers'].items()}
+            teachers: Any = arguments.get('teachers')
+            report.weights = {name: entry.get('teacher_ckpt') for name, entry in teachers.items()
+                              if hasattr(entry, 'get')} if hasattr(teachers, 'items') else arguments.get('teacher_ckpt')
             if report.student is None:
                 continue
             try:

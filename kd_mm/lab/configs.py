@@ -30,6 +30,7 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
         FileNotFoundError: there is no such file.
         ValueError: it is for no host of kd_mm, or has no model.
     """
+    path = os.fspath(path)
     file = str(zoo_config(path)) if '::' in path else os.path.expanduser(path)
     if not os.path.isfile(file):
         raise FileNotFoundError(f'no such config: {path} (looked at {os.path.abspath(file)})')
@@ -169,7 +170,9 @@ def all_random(arguments: Dict[str, Any]) -> Dict[str, Any]:
     """``arguments`` with random weights for every teacher."""
     if arguments.get('teachers') is None:
         return dict(arguments, teacher_ckpt=RANDOM)
-    return dict(arguments, teachers={name: dict(entry, teacher_ckpt=RANDOM)
+    if not hasattr(arguments['teachers'], 'items'):  # building reports it
+        return arguments
+    return dict(arguments, teachers={name: dict(entry, teacher_ckpt=RANDOM) if hasattr(entry, 'items') else entry
                                      for name, entry in arguments['teachers'].items()})
 
 
@@ -180,6 +183,8 @@ def without_download(arguments: Dict[str, Any]) -> Tuple[Dict[str, Any], Optiona
         The arguments, and a sentence if the weights would have to be fetched; they are random then.
     """
     if arguments.get('teachers') is not None:
+        if not hasattr(arguments['teachers'], 'items'):  # building reports it
+            return arguments, None
         entries, notes = {}, []
         for name, entry in arguments['teachers'].items():
             found, note = without_download(dict(entry)) if hasattr(entry, 'get') else (entry, None)

@@ -102,6 +102,7 @@ def test_teachers_that_change_equal_one_process_on_the_joined_batch(
                                        msg=lambda text, at=f'{part} {key}': f'ranks: {at}: {text}')
             torch.testing.assert_close(first[part][key], value, rtol=1e-4, atol=1e-5,
                                        msg=lambda text, at=f'{part} {key}': f'joined: {at}: {text}')
+    assert kind == 'ema' or any(key.startswith('1.') for key in whole['optimizers'])  # the peer has been updated
     assert len(first['losses']) == len(second['losses']) == 5 * counts
     for step in (*first['losses'], *second['losses']):
         assert step['loss_hint'] > 0

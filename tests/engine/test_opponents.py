@@ -147,11 +147,19 @@ def test_resume_without_the_optimizer_would_differ(cityscapes_root, tmp_path):
     content = load_file(str(path))
     cfg.train_cfg.max_iters, cfg.resume = 3, True
     right, _ = train(cfg, holistic(cfg))
-    content['kd_mm'].pop('opponents')
+    states = content['kd_mm']['opponents']
+    for state in states['loss_holistic/0']['state'].values():  # Adam's moments
+        for name in ('exp_avg', 'exp_avg_sq'):
+            state[name].zero_()
     torch.save(content, path)
     (tmp_path / 'cut' / 'last_checkpoint').write_text(str(path))
     wrong, _ = train(cfg, holistic(cfg))
     assert not same(side(right), side(wrong))
+    content['kd_mm'].pop('opponents')
+    torch.save(content, path)
+    (tmp_path / 'cut' / 'last_checkpoint').write_text(str(path))
+    with pytest.raises(ValueError, match='opponents under .*missing: loss_holistic/0'):
+        train(cfg, holistic(cfg))
 
 
 # ------------------------------------------------------------------------------------------------ precision, errors
