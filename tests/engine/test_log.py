@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from stock import detector, hook, teacher_of, train
 
+from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.preflight import random_data
+from kd_mm.hosts.models import build_model, load_config
+
 PARTS = ('fg', 'bg', 'mask', 'rela')
 
 
@@ -41,3 +45,33 @@ def test_a_factor_of_a_part_moves_that_part_alone(det):
     first, second = found
     assert second['mask'] == pytest.approx(2 * first['mask'], rel=1e-5)
     assert all(second[part] == pytest.approx(first[part], rel=1e-5) for part in PARTS if part != 'mask')
+
+
+def test_the_log_has_each_part_once_an_iteration_and_none_without_the_term(det):
+    """As the host logs its own losses; of a term whose time is over, nothing is logged again."""
+    det.train_cfg.max_iters = 4
+    window = dict(type='WindowSchedule', windows=[(0, 2)])
+    losses = dict(loss_all=dict(type='FGDLoss', at='neck'),
+                  loss_some=dict(type='FGDLoss', at='neck', loss_weight=window))
+    runner, record = train(det, [hook(teacher_of(det), losses)])
+    assert [('loss_all' in step, 'loss_some' in step) for step in record.losses] == [(True, step < 2)
+                                                                                    for step in range(4)]
+    for name, times in (('loss_all', 4), ('loss_some', 2)):
+        for part in PARTS:
+            values, counts = runner.message_hub.get_scalar(f'train/{name}/{part}').data
+            assert len(values) == times and counts.tolist() == [1] * times, (name, part)
+
+
+def test_what_is_logged_holds_no_graph(det):
+    student = build_model(load_config(det.to_dict())[0], det.default_scope)
+    student.init_weights()
+    kd = Distiller(student, teacher_of(det), dict(loss_fgd=dict(type='FGDLoss', at='neck')), teacher_ckpt='random',
+                   scope='mmdet')
+    student.train()
+    kd.attach()
+    student(**random_data(student, (64, 64)), mode='loss')
+    found = kd.after_step()
+    assert sorted(found) == sorted(f'loss_fgd/{part}' for part in PARTS)
+    assert all(value.shape == () and not value.requires_grad for value in found.values())
+    assert not kd.after_step()  # told once
+    kd.detach()
