@@ -23,6 +23,8 @@ mmengine.config.config.FormatCode = lambda text, **_: (text, True)
 # For the log, mmengine notes the mean of every parameter after each of its initialisers: a fifth of a model's set-up.
 mmengine.model.base_module.update_init_info = mmengine.model.weight_init.update_init_info = lambda *_, **__: None
 CLASSES = ('square', 'disc')
+# Their asserts show values too, as those of test files do.
+pytest.register_assert_rewrite('tensors', 'stock')
 
 
 def write_coco(root: Path, images: int = 8, size=(64, 64), seed: int = 0, empty: int = 1) -> Path:

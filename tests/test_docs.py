@@ -1,5 +1,6 @@
 """ARCHITECTURE.md and CONTRIBUTING.md against the code: paths, phases, marks; and no path of a machine."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -22,6 +23,40 @@ def test_what_is_named_is_there(name):
     assert lost == []
     links = [link.partition('#')[0] for link in re.findall(r'\]\(([^)]+)\)', TEXTS[name]) if '://' not in link]
     assert all((ROOT / link).is_file() for link in links)
+
+
+def written():
+    """(file, its lines) of all that is written by hand, but for the history."""
+    files = [path for folder in ('kd_mm', 'tools', 'tests', 'configs') for path in (ROOT / folder).rglob('*')
+             if path.suffix in ('.py', '.md', '.sh', '.txt')]
+    for path in [*files, ROOT / 'Makefile', ROOT / 'pyproject.toml', *(ROOT / name for name in TEXTS),
+                 ROOT / 'README.md']:
+        yield path, path.read_text().splitlines()
+
+
+def leads_somewhere(name):
+    """Whether a dotted name is a module of kd_mm, or something in one."""
+    parts = name.split('.')
+    for count in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:count])
+        path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
+        if path.is_file():
+            return count == len(parts) or hasattr(importlib.import_module('.'.join(parts[:count])), parts[count])
+    return False
+
+
+def test_no_name_of_a_file_or_module_is_stale():
+    """Paths and dotted names in every docstring, comment and page: after a move the old ones must go."""
+    lost = []
+    for path, lines in written():
+        for number, line in enumerate(lines, 1):
+            paths = re.findall(r'(?<![\w/.{-])(?:kd_mm|tools|tests)/[\w./-]*\w', line)
+            names = re.findall(r'(?<![\w/.{-])kd_mm\.[a-z]\w*(?:\.[A-Za-z_]\w*)*', line)
+            lost += [f'{path.relative_to(ROOT)}:{number}: {name}' for name in (
+                *(name for name in paths if not re.search('NAME|TASK|_$', name) and not any(
+                    (ROOT / f'{name}{suffix}').exists() for suffix in ('', '.py'))),
+                *(name for name in names if not leads_somewhere(name)))]
+    assert lost == []
 
 
 @pytest.mark.parametrize('name', TEXTS)

@@ -1,6 +1,7 @@
 """Facts of the host in ARCHITECTURE.md, by number, that the code is built on: when a host changes one, this says which.
 
-The others are tested where they matter (learning rates, EMA, DDP, checkpoints: tests/hooks; taps: tests/test_taps.py).
+The others are tested where they matter: learning rates, EMA, DDP and checkpoints in tests/engine, taps in
+tests/hosts/test_taps.py.
 """
 
 import copy

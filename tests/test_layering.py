@@ -64,6 +64,12 @@ def test_the_house_is_small():
         assert len((ROOT / 'kd_mm' / f'{name}.py').read_text().splitlines()) <= 5
 
 
+def test_the_picture_of_the_floors_is_this_table():
+    text = (ROOT / 'ARCHITECTURE.md').read_text()
+    picture = text.split('Floors, from the bottom.')[1].split('```')[1]
+    assert [tuple(line.split()) for line in picture.strip().splitlines()] == list(reversed(LAYERS))
+
+
 def test_no_circle_of_modules():
     known = {dotted(path): path for path in modules()}
     arrows = {}

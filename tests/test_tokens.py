@@ -3,12 +3,12 @@
 import pytest
 import torch
 from mmengine.config import Config
+from stock import loss_step
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.term import Term, mirrored
 from kd_mm.hosts.models import build_model
-from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.ops.problems import ConfigProblems
 
@@ -53,16 +53,6 @@ def distil(cfg, student, **loss):
                      dict(loss_kd=dict(dict(type='FitNetLoss'), **loss)), teacher_ckpt='random', scope='mmseg')
 
 
-def step(student, kd, shape):
-    data = student.data_preprocessor(synthetic_batch(student, 2, shape), True)
-    student.train()
-    kd.attach()
-    try:
-        return student(data['inputs'], data['data_samples'], mode='loss')
-    finally:
-        kd.detach()
-
-
 def test_what_was_taken_is_noted_before_the_first_step(cfg, student):
     kd = distil(cfg, student, at=AT)
     note = kd.current.taps['student', AT].token_size_note
@@ -84,7 +74,7 @@ def test_the_stride_in_the_config_settles_it(cfg, student):
     assert 'tokens=8' in kd.current.taps['student', path].token_size_note
     assert [tap.tokens for (name, _), tap in kd.current.taps.items() if name != 'student'] == [None]
     for shape in ((64, 64), (64, 128)):
-        assert step(student, kd, shape)['loss_kd'] > 0
+        assert loss_step(student, kd, shape)['loss_kd'] > 0
 
 
 def test_cells_in_the_config(cfg, student):

@@ -87,7 +87,7 @@ class Bench:
     """The student of a config with its optimizer and one batch; the distiller comes with :meth:`distil`.
 
     Args:
-        cfg: a config of :func:`kd_mm.read_config`.
+        cfg: a config of :func:`kd_mm.lab.configs.read_config`.
         batch: number of random images.
         shape: (H, W) of the images.
         device: where everything runs.
@@ -443,7 +443,7 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
     """Measure one config.
 
     Args:
-        cfg: a config of :func:`kd_mm.read_config` with one distillation hook.
+        cfg: a config of :func:`kd_mm.lab.configs.read_config` with one distillation hook.
         batch: number of random images.
         shape: (H, W) of the images.
         steps: measured rounds.

@@ -17,6 +17,13 @@ def launch(root, out, batch, counts, ranks):
                ranks)
 
 
+def keep_objects_of_even_images(root):
+    """With two ranks, every image with objects goes to the first."""
+    content = json.loads((root / 'annotations.json').read_text())
+    content['annotations'] = [box for box in content['annotations'] if box['image_id'] % 2 == 0]
+    (root / 'annotations.json').write_text(json.dumps(content))
+
+
 @pytest.fixture(scope='module')
 def joined(cityscapes_root, tmp_path_factory):
     return launch(cityscapes_root, tmp_path_factory.mktemp('one') / 'joined', 4, 1, 1)[0]
@@ -34,9 +41,7 @@ def test_two_processes_equal_one_on_the_joined_batch(cityscapes_root, tmp_path, 
 
 def test_uneven_batches_and_a_rank_without_boxes(tmp_path):
     root = write_coco(tmp_path / 'coco', images=7, empty=0)
-    content = json.loads((root / 'annotations.json').read_text())
-    content['annotations'] = [box for box in content['annotations'] if box['image_id'] % 2 == 0]
-    (root / 'annotations.json').write_text(json.dumps(content))
+    keep_objects_of_even_images(root)
     first, second = run([str(WORKER.with_name('ddp_boxes_worker.py')), str(root), str(tmp_path / 'two')],
                         tmp_path / 'two', 2)
     assert [len(step) for step in first['boxes']] == [2, 2] and [len(step) for step in second['boxes']] == [2, 1]
@@ -54,9 +59,7 @@ def test_uneven_batches_and_a_rank_without_boxes(tmp_path):
 def test_shared_proposals_and_a_rank_without_objects(tmp_path):
     """A rank without positive proposals has masks and boxes of 0 rows, and waits for nothing."""
     root = write_coco(tmp_path / 'coco', images=8, empty=0)
-    content = json.loads((root / 'annotations.json').read_text())
-    content['annotations'] = [box for box in content['annotations'] if box['image_id'] % 2 == 0]
-    (root / 'annotations.json').write_text(json.dumps(content))
+    keep_objects_of_even_images(root)
     first, second = run([str(WORKER.with_name('ddp_proposals_worker.py')), str(root), str(tmp_path / 'two')],
                         tmp_path / 'two', 2)
     names = ('loss_dkd', 'loss_bound', 'loss_masks', 'loss_hint')

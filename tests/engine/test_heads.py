@@ -6,6 +6,7 @@ import pytest
 import torch
 from heads import CONFIGS, batch_of, build_head
 from mmengine.logging import MessageHub
+from stock import learned, traces, without_objects
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.teachers.base import Teacher
@@ -16,12 +17,6 @@ BCKD = dict(type='BCKDLoss', at='bbox_head')
 CROSSKD = dict(type='CrossKDLoss', at='bbox_head')
 LD = dict(type='LDLoss', at='bbox_head')
 RM = dict(type='RMLoss', at='bbox_head')
-
-
-def traces(model):
-    """Everything that a guest could leave on a model."""
-    return {name: (sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks), module.training)
-            for name, module in model.named_modules()}
 
 
 @pytest.fixture(scope='module')
@@ -69,10 +64,7 @@ def distilled(models, name, **losses):
     assert traces(student) == before
     total = sum(found[f'loss_{key}'] for key in losses)
     total.backward()
-    grads = {key: parameter.grad.clone() for key, parameter in student.named_parameters()
-             if parameter.grad is not None and parameter.grad.abs().sum() > 0}
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
-    student.zero_grad()
+    grads = learned(student, teacher)
     return found, grads, calls
 
 
@@ -142,10 +134,7 @@ def test_weight_of_one_level(models):
 
 def test_images_without_objects(models):
     student, teacher, data = models('gfl')
-    data = copy.deepcopy(data)
-    for sample in data['data_samples']:
-        sample.gt_instances = sample.gt_instances[:0]
-    held = dict(gfl=(student, teacher, data))
+    held = dict(gfl=(student, teacher, without_objects(data)))
     found, grads, _ = distilled(held.get, 'gfl', ld=LD, bckd=BCKD, crosskd=CROSSKD)
     assert found['loss_ld'] == 0 and found['loss_bckd'] > 0 and found['loss_crosskd'] > 0
     assert all(torch.isfinite(grad).all() for grad in grads.values())

@@ -11,12 +11,13 @@ from stock import (
     distill_hook,
     hook,
     make_runner,
-    retinanet_model,
     same,
     segmentor,
     teacher_of,
+    traces,
     train,
     weights,
+    wide,
     with_evaluation,
 )
 
@@ -35,21 +36,6 @@ def det(coco_root, tmp_path):
 @pytest.fixture
 def seg(cityscapes_root, tmp_path):
     return segmentor(cityscapes_root, tmp_path / 'seg')
-
-
-def wide(cfg):
-    return teacher_of(cfg, **retinanet_model(base=12, neck=24))
-
-
-def traces(model):
-    """Everything that a guest could leave on a model."""
-    return {name: (sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks),
-                   len(module._backward_hooks), len(module._forward_hooks_always_called),
-                   len(module._forward_hooks_with_kwargs), module.training)
-            for name, module in model.named_modules()}, {
-                name: (parameter.requires_grad, len(parameter._backward_hooks or ()),
-                       len(getattr(parameter, '_post_accumulate_grad_hooks', None) or ()))
-                for name, parameter in model.named_parameters()}
 
 
 def plain_model(cfg):

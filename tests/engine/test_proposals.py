@@ -9,7 +9,7 @@ from heads import build_head
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from stock import hook, make_runner, same, train, weights
-from two_stage import batch_of, build_two_stage, two_stage, two_stage_config
+from two_stage import batch_of, build_two_stage, kept_two_stage, two_stage, two_stage_config
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.hosts.models import build_model
@@ -43,15 +43,7 @@ def teacher_config(kind, classes=3, width=24):
 
 @pytest.fixture(scope='module')
 def models():
-    built = {}
-
-    def get(kind, seed=0, **options):
-        key = (kind, seed, *sorted(options.items()))
-        if key not in built:
-            built[key] = build_two_stage(kind, seed, **options)
-        return built[key]
-
-    return get
+    return kept_two_stage()
 
 
 def step(student, teacher, data=None, backward=True, **losses):

@@ -7,7 +7,7 @@ import torch
 from conftest import write_coco
 from detrs import CONFIGS, LAYERS, batch_of, build_detr, detr_config
 from mmengine.config import Config
-from stock import coco_data, finish, hook, merge, train
+from stock import coco_data, finish, hook, learned, merge, traces, train, without_objects
 
 from kd_mm.engine.distiller import Distiller
 
@@ -29,12 +29,6 @@ def models():
         return built[name]
 
     return get
-
-
-def traces(model):
-    """Everything that a guest could leave on a model."""
-    return {name: (sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks), module.training)
-            for name, module in model.named_modules()}
 
 
 def distilled(models, name, **losses):
@@ -59,10 +53,7 @@ def distilled(models, name, **losses):
             handle.remove()
     assert traces(student) == before
     sum(found[f'loss_{key}'] for key in losses).backward()
-    grads = {key: parameter.grad.clone() for key, parameter in student.named_parameters()
-             if parameter.grad is not None and parameter.grad.abs().sum() > 0}
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
-    student.zero_grad()
+    grads = learned(student, teacher)
     for key in losses:
         assert torch.isfinite(found[f'loss_{key}']) and found[f'loss_{key}'] > 0, key
     assert all(torch.isfinite(grad).all() for grad in grads.values())
@@ -161,11 +152,8 @@ def test_weight_of_one_layer(models):
 
 def test_images_without_objects(models):
     student, teacher, data = models('dino')
-    data = copy.deepcopy(data)
-    for sample in data['data_samples']:
-        sample.gt_instances = sample.gt_instances[:0]
-    distilled(dict(dino=(student, teacher, data)).get, 'dino', logits=LOGITS, feature=FEATURE, prior=PRIOR,
-              points=POINTS)
+    held = dict(dino=(student, teacher, without_objects(data)))
+    distilled(held.get, 'dino', logits=LOGITS, feature=FEATURE, prior=PRIOR, points=POINTS)
 
 
 def test_bfloat16(models):

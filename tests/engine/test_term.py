@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from stock import detector, make_runner, teacher_of
+from stock import detector, loss_step, make_runner, teacher_of
 
 from kd_mm.engine.distiller import Distiller
-from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.losses import OFDLoss
 from kd_mm.losses.base.loss import ReadsModules
 from kd_mm.losses.ofd import negative_mean
@@ -30,17 +29,6 @@ def distiller(det, student, **loss):
     return Distiller(student, teacher_of(det), dict(loss_kd=loss), teacher_ckpt='random', scope='mmdet')
 
 
-def step(student, kd):
-    """The losses of one training forward with the distiller attached."""
-    data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), True)
-    student.train()
-    kd.attach()
-    try:
-        return student(data['inputs'], data['data_samples'], mode='loss')
-    finally:
-        kd.detach()
-
-
 def test_bind_gets_the_module_of_each_level(det, student, monkeypatch):
     seen = []
     monkeypatch.setattr(OFDLoss, 'bind', lambda self, *sides: seen.append(sides))
@@ -60,7 +48,7 @@ def test_ofd_takes_the_margin_from_the_teacher(det, student):
     for margin, module in ((loss.margin_0, teacher.layer4[1].bn1), (loss.margin_1, teacher.layer3[1].bn1)):
         assert torch.equal(margin, negative_mean(module.weight.detach(), module.bias.detach()))
     assert norm.num_features == loss.margin_1.numel()
-    assert step(student, kd)['loss_kd'] > 0
+    assert loss_step(student, kd)['loss_kd'] > 0
 
 
 def test_ofd_before_the_last_relu(det, student):
@@ -70,7 +58,7 @@ def test_ofd_before_the_last_relu(det, student):
     teacher, loss = kd.teacher.model.backbone, kd.terms['loss_kd'].loss
     for margin, block in ((loss.margin_0, teacher.layer3[1]), (loss.margin_1, teacher.layer4[1])):
         assert torch.equal(margin, negative_mean(block.bn2.weight.detach(), block.bn2.bias.detach()))
-    assert step(student, kd)['loss_kd'] > 0
+    assert loss_step(student, kd)['loss_kd'] > 0
 
 
 def test_ofd_at_another_module_is_a_problem(det, student):
@@ -92,7 +80,7 @@ def test_regions_have_taps_of_their_own(det, student, region, monkeypatch):
         return forward(self, features, batch)
 
     monkeypatch.setattr(type(term.region), 'forward', watched)
-    assert step(student, kd)['loss_kd'] > 0
+    assert loss_step(student, kd)['loss_kd'] > 0
     (features, batch), = batches
     assert len(features) == len(batch.given.teacher_logits) == 2
     for feature, logits in zip(features, batch.given.teacher_logits):

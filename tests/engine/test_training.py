@@ -14,12 +14,12 @@ from stock import (
     hook,
     make_runner,
     merge,
-    retinanet_model,
     same,
     segmentor,
     teacher_of,
     train,
     weights,
+    wide,
 )
 
 from kd_mm.hosts.checkpoint import load_file
@@ -32,10 +32,6 @@ MGD = dict(loss_mgd=dict(type='MGDLoss', at='neck', loss_weight=1e-3))
 @pytest.fixture
 def det(coco_root, tmp_path):
     return detector(coco_root, tmp_path / 'det')
-
-
-def wide(cfg):
-    return teacher_of(cfg, **retinanet_model(base=12, neck=24))
 
 
 def extras(runner):

@@ -1,6 +1,6 @@
 """One rank of the two-process test of teachers that change: a peer or a mean teacher, five steps of a segmentor.
 
-Group norm and no dropout, so that two ranks with half a batch each must equal one process with the joined batch.
+Two ranks with half a batch each must equal one process with the joined batch.
 """
 
 import sys
@@ -11,27 +11,17 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1)]
 
 import conftest  # noqa: E402, F401
+from ranks import without_batch_statistics  # noqa: E402
 from stock import Recorder, distill_hook, make_runner, segmentor, teacher_of  # noqa: E402
 
 STEPS = 5
 
 
 def main(root, out, kind, batch, counts, launcher):
-    cfg = segmentor(root, f'{out}_work', steps=STEPS * int(counts))
-    norm = dict(type='GN', num_groups=4)
-    cfg.merge_from_dict(dict(model=dict(
-        backbone=dict(norm_cfg=norm), decode_head=dict(norm_cfg=norm, dropout_ratio=0.0),
-        auxiliary_head=dict(norm_cfg=norm, dropout_ratio=0.0))))
-    cfg.train_dataloader.batch_size = int(batch)
-    cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
+    cfg = without_batch_statistics(segmentor(root, f'{out}_work', steps=STEPS * int(counts)), int(batch), launcher)
     # The decay is large: a parameter that takes no part in a step must not be touched by it on any number of ranks.
     cfg.optim_wrapper = dict(type='OptimWrapper', accumulative_counts=int(counts), clip_grad=dict(max_norm=5.0),
                              optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.1))
-    cfg.launcher = launcher
-    if launcher == 'pytorch':
-        # mmengine's own start asks for a GPU; a group that is there already is left alone.
-        torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, find_unused_parameters=False)
     adapter = dict(type='ConvAdapter', always=True)
     losses = dict(
         loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg'),

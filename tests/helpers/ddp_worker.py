@@ -1,6 +1,6 @@
 """One rank of the two-process test: trains a segmentor one update and saves what it has learned.
 
-Group norm and no dropout, so that two ranks with half a batch each must equal one process with the joined batch.
+Two ranks with half a batch each must equal one process with the joined batch.
 """
 
 import os
@@ -13,6 +13,7 @@ from mmengine.config import Config
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1)]
 
 import conftest  # noqa: E402, F401
+from ranks import without_batch_statistics  # noqa: E402
 from stock import distill_hook, hook, make_runner, segmentor, teacher_of  # noqa: E402
 
 from kd_mm.hosts.models import build_model  # noqa: E402
@@ -20,20 +21,9 @@ from kd_mm.ops.modes import preserved_random_state  # noqa: E402
 
 
 def main(root, out, batch, counts, launcher):
-    cfg = segmentor(root, f'{out}_work', steps=int(counts))
-    norm = dict(type='GN', num_groups=4)
-    cfg.merge_from_dict(dict(model=dict(
-        backbone=dict(norm_cfg=norm), decode_head=dict(norm_cfg=norm, dropout_ratio=0.0),
-        auxiliary_head=dict(norm_cfg=norm, dropout_ratio=0.0))))
-    cfg.train_dataloader.batch_size = int(batch)
-    cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
+    cfg = without_batch_statistics(segmentor(root, f'{out}_work', steps=int(counts)), int(batch), launcher)
     cfg.optim_wrapper = dict(type='OptimWrapper', accumulative_counts=int(counts),
                              optimizer=dict(type='SGD', lr=0.5), clip_grad=dict(max_norm=5.0))
-    cfg.launcher = launcher
-    if launcher == 'pytorch':
-        # mmengine's own start asks for a GPU; a group that is there already is left alone.
-        torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, find_unused_parameters=False)
     losses = dict(
         loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg'),
         loss_hint=dict(type='FitNetLoss', at='backbone', adapter=dict(type='ConvAdapter', always=True)),

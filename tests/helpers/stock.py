@@ -18,10 +18,21 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.zoo import zoo_config
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 NORM = dict(type='BN', requires_grad=True)
+#: A config file: the stock FCN-D8, narrow.
+NARROW_FCN = f'''
+_base_ = {str(zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'))!r}
+norm = dict(type='BN', requires_grad=True)
+model = dict(
+    pretrained=None,
+    backbone=dict(depth=18, base_channels=8, stem_channels=8, norm_cfg=norm),
+    decode_head=dict(in_channels=64, channels=16, norm_cfg=norm),
+    auxiliary_head=dict(in_channels=32, channels=16, norm_cfg=norm))
+'''
 
 
 def _backbone(base: int, depth: int, **extra: Any) -> Dict[str, Any]:
@@ -144,6 +155,11 @@ def teacher_of(cfg: Config, **model: Any) -> Dict[str, Any]:
     return merged.to_dict()
 
 
+def wide(cfg: Config) -> Dict[str, Any]:
+    """A teacher of half as many channels more in the backbone and in the neck."""
+    return teacher_of(cfg, **retinanet_model(base=12, neck=24))
+
+
 def hook(teacher: Any, losses: Dict[str, Any], **extra: Any) -> Dict[str, Any]:
     return dict(type='kd_mm.DistillHook', teacher=teacher, losses=losses,
                 teacher_ckpt=extra.pop('teacher_ckpt', 'random'), **extra)
@@ -196,6 +212,45 @@ def train(cfg: Config, hooks: Optional[list] = None, look=None):
     runner.register_hook(recorder)
     runner.train()
     return runner, recorder
+
+
+def loss_step(student, distiller, shape=(64, 64)):
+    """The losses of one training forward with the distiller attached."""
+    data = student.data_preprocessor(synthetic_batch(student, 2, shape), True)
+    student.train()
+    distiller.attach()
+    try:
+        return student(data['inputs'], data['data_samples'], mode='loss')
+    finally:
+        distiller.detach()
+
+
+def traces(model):
+    """Everything that a guest could leave on a model."""
+    return {name: (sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks),
+                   len(module._backward_hooks), len(module._forward_hooks_always_called),
+                   len(module._forward_hooks_with_kwargs), module.training)
+            for name, module in model.named_modules()}, {
+                name: (parameter.requires_grad, len(parameter._backward_hooks or ()),
+                       len(getattr(parameter, '_post_accumulate_grad_hooks', None) or ()))
+                for name, parameter in model.named_parameters()}
+
+
+def learned(student, teacher):
+    """The gradients that are not 0, by parameter, and the student without them; the teacher must have none."""
+    grads = {key: parameter.grad.clone() for key, parameter in student.named_parameters()
+             if parameter.grad is not None and parameter.grad.abs().sum() > 0}
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+    student.zero_grad()
+    return grads
+
+
+def without_objects(data):
+    """A copy of a batch whose images have no objects."""
+    data = copy.deepcopy(data)
+    for sample in data['data_samples']:
+        sample.gt_instances = sample.gt_instances[:0]
+    return data
 
 
 def distill_hook(runner: Runner) -> Any:

@@ -1,7 +1,7 @@
 """Stock two-stage detectors, narrowed by overrides: Faster, Mask and Cascade R-CNN, and what is recorded of a step."""
 
 import copy
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 import torch
 from mmengine.config import Config
@@ -65,6 +65,19 @@ def build_two_stage(kind: str, seed: int = 0, **options: Any) -> Any:
             if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and 'backbone' not in name:
                 torch.nn.init.normal_(module.weight, std=0.3 if 'fc_cls' in name else 0.05)
     return model.train()
+
+
+def kept_two_stage() -> Callable[..., Any]:
+    """:func:`build_two_stage` that builds every detector once."""
+    built: Dict[Any, Any] = {}
+
+    def get(kind, seed=0, **options):
+        key = (kind, seed, *sorted(options.items()))
+        if key not in built:
+            built[key] = build_two_stage(kind, seed, **options)
+        return built[key]
+
+    return get
 
 
 def batch_of(model: Any, seed: int = 0) -> Dict[str, Any]:

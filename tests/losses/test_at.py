@@ -1,18 +1,9 @@
 import pytest
 import torch
+from tensors import Given
 
-from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
-
-
-class Given(RegionMask):
-    def __init__(self, mask):
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, features, batch):
-        return (self.mask, )
 
 
 def value(student, teacher, region=None, **options):

@@ -1,26 +1,13 @@
 import pytest
 import torch
+from tensors import Given, draw
 
 from kd_mm.losses.cwd import channel_wise_divergence
 from kd_mm.ops.divergences import softmax_divergence
 from kd_mm.regions import EdgeRegion
-from kd_mm.regions.base import RegionMask
 from kd_mm.regions.edge import class_edges, label_edges, window_classes
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
-
-
-class Given(RegionMask):
-    def __init__(self, mask):
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, features, batch):
-        return (self.mask, )
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def value(student, teacher, batch, region=None, **options):

@@ -2,18 +2,14 @@ import math
 
 import pytest
 import torch
+from tensors import check_samples_and_limit, random_rows
 
 from kd_mm.losses.cc import taylor_gaussian
 from kd_mm.registry import build
-from kd_mm.types.batch import KDBatch
 
 
 def value(student, teacher, batch=None, **options):
     return build(dict(type='CCLoss', **options))(student, teacher, batch).item()
-
-
-def random_rows(*shape):
-    return torch.randn(*shape).double()
 
 
 def test_kernel_by_hand():
@@ -49,12 +45,7 @@ def test_relations_do_not_see_rotations():
 
 
 def test_samples_and_limit():
-    student, teacher = random_rows(3, 4, 2, 2), random_rows(3, 6, 2, 2)
-    assert value(student, teacher, samples='image') == pytest.approx(value(student.flatten(1), teacher.flatten(1)))
-    cells = student.permute(0, 2, 3, 1).reshape(12, 4), teacher.permute(0, 2, 3, 1).reshape(12, 6)
-    assert value(student, teacher) == pytest.approx(value(*cells), rel=1e-12)
-    drawn = {value(*cells, KDBatch(step=step), limit=5) for step in range(4)}
-    assert len(drawn) == 4 and value(*cells, limit=12) == pytest.approx(value(*cells))
+    check_samples_and_limit(value)
 
 
 def test_equal_relations_have_a_finite_gradient():

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tensors import draw
 
 from kd_mm.losses.chen import bounded_squares, weighted_cross_entropy
 from kd_mm.registry import build
@@ -10,10 +11,6 @@ from kd_mm.types.batch import KDBatch
 
 def value(kind, student, teacher, batch=None, **options):
     return build(dict(type=kind, loss_weight=1.0, **options))(student, teacher, batch).item()
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 #: Teacher (1/2, 1/4, 1/4), student (1/4, 1/4, 1/2), the background last.

@@ -1,27 +1,14 @@
 import pytest
 import torch
+from tensors import Given, draw
 
 from kd_mm.losses.dist import dist_terms, pearson
-from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
 
 
 def value(student, teacher, batch=None, region=None, **options):
     return build(dict(type='DISTLoss', **options))(student, teacher, batch, region).item()
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
-class Given(RegionMask):
-    def __init__(self, mask):
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, features, batch):
-        return (self.mask, ) * len(features)
 
 
 def test_pearson_by_hand():

@@ -2,28 +2,15 @@ import math
 
 import pytest
 import torch
+from tensors import Given, draw
 
 from kd_mm.losses.dkd import decoupled_terms
-from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
 
 
-class Given(RegionMask):
-    def __init__(self, mask):
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, features, batch):
-        return (self.mask, )
-
-
 def value(student, teacher, batch=None, region=None, **options):
     return build(dict(type='DKDLoss', **options))(student, teacher, batch, region).item()
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def example(tau=1.0):

@@ -2,24 +2,11 @@ import math
 
 import pytest
 import torch
+from tensors import Given, draw
 
 from kd_mm.losses.dsd import attention_residuals, category_similarity
-from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
-
-
-class Given(RegionMask):
-    def __init__(self, mask):
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, features, batch):
-        return (self.mask, ) * len(features)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def value(student, teacher, batch=None, region=None, **options):

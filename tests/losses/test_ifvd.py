@@ -1,37 +1,10 @@
 import pytest
 import torch
+from tensors import Given, by_differences, draw
 
 from kd_mm.losses.ifvd import class_similarity
-from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
-
-
-class Given(RegionMask):
-    def __init__(self, mask):
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, features, batch):
-        return (self.mask, )
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def by_differences(function, inputs, step=1e-5):
-    """Gradient of a function of one tensor by central differences."""
-    values = inputs.detach()
-    result = torch.zeros_like(values)
-    for index in range(values.numel()):
-        ends = []
-        for sign in (1, -1):
-            moved = values.clone()
-            moved.view(-1)[index] += sign * step
-            ends.append(function(moved).item())
-        result.view(-1)[index] = (ends[0] - ends[1]) / (2 * step)
-    return result
 
 
 def value(student, teacher, labels, region=None, **options):

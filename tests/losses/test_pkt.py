@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+from tensors import check_samples_and_limit, random_rows
 
 from kd_mm.losses.pkt import neighbour_probabilities
 from kd_mm.registry import build
-from kd_mm.types.batch import KDBatch
 
 SWEEP = {'PKTLoss': dict(skip=dict(
     test_the_batch_twice_is_what_the_reduction_says='probabilities of twice as many neighbours are half as large'))}
@@ -13,10 +13,6 @@ SWEEP = {'PKTLoss': dict(skip=dict(
 
 def value(student, teacher, batch=None, **options):
     return build(dict(type='PKTLoss', loss_weight=1.0, **options))(student, teacher, batch).item()
-
-
-def random_rows(*shape):
-    return torch.randn(*shape).double()
 
 
 def test_closed_form():
@@ -43,12 +39,7 @@ def test_relations_see_neither_rotations_nor_the_size_of_a_sample():
 
 
 def test_samples_and_limit():
-    student, teacher = random_rows(3, 4, 2, 2), random_rows(3, 6, 2, 2)
-    assert value(student, teacher, samples='image') == pytest.approx(value(student.flatten(1), teacher.flatten(1)))
-    cells = student.permute(0, 2, 3, 1).reshape(12, 4), teacher.permute(0, 2, 3, 1).reshape(12, 6)
-    assert value(student, teacher) == pytest.approx(value(*cells), rel=1e-12)
-    drawn = {value(*cells, KDBatch(step=step), limit=5) for step in range(4)}
-    assert len(drawn) == 4 and value(*cells, limit=12) == pytest.approx(value(*cells))
+    check_samples_and_limit(value)
 
 
 def test_more_cells_than_the_limit_cost_no_more():

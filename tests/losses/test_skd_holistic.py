@@ -4,29 +4,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tensors import Given, draw
 
 from kd_mm.losses.base.opponent import Opponent
 from kd_mm.losses.skd_holistic import Discriminator, SelfAttention, discriminator_loss, generator_loss, image_mean
-from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch, StepInfo
 
 SWEEP = {'SKDHolisticLoss': dict(
     options=dict(condition_on_image=False, width=2),
     skip={'test_zero_for_equal_inputs': 'the score of a discriminator has no zero'})}
-
-
-class Given(RegionMask):
-    def __init__(self, mask):
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, features, batch):
-        return (self.mask, )
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def make(**options):

@@ -1,51 +1,11 @@
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
+from peak import Largest
+from tensors import Given, by_differences, draw
 
 from kd_mm.losses.skd_pairwise import affinity_gap, pooled_nodes
-from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
-
-
-class Given(RegionMask):
-    def __init__(self, mask):
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, features, batch):
-        return (self.mask, )
-
-
-class Largest(TorchFunctionMode):
-    """Remembers how many numbers the largest tensor had that any operation returned."""
-
-    numbers = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result, ):
-            if isinstance(tensor, torch.Tensor):
-                self.numbers = max(self.numbers, tensor.numel())
-        return result
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def by_differences(function, inputs, step=1e-5):
-    """Gradient of a function of one tensor by central differences."""
-    values = inputs.detach()
-    result = torch.zeros_like(values)
-    for index in range(values.numel()):
-        ends = []
-        for sign in (1, -1):
-            moved = values.clone()
-            moved.view(-1)[index] += sign * step
-            ends.append(function(moved).item())
-        result.view(-1)[index] = (ends[0] - ends[1]) / (2 * step)
-    return result
 
 
 def value(student, teacher, region=None, **options):
@@ -110,7 +70,7 @@ def test_peak_memory_is_a_block():
     with watch:
         loss = affinity_gap(student.flatten(2), teacher.flatten(2), None, block)
         loss.backward()
-    assert watch.numbers <= block < nodes * nodes / 10
+    assert watch.numel <= block < nodes * nodes / 10
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda none: none):
         affinity_gap(student.flatten(2), teacher.flatten(2), None, block)
@@ -121,7 +81,7 @@ def test_the_loss_uses_blocks():
     watch, features = Largest(), torch.randn(1, 2, 40, 64)
     with watch:
         build(dict(type='SKDPairwiseLoss', kernel=1))(features, features)
-    assert watch.numbers <= 2**21 < 2560**2
+    assert watch.numel <= 2**21 < 2560**2
 
 
 def test_scale_is_a_grid():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tensors import random_rows
 
 from kd_mm.losses.sp import similarity_gap, similarity_gap_factored
 from kd_mm.registry import build
@@ -11,10 +12,6 @@ SWEEP = {'SPLoss': dict(skip=dict(
 
 def value(student, teacher, batch=None, **options):
     return build(dict(type='SPLoss', loss_weight=1.0, **options))(student, teacher, batch).item()
-
-
-def random_rows(*shape):
-    return torch.randn(*shape).double()
 
 
 @pytest.mark.parametrize('norm, expected', [('l2', 2 * (2 - 2**0.5) / 4), ('l1', 2 * 0.5 / 4)])

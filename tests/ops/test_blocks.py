@@ -2,16 +2,13 @@
 
 import pytest
 import torch
+from tensors import draw
 
 from kd_mm.lab.meters import allocation_peak
 from kd_mm.losses.base.loss import KDLoss
 from kd_mm.ops.blocks import block_slices, sum_in_blocks
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def terms(student, teacher, mask):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from stock import NARROW_FCN
 
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab import check as inspection
@@ -30,15 +31,6 @@ model = dict(
     data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False),
     neck=dict(out_channels=24), bbox_head=dict(in_channels=24, feat_channels=24))
 '''
-SEGMENTOR = f'''
-_base_ = {str(zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'))!r}
-norm = dict(type='BN', requires_grad=True)
-model = dict(
-    pretrained=None,
-    backbone=dict(depth=18, base_channels=8, stem_channels=8, norm_cfg=norm),
-    decode_head=dict(in_channels=64, channels=16, norm_cfg=norm),
-    auxiliary_head=dict(in_channels=32, channels=16, norm_cfg=norm))
-'''
 SHAPE = ['--shape', '64', '64']
 
 
@@ -46,7 +38,7 @@ SHAPE = ['--shape', '64', '64']
 def folder(tmp_path):
     (tmp_path / 'student.py').write_text(DETECTOR)
     (tmp_path / 'teacher.py').write_text(TEACHER)
-    (tmp_path / 'segmentor.py').write_text(SEGMENTOR)
+    (tmp_path / 'segmentor.py').write_text(NARROW_FCN)
     return tmp_path
 
 

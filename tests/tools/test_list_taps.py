@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from stock import NARROW_FCN
 
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.taps import Tap
@@ -55,15 +56,7 @@ def test_modules_that_return_nothing_are_listed_on_demand(capsys):
 
 
 def test_auxiliary_heads_and_the_teacher(tmp_path, capsys):
-    (tmp_path / 'teacher.py').write_text(f'''
-_base_ = {str(zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'))!r}
-norm = dict(type='BN', requires_grad=True)
-model = dict(
-    pretrained=None,
-    backbone=dict(depth=18, base_channels=8, stem_channels=8, norm_cfg=norm),
-    decode_head=dict(in_channels=64, channels=16, norm_cfg=norm),
-    auxiliary_head=dict(in_channels=32, channels=16, norm_cfg=norm))
-''')
+    (tmp_path / 'teacher.py').write_text(NARROW_FCN)
     (tmp_path / 'student.py').write_text('''
 _base_ = './teacher.py'
 model = dict(decode_head=dict(channels=8))

@@ -15,7 +15,7 @@ class ProposalReader(Reader):
 
     Args:
         title, at, levels: see :class:`Reader`; ``levels`` are stages.
-        proposals: whose they are, see :data:`kd_mm.views.PROPOSALS`.
+        proposals: whose they are, see :data:`kd_mm.types.proposals.PROPOSALS`.
     """
 
     def __init__(self, title: str, at: Dict[str, Any], levels: Mapping[str, Optional[Sequence[int]]], proposals: str):

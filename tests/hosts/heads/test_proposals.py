@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from two_stage import batch_of, build_two_stage, recorded
+from two_stage import batch_of, build_two_stage, kept_two_stage, recorded
 
 from kd_mm.hosts.heads.proposals import roi_views, rpn_views, stage_pairs
 from kd_mm.types.proposals import RoIView, _recoded, compared, own
@@ -15,15 +15,7 @@ KINDS = ('faster', 'mask', 'cascade')
 
 @pytest.fixture(scope='module')
 def models():
-    built = {}
-
-    def get(kind, seed=0, **options):
-        key = (kind, seed, *sorted(options.items()))
-        if key not in built:
-            built[key] = build_two_stage(kind, seed, **options)
-        return built[key]
-
-    return get
+    return kept_two_stage()
 
 
 def pairs_of(student, teacher, place, proposals='student', levels=(None, None)):
