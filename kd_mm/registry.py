@@ -1,7 +1,8 @@
 """The registries of kd_mm and :func:`build`.
 
-Both are children of mmengine's with the scope ``kd_mm``, so a config writes ``type='kd_mm.DistillHook'`` and mmengine
-imports this module by itself.  Inside a ``DistillHook`` entry the prefix is not needed: :func:`build` pins the scope.
+``HOOKS`` and ``MODELS`` are children of mmengine's registries with the scope ``kd_mm``: for
+``type='kd_mm.DistillHook'`` in a config mmengine imports this module by itself.  Inside a ``DistillHook`` entry the
+prefix is not needed, because :func:`build` sets the scope.  ``TEACHERS`` is ours alone.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""Which student level meets which teacher level, and which of their classes."""
+"""Which student level is compared with which teacher level, and which classes of the two."""
 
 from typing import List, Optional, Tuple
 

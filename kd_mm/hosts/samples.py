@@ -1,7 +1,7 @@
 """The only reader of the hosts' data samples.
 
-Losses and regions ask :mod:`kd_mm.types.targets`, never a data sample, so that plain-tensor use and both hosts look the
-same.  Nothing is decoded before it is asked for.
+Losses and regions ask :mod:`kd_mm.types.targets`; what that needs of a data sample is read here, when it is asked for
+and not before.
 """
 
 from typing import Any, List, Optional, Sequence, Tuple

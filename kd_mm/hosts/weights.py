@@ -1,4 +1,4 @@
-"""Weights of a checkpoint into a model: keys converted, prefixes found, what does not fit said."""
+"""Load the weights of a checkpoint into a model: convert keys, find prefixes, report what does not fit."""
 
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""What the tools share: build a config's student, teacher and distiller without a Runner, data or downloads, and look.
+"""Check a distillation config: build student, teacher and distiller without Runner, data or downloads; run one step.
 
-``tools/check_config.py``, ``tools/list_taps.py`` and ``tools/measure.py`` are command lines over this module.
+``tools/check_config.py`` is the command line over this module.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Instance-conditional distillation: a decoder, trained to find instances, says where their knowledge is."""
+"""Instance-conditional distillation: a decoder that learns to find instances says which cells matter to each."""
 
 import math
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple

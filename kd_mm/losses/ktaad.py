@@ -1,4 +1,4 @@
-"""Knowledge adaptation: the teacher's features as a code that an auto-encoder has learned, and their affinities."""
+"""Knowledge adaptation: an auto-encoder's code of the teacher's features, and the affinities of their cells."""
 
 from typing import Any, Dict, Optional, Tuple
 

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a configuration, for one error."""
+"""Collects everything that is wrong with a configuration into one error."""
 
 from typing import Any, List, Sequence
 

@@ -1,6 +1,7 @@
-"""The only reader of data samples: boxes, labels, segmentation maps and the valid area.
+"""What a batch says about its images: sizes, boxes, labels, segmentation maps and the valid area.
 
-Losses and regions ask these functions, never a data sample, so that plain-tensor use and both hosts look the same.
+Losses and regions ask these functions and never read a data sample, so that plain tensors and both hosts look the
+same.  :mod:`kd_mm.hosts.samples` reads the data samples of the hosts.
 """
 
 from typing import Any, List, Optional, Sequence, Tuple, Union

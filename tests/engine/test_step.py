@@ -10,10 +10,10 @@ import torch
 from mmengine.hooks import Hook
 from stock import detector, hook, teacher_of, train
 
+from kd_mm.engine import watch
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import DistillHook
 from kd_mm.engine.preflight import random_data
-from kd_mm.engine.watch import PATIENCE
 from kd_mm.hosts.models import build_model, load_config
 
 CWD = dict(type='CWDLoss', at='neck')
@@ -136,16 +136,18 @@ def test_a_step_can_be_looked_into(det):
     assert not step.records and step.batch is None and not student._forward_hooks
 
 
-def test_a_term_that_teaches_nothing_stops_with_its_name(det, tmp_path):
+def test_a_term_that_teaches_nothing_stops_with_its_name(det, monkeypatch):
     """Nothing in its value tells: 2 a level, in every step."""
-    det.train_cfg.max_iters = PATIENCE + 1
+    assert watch.PATIENCE == 100
+    monkeypatch.setattr(watch, 'PATIENCE', 6)
+    det.train_cfg.max_iters = 7
     losses = dict(loss_kd=CWD, loss_same=dict(type='FitNetLoss', at='neck'))
 
     def share(runner):
         distiller = distiller_of(runner)
         distiller.terms['loss_same'].loss.level_loss = lambda level, student, *_: (student * 0).sum() + 2.0
 
-    message = f'loss_same: in {PATIENCE} steps its gradient .*exactly 0 .*value now is 10'
+    message = 'loss_same: in 6 steps its gradient .*exactly 0 .*value now is 10'
     with pytest.raises(RuntimeError, match=message):
         train(det, [hook(teacher_of(det), losses), Before(share)])
 

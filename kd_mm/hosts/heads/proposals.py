@@ -1,10 +1,10 @@
 """The RoI-head view: what two heads say about the same proposals.
 
 A second stage predicts for proposals, and each model has its own: row 7 refers to a different box in each model.  Both
-heads are therefore run on the same proposals.  By default the proposals are those that the host has sampled
-for the student in this step; the student's predictions, their labels and their targets are read from the recorded calls
-of the student's own head, and the teacher's RoI head runs once, without gradient, on the features that the teacher has
-computed in its pass.  Both models see the same pixels, so a proposal is the same place in both, whatever the strides.
+heads are therefore run on the same proposals, by default on those that the host has sampled for the student in this
+step.  The student's predictions, labels and targets are read from the recorded calls of its own head.  The teacher's
+RoI head runs once, without gradient, on the features of the teacher's pass.  Both models see the same pixels, so a
+proposal is the same place in both, whatever the strides.
 
 The rows of the first stage are the anchors that the host has sampled; nothing runs again.
 

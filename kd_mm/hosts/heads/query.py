@@ -4,8 +4,8 @@ A decoder layer is a *level*: class logits (N, Q, K) and boxes (N, Q, 4) of Q ob
 parts of the image without its padding, as the host's own losses have them.  The queries are those that are matched with
 objects: denoising queries (DINO, DDQ) and DDQ's dense ones, which exist in training only, are left out.
 
-Everything is taken from the recorded calls of one forward pass.  A method may run a
-decoder, and nothing else, once more on another model's queries: :attr:`QueryView.decode`.
+Everything is taken from the recorded calls of one forward pass.  Only a decoder may run once more, on another model's
+queries: :attr:`QueryView.decode`.
 
 Nothing of mmdet is imported: a detector is used through its instance.
 """

@@ -1,9 +1,9 @@
 """The cross-head pass: a student's tower features through the rest of the teacher's head (CrossKD, CVPR 2024).
 
 The teacher's own ``forward`` runs.  During the call the convolutions to be left out are replaced: they pass their input
-on, and the last of them returns the student's features.  So predictors, scales, decoding and auxiliary branches are the
-teacher's, whatever its kind.  Its parameters require no gradient and its norms are in eval
-mode (:class:`kd_mm.teachers.base.Teacher` sees to both); the gradient goes through it to the student.
+on, and the last of them returns the student's features.  Predictors, scales, decoding and auxiliary branches thus stay
+the teacher's, for every kind of head.  :class:`kd_mm.teachers.base.Teacher` has set its norms to eval mode and its
+parameters to need no gradient; the gradient passes through to the student.
 """
 
 from contextlib import ExitStack

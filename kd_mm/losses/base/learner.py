@@ -1,4 +1,4 @@
-"""What some methods learn from the teacher alone before they distil: the protocol, and the file it ends up in.
+"""What some methods learn from the teacher alone before they distil: the protocol, and the file that keeps it.
 
 A loss that needs it names the constructor argument that takes the file (``learned``) and builds a :class:`Learner`
 (``learner()``).  ``tools/learn_tokens.py`` trains the learners of a config and writes their files; see
