@@ -1,11 +1,12 @@
 """The first pass: all models on random images before training, to find widths, sizes and what is not connected."""
 
 import copy
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from kd_mm.engine.agreement import Agreement
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term
@@ -58,12 +59,11 @@ class Preflight:
     Args:
         step: knows the models, the terms of both directions, and their taps.
         problems: gets what is wrong.
-        check: called with every comparison before its term is prepared; raises a ValueError for what the distiller
-            knows better.
+        agreement: says whether both sides of a logit loss mean the same.
     """
 
-    def __init__(self, step: Step, problems: Problems, check: Callable[[Comparison], None]):
-        self.step, self.problems, self.check = step, problems, check
+    def __init__(self, step: Step, problems: Problems, agreement: Agreement):
+        self.step, self.problems, self.agreement = step, problems, agreement
         #: student taps that no tensor forward reaches: label assignment and what belongs to it.
         self.loss_only: List[str] = []
 
@@ -104,10 +104,12 @@ class Preflight:
     def _prepare(self, term: Term, records: Dict[str, Dict[str, Recorded]], batch: KDBatch) -> None:
         step = self.step
         comparison, = step.read([term], records, batch)
-        self.check(comparison)
+        source = step.source_of(term, term.sources[0])
+        if not self.agreement.levels(comparison, term.reader.meanings_of('student', records[term.learner]),
+                                     term.reader.meanings_of('teacher', records[source]), source):
+            return
         levels = comparison.student
         term.loss.weight.check(1 if term.loss.joint else len(levels), step.max_steps)
-        source = step.source_of(term, term.sources[0])
         term.bind(term.reader.modules('student', step.model(term.learner), records[term.learner]),
                   term.reader.modules('teacher', step.model(source), records[source]))
         if source == term.learner and not term.of_heads and all(s is t for s, t in zip(levels, comparison.teacher)):

@@ -10,7 +10,7 @@ from kd_mm.hosts.heads.mask_query import mask_query_view
 from kd_mm.hosts.heads.query import query_taps, query_view
 from kd_mm.hosts.heads.towers import cross_head_outputs, default_index, held_features, tower_taps
 from kd_mm.hosts.paths import resolve
-from kd_mm.hosts.places import MARK
+from kd_mm.hosts.places import MARK, head_meaning
 from kd_mm.types.batch import KDBatch
 from kd_mm.types.dense import DenseView
 from kd_mm.types.query import MaskQueryView, QueryView
@@ -52,6 +52,7 @@ class HeadReader(Reader):
         if method != 'forward':
             raise ValueError(f'{side} {at!r} is a method, and {self._owner} needs a head')
         self.heads[side], self.models[side] = head, model
+        self.meanings[side] = {at: head_meaning(model, at)}
         self._named[side] = self._taps(side, model, at, head)
         self.paths[side] = list(self._named[side].values())
         return self.paths[side]

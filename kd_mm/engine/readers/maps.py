@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from kd_mm.engine.levels import Pairs, pair_levels
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records, shapes_text
 from kd_mm.hosts.heads.dense import dense_view
+from kd_mm.hosts.meaning import Meaning
 from kd_mm.hosts.paths import expand_paths, module_at, resolve
-from kd_mm.hosts.places import MARK, find
+from kd_mm.hosts.places import MARK, find, meaning_at
 from kd_mm.ops.classes import take_classes
 from kd_mm.types.batch import Features, KDBatch
 
@@ -58,7 +59,11 @@ class MapReader(Reader):
             place = find(model, part) if part.startswith(MARK) else None
             if place is not None and place.pick is not None:
                 self._picks[side, logits] = place.pick
-            paths.extend(expand_paths(model, part if place is None else place.paths))
+            found = expand_paths(model, part if place is None else place.paths)
+            if not logits:
+                self.meanings[side].update({path: meaning_at(model, path) if place is None else place.meaning
+                                            for path in found})
+            paths.extend(found)
         return paths
 
     def keeps_calls(self, path: str) -> bool:
@@ -124,6 +129,10 @@ class MapReader(Reader):
 
     def modules(self, side: str, model: nn.Module, records: Records) -> List[Any]:
         found = [module_at(model, path, side) for path, _ in self._levels_of(side, records, logits=False)]
+        return list(self._paired(side, found))
+
+    def meanings_of(self, side: str, records: Records) -> List[Optional[Meaning]]:
+        found = [self.meanings[side].get(path) for path, _ in self._levels_of(side, records, logits=False)]
         return list(self._paired(side, found))
 
     def describe(self) -> str:
