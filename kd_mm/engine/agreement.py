@@ -99,11 +99,12 @@ class Agreement:
                         f'{other.text()}{self._named(source, other)}. {mend(own, other)}')
             if s.dim() == t.dim() and s.shape[1] != t.shape[1]:
                 ours, theirs = self.classes_of(term.learner), self.classes_of(source)
-                names = [f' ({names_text(found)})' if ours != theirs else '' for found in (ours, theirs)]
+                names = ['' if ours and ours == theirs else f' ({names_text(found)})' for found in (ours, theirs)]
+                other = '' if term.shared else ", or tap the class logits of both, such as '@logits'"
                 raise ValueError(
                     f'{where}: a logit loss needs the same classes, but the student has {s.shape[1]} logits{names[0]} '
-                    f'and the teacher {t.shape[1]}{names[1]}. Use a feature loss, a teacher trained on these classes, '
-                    "or tap the class logits of both, such as '@logits'")
+                    f'and the teacher {t.shape[1]}{names[1]}. Use a feature loss, or a teacher trained on these classes'
+                    f'{other}')
         return True
 
     def _named(self, name: str, meaning: Meaning) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.engine.agreement import Agreement
-from kd_mm.engine.readers.base import Comparison
+from kd_mm.engine.outputs import Outputs
+from kd_mm.engine.readers.base import Comparison, shapes_text
 from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.hosts.forward import forward_tensor
@@ -66,6 +67,8 @@ class Preflight:
         self.step, self.problems, self.agreement = step, problems, agreement
         #: student taps that no tensor forward reaches: label assignment and what belongs to it.
         self.loss_only: List[str] = []
+        #: images, data samples and batch of the last pass.
+        self.given: Tuple[Tensor, Any, KDBatch]
 
     def run(self) -> None:
         """Run all models and prepare every term; what is wrong becomes a problem."""
@@ -78,20 +81,24 @@ class Preflight:
             if passed is None:
                 return
             records, batch = passed
+            outputs = Outputs(step, len(self.given[0]), records, self._again)
+            late = self._in_training(outputs, terms)
             for term in terms:
-                silent = [f'{step.word(name)} {path!r}' for name, path in step.keys([term])
-                          if not records[name].get(path)]
-                if silent:
-                    self.problems.add(
-                        f'{term.title}: the tap at {", ".join(silent)} never fires: the module is not used by the '
-                        'forward pass, or returns no floating-point tensor. List all that do: '
-                        'python tools/list_taps.py CONFIG')
-                    continue
                 try:
-                    self._prepare(term, records, batch)
+                    for look in (outputs.own_rows, outputs.silent):
+                        problem = look(term)
+                        if problem is not None:
+                            raise ValueError(problem)
+                    self._prepare(term, records, batch, outputs, late)
                 except (KeyError, ValueError) as error:
-                    text = str(error.args[0])
-                    self.problems.add(text if text.startswith(term.title) else f'{term.title}: {text}')
+                    text = str(error.args[0]) if error.args else repr(error)
+                    self.problems.add(_placed(term, text if text.startswith(term.title) else f'{term.title}: {text}'))
+                except Exception as error:  # a loss that meets what its author did not think of
+                    self.problems.add(_placed(term, (
+                        f'{term.title}: {type(term.loss).__name__} cannot take what its taps give: '
+                        f'{_given(term, records[term.learner], term.student_paths, "student")}, '
+                        f'{_given(term, records[step.source_of(term, term.sources[0])], term.teacher_paths, "teacher")}'
+                        f'. Tap maps (N, C, H, W), such as \'@neck\' ({type(error).__name__}: {error})')))
 
     def _usable(self, term: Term) -> bool:
         """Whether nothing wrong with the term was found so far."""
@@ -101,9 +108,13 @@ class Preflight:
                     and all(source in known for source in term.sources)
                     and all(key in step.taps for key in step.keys([term])))
 
-    def _prepare(self, term: Term, records: Dict[str, Dict[str, Recorded]], batch: KDBatch) -> None:
+    def _prepare(self, term: Term, records: Dict[str, Dict[str, Recorded]], batch: KDBatch, outputs: Outputs,
+                 late: Dict[str, Recorded]) -> None:
         step = self.step
         comparison, = step.read([term], records, batch)
+        for problem in (outputs.leading(term), outputs.training(term, late) if term.learner == STUDENT else None):
+            if problem is not None:
+                raise ValueError(problem)
         source = step.source_of(term, term.sources[0])
         if not self.agreement.levels(comparison, term.reader.meanings_of('student', records[term.learner]),
                                      term.reader.meanings_of('teacher', records[source]), source):
@@ -170,6 +181,7 @@ class Preflight:
         data = random_data(step.student, shape)
         inputs, samples = data['inputs'], data['data_samples']
         batch = step.batch_of(inputs, samples)
+        self.given = inputs, samples, batch
         records: Dict[str, Dict[str, Recorded]] = {STUDENT: self._learner(STUDENT, step.student, inputs, samples)}
         for name, teacher in step.teachers.items():
             if name in step.peers:
@@ -226,8 +238,40 @@ class Preflight:
             records.update(late)
         return records
 
-    def _losses(self, model: nn.Module, inputs: Tensor, samples: Any, silent: Sequence[Tap]) -> Dict[str, Recorded]:
-        """What fires only when losses are computed: target assignment, denoising."""
+    def _in_training(self, outputs: Outputs, terms: Sequence[Term]) -> Dict[str, Recorded]:
+        """What taps of the student give in a pass with losses, those that may give something else there."""
+        paths = outputs.unsettled(terms, STUDENT)
+        if not paths or task_of(self.step.student) is None:
+            return {}
+        taps = [self.step.taps[STUDENT, path] for path in paths]
+        try:
+            return self._losses(self.step.student, *self.given[:2], taps)
+        except Exception:  # losses on random pictures may fail where those on real ones do not
+            for tap in taps:
+                tap.clear()
+            return {}
+
+    def _again(self, name: str, taps: Sequence[Tap], losses: bool) -> None:
+        """Run one model once more on the images of the last pass, with taps that are not those of the step."""
+        inputs, samples, batch = self.given
+        model = self.step.model(name)
+        if name in self.step.teachers:
+            inputs = self.step.teachers[name].renormalise(inputs, batch)
+        with eval_mode(model):
+            if losses:
+                self._losses(model, inputs, samples, taps, keep=True)
+                return
+            for tap in taps:
+                tap.arm(image_size(inputs))
+            try:
+                forward_tensor(model, inputs, copy.deepcopy(samples), [tap.path for tap in taps])
+            finally:
+                for tap in taps:
+                    tap.disarm()
+
+    def _losses(self, model: nn.Module, inputs: Tensor, samples: Any, silent: Sequence[Tap],
+                keep: bool = False) -> Dict[str, Recorded]:
+        """What fires only when losses are computed: target assignment, denoising.  With ``keep`` the taps keep it."""
         for tap in silent:
             tap.arm(image_size(inputs))
         # Some heads return in training only what their loss takes (VFNet); norms and dropouts are leaves, and stay in
@@ -244,7 +288,22 @@ class Preflight:
                 module.training = False  # the whole pass is in eval mode
             for value, before in counts:
                 value[:] = before
-            late = {tap.path: tap.read() for tap in silent if tap.fired}
             for tap in silent:
-                tap.clear()
+                tap.disarm()
+        if keep:
+            return {}
+        late = {tap.path: tap.read() for tap in silent if tap.fired}
+        for tap in silent:
+            tap.clear()
         return late
+
+
+def _given(term: Term, records: Dict[str, Recorded], paths: Sequence[str], side: str) -> str:
+    return f'{side} ' + ', '.join(f'{path!r} {shapes_text(records[path])}' for path in paths if records.get(path))
+
+
+def _placed(term: Term, text: str) -> str:
+    """A problem with the taps that it is about, unless it names them."""
+    missing = [f'{side} {term.reader.where(side)}' for side in ('student', 'teacher')
+               if not any(path in text for path in (repr(term.reader.at[side]), *term.reader.paths[side]))]
+    return f'{text} [{", ".join(missing)}]' if missing else text

@@ -244,6 +244,8 @@ class Term(nn.Module):
             ValueError: the two sides cannot be compared.
         """
         student, teacher = comparison.student, comparison.teacher
+        if not self.of_heads:
+            self.loss.check_kinds(student, teacher)
         if self.adapter_cfg == 'auto' and not self.of_heads:
             self.adapter = auto_adapter(self.loss, student, teacher)
         if self.adapter is not None:
