@@ -100,11 +100,11 @@ class Agreement:
             if s.dim() == t.dim() and s.shape[1] != t.shape[1]:
                 ours, theirs = self.classes_of(term.learner), self.classes_of(source)
                 names = ['' if ours and ours == theirs else f' ({names_text(found)})' for found in (ours, theirs)]
-                other = '' if term.shared else ", or tap the class logits of both, such as '@logits'"
+                taps = '' if term.shared else ", or tap the class logits of both, such as '@logits'"
                 raise ValueError(
                     f'{where}: a logit loss needs the same classes, but the student has {s.shape[1]} logits{names[0]} '
                     f'and the teacher {t.shape[1]}{names[1]}. Use a feature loss, or a teacher trained on these classes'
-                    f'{other}')
+                    f'{taps}')
         return True
 
     def _named(self, name: str, meaning: Meaning) -> str:

@@ -190,7 +190,7 @@ class Distiller(nn.Module):
             try:
                 call(*args)
             except (KeyError, ValueError) as error:
-                self.problems.add(f'{term.title}: {error.args[0]}')
+                self.problems.add(term.placed(str(error.args[0])))
 
         attempt(locate, 'student', term.learner)
         for source in term.sources:

@@ -46,11 +46,15 @@ class Outputs:
             ('student', [term.learner]), ('teacher', [self.step.source_of(term, source) for source in term.sources]))
             for name in names for path in term.reader.paths[side]]
 
+    def _alone(self, term: Term) -> bool:
+        """Whether both sides are one model in one pass, whose rows belong together."""
+        return all(self.step.source_of(term, source) == term.learner for source in term.sources)
+
     # ------------------------------------------------------------------ rows
 
     def own_rows(self, term: Term) -> Optional[str]:
         """A tap below the second stage of a detector: each model has its own proposals there."""
-        if term.shared or all(self.step.source_of(term, source) == term.learner for source in term.sources):
+        if term.shared or self._alone(term):
             return None
         for side, name, path in self._sides(term):
             places = shared_places(self.step.model(name), path)
@@ -85,7 +89,7 @@ class Outputs:
 
     def leading(self, term: Term) -> Optional[str]:
         """Rows or stacked layers at another head: the first dimension is not the images."""
-        if not isinstance(term.reader, MapReader):
+        if not isinstance(term.reader, MapReader) or self._alone(term):
             return None
         takes = term.loss.takes
         for side, names in (('student', [term.learner]),
@@ -140,8 +144,12 @@ class Outputs:
             if not before or not after or _agree(before, after):
                 continue
             model = self.step.model(term.learner)
-            place = "'@backbone'" if path == 'backbone' else "'@logits'" if path in ('decode_head', 'bbox_head') else ''
-            mend = f'Use at={place}, or tap a module inside it' if place else 'Tap a module before it'
+            if hasattr(model, 'forward_decoder'):
+                mend = "Queries are compared by losses such as DETRDistillLogitsLoss at='bbox_head'; maps by '@memory'"
+            elif path == 'backbone':
+                mend = "Write at='@backbone'"
+            else:
+                mend = "Tap what both give, such as '@logits', or a module inside of it"
             return (f'{term.title}: student {path!r} ({type(module_at(model, path)).__name__}) gives '
                     f'{shapes_text(after)} in training and {shapes_text(before)} in the forward pass alone, which is '
                     f'what a teacher runs: they do not belong together one by one. {mend}')

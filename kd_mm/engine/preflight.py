@@ -1,6 +1,7 @@
 """The first pass: all models on random images before training, to find widths, sizes and what is not connected."""
 
 import copy
+from dataclasses import replace
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from kd_mm.engine.agreement import Agreement
 from kd_mm.engine.outputs import Outputs
 from kd_mm.engine.readers.base import Comparison, shapes_text
+from kd_mm.engine.readers.maps import MapReader
 from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.hosts.forward import forward_tensor
@@ -16,10 +18,11 @@ from kd_mm.hosts.models import task_of
 from kd_mm.hosts.synthetic import input_channels, synthetic_batch
 from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSizeError
+from kd_mm.losses.base.loss import total
 from kd_mm.ops.modes import eval_mode, preserved_random_state
 from kd_mm.ops.problems import Problems
 from kd_mm.teachers.sources import SELF
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import KDBatch, Targets
 from kd_mm.types.records import Recorded
 
 #: Input sizes: small first, larger for models whose layers need it.
@@ -92,13 +95,13 @@ class Preflight:
                     self._prepare(term, records, batch, outputs, late)
                 except (KeyError, ValueError) as error:
                     text = str(error.args[0]) if error.args else repr(error)
-                    self.problems.add(_placed(term, text if text.startswith(term.title) else f'{term.title}: {text}'))
+                    self.problems.add(term.placed(text))
                 except Exception as error:  # a loss that meets what its author did not think of
-                    self.problems.add(_placed(term, (
-                        f'{term.title}: {type(term.loss).__name__} cannot take what its taps give: '
+                    self.problems.add(term.placed(
+                        f'{type(term.loss).__name__} cannot take what its taps give: '
                         f'{_given(term, records[term.learner], term.student_paths, "student")}, '
                         f'{_given(term, records[step.source_of(term, term.sources[0])], term.teacher_paths, "teacher")}'
-                        f'. Tap maps (N, C, H, W), such as \'@neck\' ({type(error).__name__}: {error})')))
+                        f'. Tap maps (N, C, H, W), such as \'@neck\' ({type(error).__name__}: {error})'))
 
     def _usable(self, term: Term) -> bool:
         """Whether nothing wrong with the term was found so far."""
@@ -128,30 +131,82 @@ class Preflight:
                              'nothing can be learned: give student_at and teacher_at two places (a later one teaches '
                              'an earlier one)')
         term.prepare(comparison)
-        self._check_reach(comparison)
+        if not self._check_reach(comparison):
+            self._check_cells(comparison)
 
-    def _check_reach(self, comparison: Comparison) -> None:
-        """Whether the loss has a gradient on the model that learns."""
+    def _check_reach(self, comparison: Comparison) -> bool:
+        """Whether the loss has a gradient on the model that learns: False if it is exactly 0 everywhere.
+
+        Raises:
+            ValueError: it is not connected at all.
+        """
         step, term = self.step, comparison.term
         with eval_mode(term):
-            total = sum(step.evaluate(comparison).levels)
+            value = sum(step.evaluate(comparison).levels)
         parameters = [parameter for parameter in step.model(term.learner).parameters() if parameter.requires_grad]
         touched = [*parameters, *term.parameters()]
         held = [parameter.grad for parameter in touched]
         try:
             for parameter in touched:
                 parameter.grad = None
-            if isinstance(total, Tensor) and total.requires_grad:
+            if isinstance(value, Tensor) and value.requires_grad:
                 # backward() and not autograd.grad(): re-entrant activation checkpoints know the former only.
-                total.backward(retain_graph=True)
-            if any(parameter.grad is not None for parameter in parameters):
-                return
+                value.backward(retain_graph=True)
+            found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if found:
+                return any(bool(gradient.any()) for gradient in found)
         finally:
             for parameter, gradient in zip(touched, held):
                 parameter.grad = gradient
         raise ValueError(f'{term.title} reaches no trainable parameter of the student through {term.student_paths}: '
                          'the tapped module lies before or inside the frozen part (frozen_stages), returns a detached '
                          'tensor, or lies inside a re-entrant activation checkpoint. Tap a later module')
+
+    def _check_cells(self, comparison: Comparison) -> None:
+        """Refuse maps of one cell, whatever the size of the image, for a loss that compares cells.
+
+        Called where a first gradient is 0.  A copy of the teacher has none either, random masks may hide all once, and
+        the last level of a pyramid has one cell only while the image is small.
+        """
+        term, before = comparison.term, self.given
+        size = before[2].targets.input_shape
+        if size is None or not isinstance(term.reader, MapReader) or not all(
+                one_cell(s) and not (s.shape == t.shape and torch.equal(s, t))
+                for s, t in zip(comparison.student, comparison.teacher)) or self._learns_from_more(comparison):
+            return
+        try:
+            larger, _ = self._pass((2 * size[0], 2 * size[1]))
+            levels = [tensor for _, tensor in term.reader.levels_of('student', larger[term.learner])]
+        except Exception:  # a model for images of one size
+            return
+        finally:
+            self.given = before
+        if all(one_cell(level) for level in levels):
+            raise ValueError(
+                f'{term.title}: student {term.reader.where("student")} gives {shapes_text(levels)}, one cell whatever '
+                f'the size of the image, and {type(term.loss).__name__} compares cells: it has nothing to learn there. '
+                "Tap maps, such as '@neck', or use a loss on channels such as FitNetLoss")
+
+    @staticmethod
+    def _learns_from_more(comparison: Comparison) -> bool:
+        """Whether there is a gradient with more images (relations between them) at another step (random masks)."""
+        own, theirs = ([torch.cat([level.detach(), torch.randn_like(level), torch.randn_like(level)])
+                        for level in levels] for levels in (comparison.student, comparison.teacher))
+        for level in own:
+            level.requires_grad_()
+        try:
+            with eval_mode(comparison.term):
+                for number in range(4):
+                    batch = KDBatch(Targets(input_shape=comparison.batch.targets.input_shape),
+                                    replace(comparison.batch.info, step=number))
+                    parts = comparison.term.evaluate(Comparison(tuple(own), tuple(theirs), batch, comparison.term))
+                    value = sum(total(part) for part in parts)
+                    found = torch.autograd.grad(value, own, allow_unused=True)  # type: ignore[arg-type]
+                    if any(gradient is not None and bool(gradient.any()) for gradient in found):
+                        return True
+        except Exception:  # a loss that needs the targets of its images
+            return True
+        return False
 
     # ------------------------------------------------------------------ the passes
 
@@ -244,12 +299,17 @@ class Preflight:
         if not paths or task_of(self.step.student) is None:
             return {}
         taps = [self.step.taps[STUDENT, path] for path in paths]
+        complete = True
         try:
-            return self._losses(self.step.student, *self.given[:2], taps)
-        except Exception:  # losses on random pictures may fail where those on real ones do not
-            for tap in taps:
-                tap.clear()
-            return {}
+            self._losses(self.step.student, *self.given[:2], taps, keep=True)
+        except Exception:  # losses on random pictures may fail where those on real ones do not, after the heads
+            complete = False
+        late = {}
+        for tap in taps:
+            if tap.fired and (complete or len(tap.peek()) >= len(outputs.records[STUDENT][tap.path])):
+                late[tap.path] = tap.read()
+            tap.clear()
+        return late
 
     def _again(self, name: str, taps: Sequence[Tap], losses: bool) -> None:
         """Run one model once more on the images of the last pass, with taps that are not those of the step."""
@@ -298,12 +358,10 @@ class Preflight:
         return late
 
 
+def one_cell(tensor: Tensor) -> bool:
+    """Whether a map has no other cell to compare with."""
+    return tensor.dim() == 4 and tensor.shape[2] * tensor.shape[3] == 1
+
+
 def _given(term: Term, records: Dict[str, Recorded], paths: Sequence[str], side: str) -> str:
     return f'{side} ' + ', '.join(f'{path!r} {shapes_text(records[path])}' for path in paths if records.get(path))
-
-
-def _placed(term: Term, text: str) -> str:
-    """A problem with the taps that it is about, unless it names them."""
-    missing = [f'{side} {term.reader.where(side)}' for side in ('student', 'teacher')
-               if not any(path in text for path in (repr(term.reader.at[side]), *term.reader.paths[side]))]
-    return f'{text} [{", ".join(missing)}]' if missing else text

@@ -242,7 +242,8 @@ class KDLoss(nn.Module):
                     mend = f'{type(self).__name__} needs {" or ".join(KINDS[count] for count in sorted(takes)[::-1])}'
                     if tensor.dim() == 3:
                         mend += ('. Tokens that are the cells of a map become one with tokens=(H, W) or tokens=STRIDE; '
-                                 "for object queries there are losses at='bbox_head', such as DETRDistillLogitsLoss")
+                                 "object queries are compared by DETRDistillLogitsLoss at='bbox_head' or MaskQueryLoss "
+                                 "at='panoptic_head'")
                 raise ValueError(f'{type(self).__name__}, level {level}: {side} {tuple(tensor.shape)} is '
                                  f'{kind_text(tensor)}, and {mend}')
 
