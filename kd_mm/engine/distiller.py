@@ -12,8 +12,8 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from kd_mm.engine.agreement import Agreement
 from kd_mm.engine.preflight import Preflight
-from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.step import Evaluation, Step
 from kd_mm.engine.term import STUDENT, Term, mirrored
 from kd_mm.engine.watch import Watch
@@ -100,11 +100,12 @@ class Distiller(nn.Module):
             self._mirror(term, losses.get(term.name))
         for term in self.current.terms:
             self._make_taps(term)
+        self.agreement = Agreement(self.problems, self.classes_of)
         self._check_data()
         if self.teacher is not None:
             for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
                 self.problems.add(problem)
-        preflight = Preflight(self.current, self.problems, self._check_classes)
+        preflight = Preflight(self.current, self.problems, self.agreement)
         if self.teachers or any(SELF in term.sources for term in self.all_terms()):
             preflight.run()
         self._loss_only = preflight.loss_only
@@ -189,7 +190,7 @@ class Distiller(nn.Module):
             try:
                 call(*args)
             except (KeyError, ValueError) as error:
-                self.problems.add(f'{term.title}: {error.args[0]}')
+                self.problems.add(term.placed(str(error.args[0])))
 
         attempt(locate, 'student', term.learner)
         for source in term.sources:
@@ -224,36 +225,8 @@ class Distiller(nn.Module):
                 self.problems.add(f'{term.title}: {type(term.region or term.loss).__name__} needs ground-truth boxes, '
                                   'which segmentation data do not have. Use a loss or region without boxes '
                                   '(SegClassRegion makes regions from the labels)')
-            ours = self.classes_of(term.learner)
             for source in term.sources:
-                name = self.current.source_of(term, source)
-                theirs = self.classes_of(name)
-                if term.classes is not None and ours and theirs:
-                    try:
-                        term.map_classes(source, ours, theirs)
-                    except ValueError as error:
-                        self.problems.add(error)
-                elif term.classes is not None and name != term.learner:
-                    self.problems.add(f'{term.title}: classes={term.classes!r} needs the class names of both models; '
-                                      f'student: {_names(ours)}, teacher: {_names(theirs)}')
-                elif term.of_classes and ours and theirs and list(ours) != list(theirs):
-                    self.problems.add(f'{term.title}: a logit loss needs the same classes in the same order. '
-                                      f'Student ({len(ours)}): {_names(ours)}. '
-                                      f'Teacher ({len(theirs)}): {_names(theirs)}. Give classes=\'common\' (or the '
-                                      'names to compare), use a feature loss, or a teacher trained on these classes')
-
-    def _check_classes(self, comparison: Comparison) -> None:
-        """Raise a ValueError where the logits of the two sides are not of the same classes."""
-        term: Term = comparison.term
-        if not term.loss.logits or term.of_heads:  # a head loss compares them itself
-            return
-        for level, (s, t) in enumerate(zip(comparison.student, comparison.teacher)):
-            if s.shape[1] != t.shape[1]:
-                theirs = self.classes_of(self.current.source_of(term, term.sources[0]))
-                raise ValueError(
-                    f'{term.title}, level {level}: a logit loss needs the same classes, but the student has '
-                    f'{s.shape[1]} logits ({_names(self.classes_of(term.learner))}) and the teacher {t.shape[1]} '
-                    f'({_names(theirs)}). Use a feature loss, or a teacher trained on these classes')
+                self.agreement.names(term, source, self.current.source_of(term, source))
 
     # ------------------------------------------------------------------ life
 
@@ -431,12 +404,6 @@ class Distiller(nn.Module):
             FloatingPointError: naming term, level and step.
         """
         self.watch.raise_if_not_finite()
-
-
-def _names(classes: Optional[Sequence[str]]) -> str:
-    if not classes:
-        return 'classes unknown'
-    return ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')
 
 
 def _total(value: Any) -> Tensor:

@@ -1,12 +1,16 @@
 """The first pass: all models on random images before training, to find widths, sizes and what is not connected."""
 
 import copy
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from dataclasses import replace
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from kd_mm.engine.readers.base import Comparison
+from kd_mm.engine.agreement import Agreement
+from kd_mm.engine.outputs import Outputs
+from kd_mm.engine.readers.base import Comparison, shapes_text
+from kd_mm.engine.readers.maps import MapReader
 from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.hosts.forward import forward_tensor
@@ -14,10 +18,11 @@ from kd_mm.hosts.models import task_of
 from kd_mm.hosts.synthetic import input_channels, synthetic_batch
 from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSizeError
+from kd_mm.losses.base.loss import total
 from kd_mm.ops.modes import eval_mode, preserved_random_state
 from kd_mm.ops.problems import Problems
 from kd_mm.teachers.sources import SELF
-from kd_mm.types.batch import KDBatch
+from kd_mm.types.batch import KDBatch, Targets
 from kd_mm.types.records import Recorded
 
 #: Input sizes: small first, larger for models whose layers need it.
@@ -58,14 +63,15 @@ class Preflight:
     Args:
         step: knows the models, the terms of both directions, and their taps.
         problems: gets what is wrong.
-        check: called with every comparison before its term is prepared; raises a ValueError for what the distiller
-            knows better.
+        agreement: says whether both sides of a logit loss mean the same.
     """
 
-    def __init__(self, step: Step, problems: Problems, check: Callable[[Comparison], None]):
-        self.step, self.problems, self.check = step, problems, check
+    def __init__(self, step: Step, problems: Problems, agreement: Agreement):
+        self.step, self.problems, self.agreement = step, problems, agreement
         #: student taps that no tensor forward reaches: label assignment and what belongs to it.
         self.loss_only: List[str] = []
+        #: images, data samples and batch of the last pass.
+        self.given: Tuple[Tensor, Any, KDBatch]
 
     def run(self) -> None:
         """Run all models and prepare every term; what is wrong becomes a problem."""
@@ -78,20 +84,24 @@ class Preflight:
             if passed is None:
                 return
             records, batch = passed
+            outputs = Outputs(step, len(self.given[0]), records, self._again)
+            late = self._in_training(outputs, terms)
             for term in terms:
-                silent = [f'{step.word(name)} {path!r}' for name, path in step.keys([term])
-                          if not records[name].get(path)]
-                if silent:
-                    self.problems.add(
-                        f'{term.title}: the tap at {", ".join(silent)} never fires: the module is not used by the '
-                        'forward pass, or returns no floating-point tensor. List all that do: '
-                        'python tools/list_taps.py CONFIG')
-                    continue
                 try:
-                    self._prepare(term, records, batch)
+                    for look in (outputs.own_rows, outputs.silent):
+                        problem = look(term)
+                        if problem is not None:
+                            raise ValueError(problem)
+                    self._prepare(term, records, batch, outputs, late)
                 except (KeyError, ValueError) as error:
-                    text = str(error.args[0])
-                    self.problems.add(text if text.startswith(term.title) else f'{term.title}: {text}')
+                    text = str(error.args[0]) if error.args else repr(error)
+                    self.problems.add(term.placed(text))
+                except Exception as error:  # a loss that meets what its author did not think of
+                    self.problems.add(term.placed(
+                        f'{type(term.loss).__name__} cannot take what its taps give: '
+                        f'{_given(term, records[term.learner], term.student_paths, "student")}, '
+                        f'{_given(term, records[step.source_of(term, term.sources[0])], term.teacher_paths, "teacher")}'
+                        f'. Tap maps (N, C, H, W), such as \'@neck\' ({type(error).__name__}: {error})'))
 
     def _usable(self, term: Term) -> bool:
         """Whether nothing wrong with the term was found so far."""
@@ -101,13 +111,19 @@ class Preflight:
                     and all(source in known for source in term.sources)
                     and all(key in step.taps for key in step.keys([term])))
 
-    def _prepare(self, term: Term, records: Dict[str, Dict[str, Recorded]], batch: KDBatch) -> None:
+    def _prepare(self, term: Term, records: Dict[str, Dict[str, Recorded]], batch: KDBatch, outputs: Outputs,
+                 late: Dict[str, Recorded]) -> None:
         step = self.step
         comparison, = step.read([term], records, batch)
-        self.check(comparison)
+        for problem in (outputs.leading(term), outputs.training(term, late) if term.learner == STUDENT else None):
+            if problem is not None:
+                raise ValueError(problem)
+        source = step.source_of(term, term.sources[0])
+        if not self.agreement.levels(comparison, term.reader.meanings_of('student', records[term.learner]),
+                                     term.reader.meanings_of('teacher', records[source]), source):
+            return
         levels = comparison.student
         term.loss.weight.check(1 if term.loss.joint else len(levels), step.max_steps)
-        source = step.source_of(term, term.sources[0])
         term.bind(term.reader.modules('student', step.model(term.learner), records[term.learner]),
                   term.reader.modules('teacher', step.model(source), records[source]))
         if source == term.learner and not term.of_heads and all(s is t for s, t in zip(levels, comparison.teacher)):
@@ -115,30 +131,82 @@ class Preflight:
                              'nothing can be learned: give student_at and teacher_at two places (a later one teaches '
                              'an earlier one)')
         term.prepare(comparison)
-        self._check_reach(comparison)
+        if not self._check_reach(comparison):
+            self._check_cells(comparison)
 
-    def _check_reach(self, comparison: Comparison) -> None:
-        """Whether the loss has a gradient on the model that learns."""
+    def _check_reach(self, comparison: Comparison) -> bool:
+        """Whether the loss has a gradient on the model that learns: False if it is exactly 0 everywhere.
+
+        Raises:
+            ValueError: it is not connected at all.
+        """
         step, term = self.step, comparison.term
         with eval_mode(term):
-            total = sum(step.evaluate(comparison).levels)
+            value = sum(step.evaluate(comparison).levels)
         parameters = [parameter for parameter in step.model(term.learner).parameters() if parameter.requires_grad]
         touched = [*parameters, *term.parameters()]
         held = [parameter.grad for parameter in touched]
         try:
             for parameter in touched:
                 parameter.grad = None
-            if isinstance(total, Tensor) and total.requires_grad:
+            if isinstance(value, Tensor) and value.requires_grad:
                 # backward() and not autograd.grad(): re-entrant activation checkpoints know the former only.
-                total.backward(retain_graph=True)
-            if any(parameter.grad is not None for parameter in parameters):
-                return
+                value.backward(retain_graph=True)
+            found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if found:
+                return any(bool(gradient.any()) for gradient in found)
         finally:
             for parameter, gradient in zip(touched, held):
                 parameter.grad = gradient
         raise ValueError(f'{term.title} reaches no trainable parameter of the student through {term.student_paths}: '
                          'the tapped module lies before or inside the frozen part (frozen_stages), returns a detached '
                          'tensor, or lies inside a re-entrant activation checkpoint. Tap a later module')
+
+    def _check_cells(self, comparison: Comparison) -> None:
+        """Refuse maps of one cell, whatever the size of the image, for a loss that compares cells.
+
+        Called where a first gradient is 0.  A copy of the teacher has none either, random masks may hide all once, and
+        the last level of a pyramid has one cell only while the image is small.
+        """
+        term, before = comparison.term, self.given
+        size = before[2].targets.input_shape
+        if size is None or not isinstance(term.reader, MapReader) or not all(
+                one_cell(s) and not (s.shape == t.shape and torch.equal(s, t))
+                for s, t in zip(comparison.student, comparison.teacher)) or self._learns_from_more(comparison):
+            return
+        try:
+            larger, _ = self._pass((2 * size[0], 2 * size[1]))
+            levels = [tensor for _, tensor in term.reader.levels_of('student', larger[term.learner])]
+        except Exception:  # a model for images of one size
+            return
+        finally:
+            self.given = before
+        if all(one_cell(level) for level in levels):
+            raise ValueError(
+                f'{term.title}: student {term.reader.where("student")} gives {shapes_text(levels)}, one cell whatever '
+                f'the size of the image, and {type(term.loss).__name__} compares cells: it has nothing to learn there. '
+                "Tap maps, such as '@neck', or use a loss on channels such as FitNetLoss")
+
+    @staticmethod
+    def _learns_from_more(comparison: Comparison) -> bool:
+        """Whether there is a gradient with more images (relations between them) at another step (random masks)."""
+        own, theirs = ([torch.cat([level.detach(), torch.randn_like(level), torch.randn_like(level)])
+                        for level in levels] for levels in (comparison.student, comparison.teacher))
+        for level in own:
+            level.requires_grad_()
+        try:
+            with eval_mode(comparison.term):
+                for number in range(4):
+                    batch = KDBatch(Targets(input_shape=comparison.batch.targets.input_shape),
+                                    replace(comparison.batch.info, step=number))
+                    parts = comparison.term.evaluate(Comparison(tuple(own), tuple(theirs), batch, comparison.term))
+                    value = sum(total(part) for part in parts)
+                    found = torch.autograd.grad(value, own, allow_unused=True)  # type: ignore[arg-type]
+                    if any(gradient is not None and bool(gradient.any()) for gradient in found):
+                        return True
+        except Exception:  # a loss that needs the targets of its images
+            return True
+        return False
 
     # ------------------------------------------------------------------ the passes
 
@@ -168,6 +236,7 @@ class Preflight:
         data = random_data(step.student, shape)
         inputs, samples = data['inputs'], data['data_samples']
         batch = step.batch_of(inputs, samples)
+        self.given = inputs, samples, batch
         records: Dict[str, Dict[str, Recorded]] = {STUDENT: self._learner(STUDENT, step.student, inputs, samples)}
         for name, teacher in step.teachers.items():
             if name in step.peers:
@@ -224,8 +293,45 @@ class Preflight:
             records.update(late)
         return records
 
-    def _losses(self, model: nn.Module, inputs: Tensor, samples: Any, silent: Sequence[Tap]) -> Dict[str, Recorded]:
-        """What fires only when losses are computed: target assignment, denoising."""
+    def _in_training(self, outputs: Outputs, terms: Sequence[Term]) -> Dict[str, Recorded]:
+        """What taps of the student give in a pass with losses, those that may give something else there."""
+        paths = outputs.unsettled(terms, STUDENT)
+        if not paths or task_of(self.step.student) is None:
+            return {}
+        taps = [self.step.taps[STUDENT, path] for path in paths]
+        complete = True
+        try:
+            self._losses(self.step.student, *self.given[:2], taps, keep=True)
+        except Exception:  # losses on random pictures may fail where those on real ones do not, after the heads
+            complete = False
+        late = {}
+        for tap in taps:
+            if tap.fired and (complete or len(tap.peek()) >= len(outputs.records[STUDENT][tap.path])):
+                late[tap.path] = tap.read()
+            tap.clear()
+        return late
+
+    def _again(self, name: str, taps: Sequence[Tap], losses: bool) -> None:
+        """Run one model once more on the images of the last pass, with taps that are not those of the step."""
+        inputs, samples, batch = self.given
+        model = self.step.model(name)
+        if name in self.step.teachers:
+            inputs = self.step.teachers[name].renormalise(inputs, batch)
+        with eval_mode(model):
+            if losses:
+                self._losses(model, inputs, samples, taps, keep=True)
+                return
+            for tap in taps:
+                tap.arm(image_size(inputs))
+            try:
+                forward_tensor(model, inputs, copy.deepcopy(samples), [tap.path for tap in taps])
+            finally:
+                for tap in taps:
+                    tap.disarm()
+
+    def _losses(self, model: nn.Module, inputs: Tensor, samples: Any, silent: Sequence[Tap],
+                keep: bool = False) -> Dict[str, Recorded]:
+        """What fires only when losses are computed: target assignment, denoising.  With ``keep`` the taps keep it."""
         for tap in silent:
             tap.arm(image_size(inputs))
         # Some heads return in training only what their loss takes (VFNet); norms and dropouts are leaves, and stay in
@@ -242,7 +348,20 @@ class Preflight:
                 module.training = False  # the whole pass is in eval mode
             for value, before in counts:
                 value[:] = before
-            late = {tap.path: tap.read() for tap in silent if tap.fired}
             for tap in silent:
-                tap.clear()
+                tap.disarm()
+        if keep:
+            return {}
+        late = {tap.path: tap.read() for tap in silent if tap.fired}
+        for tap in silent:
+            tap.clear()
         return late
+
+
+def one_cell(tensor: Tensor) -> bool:
+    """Whether a map has no other cell to compare with."""
+    return tensor.dim() == 4 and tensor.shape[2] * tensor.shape[3] == 1
+
+
+def _given(term: Term, records: Dict[str, Recorded], paths: Sequence[str], side: str) -> str:
+    return f'{side} ' + ', '.join(f'{path!r} {shapes_text(records[path])}' for path in paths if records.get(path))

@@ -233,6 +233,15 @@ class Term(nn.Module):
             raise ValueError(f'{self.title}: {error}') from error
         self.chosen[source] = (len(student), own), (len(teacher), theirs)
 
+    def placed(self, problem: str) -> str:
+        """A problem with the name of the term, and with its loss and its taps unless it names them."""
+        text = problem if problem.startswith(self.title) else f'{self.title}: {problem}'
+        missing = [f'{side} {self.reader.where(side)}' for side in ('student', 'teacher')
+                   if not any(path in text for path in (repr(self.reader.at[side]), *self.reader.paths[side]))]
+        if type(self.loss).__name__ not in text.removeprefix(self.title):
+            missing.insert(0, type(self.loss).__name__)
+        return f'{text} [{", ".join(missing)}]' if missing else text
+
     def describe_levels(self) -> str:
         """Which level met which, in words."""
         return self.reader.describe()
@@ -244,6 +253,8 @@ class Term(nn.Module):
             ValueError: the two sides cannot be compared.
         """
         student, teacher = comparison.student, comparison.teacher
+        if not self.of_heads:
+            self.loss.check_kinds(student, teacher)
         if self.adapter_cfg == 'auto' and not self.of_heads:
             self.adapter = auto_adapter(self.loss, student, teacher)
         if self.adapter is not None:

@@ -11,12 +11,14 @@ The places of :data:`SHARED` are what both models say about the same proposals.
 A head whose logits are somewhere else gets its line in a table here, by the name of its class, once for all configs.
 """
 
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+import fnmatch
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from kd_mm.hosts.meaning import Meaning, branch_meaning, class_meaning
 from kd_mm.ops.functional import lift
 from kd_mm.types.batch import Features
 
@@ -36,10 +38,12 @@ class Place:
     Attributes:
         paths: tap paths; ``*`` as in :func:`kd_mm.hosts.paths.expand_paths`.
         pick: what to take of the outputs; None for all of it.
+        meaning: what the channels are; None for features.
     """
 
     paths: Tuple[str, ...]
     pick: Optional[Callable[[Features], Features]] = None
+    meaning: Optional[Meaning] = None
 
 
 def _last(head: Any, outputs: Features) -> Features:
@@ -191,7 +195,7 @@ def find(model: nn.Module, place: str) -> Place:
         raise KeyError(f'{place!r} is no place; there are {", ".join(map(repr, (*PLACES, *SHARED)))}')
     found, backbone = _find(model, place), _lookup(model, 'backbone')
     if any(cls.__name__ == TRIDENT for cls in type(backbone).__mro__):
-        return Place(found.paths, _test_branch(backbone, found.pick))
+        return replace(found, pick=_test_branch(backbone, found.pick))
     return found
 
 
@@ -213,29 +217,69 @@ def _find(model: nn.Module, place: str) -> Place:
     raise KeyError(f'{type(model).__name__} has none of {", ".join(candidates)} for {place!r}; give a module path')
 
 
-def _logits(model: nn.Module) -> Place:
-    for path in ('bbox_head', 'mask_head', 'rpn_head', 'decode_head'):
-        head = _lookup(model, path)
-        if isinstance(head, nn.ModuleList):  # a cascade refines its prediction: the last head that is dense counts
-            members = [(f'{path}.{index}', member) for index, member in enumerate(head)]
-        elif isinstance(head, nn.Module):
-            members = [(path, head)]
+#: Where a model keeps its dense heads; '@logits' is the first that there is.
+HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'decode_head')
+#: The first stage of a detector: its logits say whether there is an object, and not of which class.
+PROPOSAL_HEAD = 'rpn_head'
+
+
+def _heads(model: nn.Module, path: str) -> Iterator[Tuple[str, nn.Module]]:
+    """Path and module of the heads behind one name: a cascade is a list, or one module with a list inside."""
+    head = _lookup(model, path)
+    if not isinstance(head, nn.Module):
+        return
+    members = [(f'{path}.{index}', member) for index, member in enumerate(head)] if isinstance(
+        head, nn.ModuleList) else [(path, head)]
+    for name, member in members:
+        stages = getattr(member, 'stages', None)
+        if isinstance(stages, nn.ModuleList) and not _entry(member):
+            yield from ((f'{name}.stages.{index}', stage) for index, stage in enumerate(stages))
         else:
-            continue
-        for name, member in reversed(members):
-            # A cascade of proposal heads is one module with a list inside.
-            stages = getattr(member, 'stages', None)
-            if isinstance(stages, nn.ModuleList) and not _entry(member):
-                name, member = f'{name}.stages.{len(stages) - 1}', stages[-1]
+            yield name, member
+
+
+def _logits(model: nn.Module) -> Place:
+    for path in HEADS:
+        # A cascade refines its prediction: the last head that is dense counts.
+        for name, member in reversed(list(_heads(model, path))):
             entry = _entry(member)
             if entry is not None:
                 paths = tuple(f'{name}.{path}' if path else name for path in entry[0])
-                pick = entry[1]
-                return Place(paths, None if pick is None else _bind(pick, member))
+                pick = None if entry[1] is None else _bind(entry[1], member)
+                return Place(paths, pick, class_meaning(member, path == PROPOSAL_HEAD))
     heads = [type(_lookup(model, path)).__name__ for path in ('bbox_head', 'rpn_head', 'panoptic_head', 'decode_head')
              if isinstance(_lookup(model, path), nn.Module)]
     raise KeyError(f'{type(model).__name__} with {", ".join(heads) or "no known head"} has no dense class logits that '
                    "are known here ('@logits'): tap features ('@neck'), or give the path of the logits")
+
+
+def meaning_at(model: nn.Module, path: str) -> Optional[Meaning]:
+    """What the channels at a module path mean; None where the tables do not say, as for all features.
+
+    Example:
+        >>> meaning_at(nn.Linear(1, 1), 'neck')
+    """
+    for name in (*HEADS, 'auxiliary_head'):
+        for place, head in _heads(model, name):
+            if path != place and not path.startswith(f'{place}.'):
+                continue
+            branch, entry = path[len(place) + 1:], _entry(head)
+            # What a pick makes of a module is not what the module itself gives.
+            patterns = entry[0] if entry is not None and entry[1] is None else ()
+            if any(fnmatch.fnmatchcase(branch, pattern) and branch.count('.') == pattern.count('.')
+                   for pattern in patterns):
+                return class_meaning(head, name == PROPOSAL_HEAD)
+            return branch_meaning(head, branch)
+    return None
+
+
+def head_meaning(model: nn.Module, path: str) -> Optional[Meaning]:
+    """What the class logits of the dense head at ``path`` mean; None for other modules."""
+    for name in HEADS:
+        for place, head in _heads(model, name):
+            if path == place and _entry(head) is not None:
+                return class_meaning(head, name == PROPOSAL_HEAD)
+    return None
 
 
 def _test_branch(backbone: Any, pick: Optional[Callable[[Features], Features]]) -> Callable[[Features], Features]:

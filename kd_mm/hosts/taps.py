@@ -148,6 +148,10 @@ class Tap:
         """Whether it has recorded a tensor since it was armed."""
         return bool(self._records)
 
+    def peek(self) -> List[Tensor]:
+        """The recorded tensors as they are; the tap keeps them."""
+        return [value for value, _, _ in self._records]
+
     def read(self) -> Recorded:
         """The recorded tensors, which the tap then forgets.
 

@@ -62,6 +62,8 @@ class ABLoss(KDLoss):
         tensor(1.)
     """
 
+    takes = (2, 3, 4)
+
     def __init__(self, margin: float = 1.0, reduction: str = 'mean', loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.margin = positive('ABLoss', 'margin', margin)

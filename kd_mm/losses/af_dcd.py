@@ -135,6 +135,8 @@ class AfDCDLoss(KDLoss):
         tensor(True)
     """
 
+    takes = (4, )
+
     def __init__(self, mask_ratio: float = 0.75, enhanced: bool = False, tau: float = 0.07, groups: int = 16,
                  pool: int = 4, patch: Tuple[int, int] = (4, 4), fd_weight: float = 2e-6,
                  contrast_weight: float = 5e-3, loss_weight: Any = 1.0):

@@ -108,6 +108,7 @@ class AICSDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     logits = True
 
     def __init__(self, similarity: float = 100.0, pixel: float = 20.0, channel: float = 0.0, tau: float = 1.0,

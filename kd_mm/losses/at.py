@@ -79,6 +79,7 @@ class ATLoss(KDLoss):
         torch.Size([])
     """
 
+    takes = (4, )
     same_channels = False
     same_size = False
     pools_to = 'smaller'

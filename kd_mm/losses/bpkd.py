@@ -62,6 +62,7 @@ class BPKDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     logits = True
     needs_seg_map = True
 

@@ -77,6 +77,7 @@ class CCLoss(KDLoss):
         True
     """
 
+    takes = (2, 3, 4)
     same_channels = False
 
     def __init__(self, kernel: str = 'gaussian', gamma: float = 0.4, order: int = 2, normalize: bool = True,

@@ -94,6 +94,7 @@ class ChenClassLoss(KDLoss):
         1.3863
     """
 
+    takes = (2, )
     logits = True
     rows_only = True
 
@@ -150,6 +151,7 @@ class ChenBoxLoss(KDLoss):
         1.0
     """
 
+    takes = (2, )
     rows_only = True
 
     def __init__(self, margin: float = 0.0, divisor: str = 'sampled', loss_weight: Any = 0.5):

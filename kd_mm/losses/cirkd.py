@@ -93,6 +93,7 @@ class CIRKDMiniBatchLoss(KDLoss):
         tensor(True)
     """
 
+    takes = (4, )
     same_channels = False
 
     def __init__(self, tau: float = 0.1, pool_above: int = 256, gather: bool = False, max_block: Optional[int] = None,
@@ -277,6 +278,7 @@ class CIRKDMemoryLoss(KDLoss):
         tensor(True)
     """
 
+    takes = (4, )
     same_channels = False
     needs_seg_map = True
     last_step: Tensor

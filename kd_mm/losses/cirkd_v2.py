@@ -79,6 +79,7 @@ class CIRKDChannelLoss(KDLoss):
         tensor(True)
     """
 
+    takes = (4, )
     same_channels = False
     last_step: Tensor
 

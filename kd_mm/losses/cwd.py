@@ -84,6 +84,8 @@ class CWDLoss(KDLoss):
         torch.Size([])
     """
 
+    takes = (4, )
+
     def __init__(self, tau: float = 1.0, divergence: str = 'kl', divisor: str = 'teacher',
                  student_channels: Optional[Union[int, Sequence[int]]] = None, loss_weight: Any = 5.0):
         super().__init__(loss_weight)

@@ -91,6 +91,7 @@ class DeFeatLoss(KDLoss):
         7.5
     """
 
+    takes = (4, )
     joint = True
 
     def __init__(self, fg: float = 3.0, bg: float = 12.0, foreground: Any = None, loss_weight: Any = 1.0):
@@ -150,6 +151,7 @@ class DeFeatClassLoss(KDLoss):
         True
     """
 
+    takes = (2, )
     logits = True
     rows_only = True
 

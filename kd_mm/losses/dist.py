@@ -149,6 +149,7 @@ class DISTLoss(KDLoss):
         True
     """
 
+    takes = (2, 4)
     logits = True
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, activation: str = 'softmax',

@@ -100,6 +100,7 @@ class DKDLoss(KDLoss):
         True
     """
 
+    takes = (2, 4)
     logits = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.25, tau: float = 1.0, target: str = 'labels',

@@ -120,6 +120,7 @@ class DSDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     joint = True
     same_channels = False
 

@@ -173,6 +173,7 @@ class FBKDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     same_channels = False
 
     def __init__(self, feature: float = 7e-5, channel: float = 4e-3, spatial: float = 4e-3, nonlocal_: float = 7e-5,

@@ -122,6 +122,7 @@ class FGDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     needs_boxes = True
 
     def __init__(self, tau: float = 0.5, alpha: float = 1e-3, beta: float = 5e-4, gamma: float = 5e-4,

@@ -40,6 +40,8 @@ class FGFILoss(KDLoss):
         tensor(2.)
     """
 
+    takes = (4, )
+
     def __init__(self, loss_weight: Any = 0.01):
         super().__init__(loss_weight)
 

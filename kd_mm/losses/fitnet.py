@@ -78,6 +78,8 @@ class FitNetLoss(KDLoss):
         tensor(2.)
     """
 
+    takes = (2, 3, 4)
+
     def __init__(self, distance: str = 'l2', reduction: str = 'mean', normalize: bool = False, mult: float = 1.0,
                  loss_weight: Any = 10.0):
         super().__init__(loss_weight)

@@ -158,6 +158,7 @@ class FreeKDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     learned = 'tokens'
 
     def __init__(self, depth: int = 3, tokens: Any = None, num_tokens: int = 4, loss_weight: Any = 1.0):

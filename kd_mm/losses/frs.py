@@ -36,6 +36,8 @@ class FRSLoss(KDLoss):
         tensor(4.)
     """
 
+    takes = (4, )
+
     def __init__(self, loss_weight: Any = 0.005):
         super().__init__(loss_weight)
 

@@ -88,6 +88,7 @@ class FSPLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     joint = True
 
     def __init__(self, distance: str = 'squared', loss_weight: Any = 1.0):

@@ -121,6 +121,7 @@ class FTLoss(KDLoss):
         torch.Size([])
     """
 
+    takes = (4, )
     same_channels = False
 
     def __init__(self, factor_ratio: float = 0.5, p: int = 2, translator_norm: bool = True,

@@ -122,6 +122,7 @@ class GIDLoss(KDLoss):
         4.0
     """
 
+    takes = (4, )
     needs_boxes = True
 
     def __init__(self, feature: float = 5e-3, relation: float = 40.0, size: int = 10, assign: str = 'all',

@@ -164,6 +164,7 @@ class ICDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     joint = True
     needs_boxes = True
 

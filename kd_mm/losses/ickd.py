@@ -70,6 +70,7 @@ class ICKDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     same_size = False
 
     def __init__(self, patches: int = 1, loss_weight: Any = 1.0):

@@ -74,6 +74,7 @@ class IDDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     same_channels = False
     needs_seg_map = True
 

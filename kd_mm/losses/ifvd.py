@@ -83,6 +83,7 @@ class IFVDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     same_channels = False
     needs_seg_map = True
 

@@ -96,6 +96,7 @@ class SoftmaxKDLoss(KDLoss):
         True
     """
 
+    takes = (2, 4)
     logits = True
 
     def __init__(self, tau: float = 1.0, reduction: str = 'pixel_mean', divergence: str = 'kl',

@@ -167,6 +167,7 @@ class KTAADLoss(KDLoss):
         tensor(True)
     """
 
+    takes = (4, )
     same_channels = False
     same_size = False
     learned = 'autoencoder'

@@ -131,6 +131,7 @@ class MasKDLoss(KDLoss):
         tensor(True)
     """
 
+    takes = (4, )
     learned = 'tokens'
 
     def __init__(self, tokens: Any = None, num_tokens: int = 6, token_weights: str = 'softmax',

@@ -59,6 +59,8 @@ class MGDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
+
     def __init__(self, mask_ratio: float = 0.65, mask_on: str = 'pixel', loss_weight: Any = 2e-5):
         super().__init__(loss_weight)
         self.mask_ratio = number('MGDLoss', 'mask_ratio', mask_ratio, 0, 1)

@@ -49,6 +49,7 @@ class MimicLoss(KDLoss):
         0.5
     """
 
+    takes = (4, )
     needs_boxes = True
 
     def __init__(self, size: int = 7, assign: str = 'all', scale: float = 56.0, loss_weight: Any = 1.0):

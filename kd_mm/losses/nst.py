@@ -86,6 +86,7 @@ class NSTLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     same_channels = False
     same_size = False
     pools_to = 'smaller'

@@ -115,6 +115,7 @@ class OFDLoss(KDLoss):
         8.0
     """
 
+    takes = (4, )
     same_size = False
     pools_to = 'student'
 

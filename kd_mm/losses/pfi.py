@@ -37,6 +37,8 @@ class PFILoss(KDLoss):
         tensor(1.)
     """
 
+    takes = (4, )
+
     def __init__(self, loss_weight: Any = 1.5):
         super().__init__(loss_weight)
 

@@ -64,6 +64,7 @@ class PKDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     same_size = False
 
     def __init__(self, resize_student: bool = True, eps: float = 1e-6, loss_weight: Any = 6.0):

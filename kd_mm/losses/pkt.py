@@ -69,6 +69,7 @@ class PKTLoss(KDLoss):
         True
     """
 
+    takes = (2, 3, 4)
     same_channels = False
 
     def __init__(self, eps: float = 1e-7, samples: str = 'cell', limit: Optional[int] = 1024,

@@ -113,6 +113,7 @@ class ReviewKDLoss(KDLoss):
         torch.Size([])
     """
 
+    takes = (4, )
     joint = True
     same_channels = False
 

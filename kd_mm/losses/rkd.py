@@ -84,6 +84,7 @@ class RKDLoss(KDLoss):
         True
     """
 
+    takes = (2, 3, 4)
     same_channels = False
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0, normalize: bool = False,

@@ -60,6 +60,7 @@ class SigmoidKDLoss(KDLoss):
         True
     """
 
+    takes = (2, 4)
     logits = True
 
     def __init__(self, tau: float = 1.0, beta: float = 0.0, divergence: str = 'kl', reduction: str = 'cell_mean',

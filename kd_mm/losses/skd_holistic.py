@@ -161,6 +161,7 @@ class SKDHolisticLoss(KDLoss):
         [True]
     """
 
+    takes = (4, )
     logits = True
 
     def __init__(self, objective: str = 'wgan-gp', condition_on_image: bool = True, width: int = 64,

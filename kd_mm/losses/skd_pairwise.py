@@ -133,6 +133,7 @@ class SKDPairwiseLoss(KDLoss):
         torch.Size([])
     """
 
+    takes = (4, )
     same_channels = False
 
     def __init__(self, kernel: int = 2, scale: Optional[float] = None, detach_norm: bool = False, eps: float = 0.0,

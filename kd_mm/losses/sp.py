@@ -98,6 +98,7 @@ class SPLoss(KDLoss):
         torch.Size([])
     """
 
+    takes = (2, 3, 4)
     same_channels = False
 
     def __init__(self, samples: str = 'cell', limit: Optional[int] = None, norm: str = 'l2',

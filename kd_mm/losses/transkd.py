@@ -176,6 +176,7 @@ class TransKDLoss(KDLoss):
         tensor(True)
     """
 
+    takes = (4, )
     joint = True
     same_channels = False
 

@@ -70,6 +70,7 @@ class VIDLoss(KDLoss):
         torch.Size([])
     """
 
+    takes = (4, )
     same_channels = False
     same_size = False
     pools_to = 'smaller'

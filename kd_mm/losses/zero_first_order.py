@@ -144,6 +144,7 @@ class ZeroFirstOrderLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     logits = True
 
     def __init__(self, zero: float = 1.0, first: float = 0.1, tau: float = 1.0, mask_ignored: bool = True,

@@ -83,6 +83,8 @@ class {cls}(KDLoss):
         tensor(4.)
     """
 
+    takes = (4, )  # maps; with 2 rows of proposals, with 3 tokens too
+
     def __init__(self, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
 

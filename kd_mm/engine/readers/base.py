@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
+from kd_mm.hosts.meaning import CLASSES, Meaning
 from kd_mm.types.batch import KDBatch
 from kd_mm.types.records import Recorded
 
@@ -45,11 +46,13 @@ class Reader:
 
     Attributes:
         paths: tap paths by side, see :meth:`locate`.
+        meanings: by side: path -> what the channels there mean, for all paths of levels; None where it is not known.
     """
 
     def __init__(self, title: str, at: Dict[str, Any], levels: Mapping[str, Optional[Sequence[int]]]):
         self.title, self.at, self.levels = title, at, levels
         self.paths: Dict[str, List[str]] = {'student': [], 'teacher': []}
+        self.meanings: Dict[str, Dict[str, Optional[Meaning]]] = {'student': {}, 'teacher': {}}
 
     def locate(self, side: str, model: nn.Module) -> List[str]:
         """The paths to tap in the model of one side; they are kept in :attr:`paths`.
@@ -91,6 +94,20 @@ class Reader:
     def modules(self, side: str, model: nn.Module, records: Records) -> List[Any]:
         """The module behind each level of one side, for losses that look at them; empty where there are none."""
         return []
+
+    def meanings_of(self, side: str, records: Records) -> List[Optional[Meaning]]:
+        """What the channels of each level of one side mean; empty where there are no levels of maps."""
+        return []
+
+    def has_classes(self) -> bool:
+        """Whether names of classes say anything about what is compared: not for objectness or boxes."""
+        return all(any(meaning is None or meaning.kind == CLASSES for meaning in found.values()) or not found
+                   for found in self.meanings.values())
+
+    def where(self, side: str) -> str:
+        """The tap of one side for messages: as it was written, and what it stands for."""
+        at, paths = self.at[side], ', '.join(self.paths[side])
+        return repr(at) if at == paths or not paths or not isinstance(at, str) else f'{at!r} ({paths})'
 
     def describe(self) -> str:
         """Which level meets which, in words."""

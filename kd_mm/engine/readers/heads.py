@@ -10,7 +10,8 @@ from kd_mm.hosts.heads.mask_query import mask_query_view
 from kd_mm.hosts.heads.query import query_taps, query_view
 from kd_mm.hosts.heads.towers import cross_head_outputs, default_index, held_features, tower_taps
 from kd_mm.hosts.paths import resolve
-from kd_mm.hosts.places import MARK
+from kd_mm.hosts.places import MARK, head_meaning
+from kd_mm.hosts.rows import shared_places
 from kd_mm.types.batch import KDBatch
 from kd_mm.types.dense import DenseView
 from kd_mm.types.query import MaskQueryView, QueryView
@@ -49,9 +50,15 @@ class HeadReader(Reader):
             raise ValueError(f'{self._owner} compares one head with one: {side} {at!r} is no path of a head, such as '
                              "'bbox_head'")
         head, method = resolve(model, at, side)
+        rows = shared_places(model, at)
+        if rows is not None:
+            said = f" Both models are asked about the same proposals at {' or '.join(map(repr, rows))}" if rows else ''
+            raise ValueError(f'{side} {at!r} says something about proposals, and {self._owner} compares dense heads, '
+                             f"such as 'bbox_head' of a one-stage detector or 'rpn_head'.{said}")
         if method != 'forward':
             raise ValueError(f'{side} {at!r} is a method, and {self._owner} needs a head')
         self.heads[side], self.models[side] = head, model
+        self.meanings[side] = {at: head_meaning(model, at)}
         self._named[side] = self._taps(side, model, at, head)
         self.paths[side] = list(self._named[side].values())
         return self.paths[side]

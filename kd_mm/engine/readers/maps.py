@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from kd_mm.engine.levels import Pairs, pair_levels
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records, shapes_text
 from kd_mm.hosts.heads.dense import dense_view
+from kd_mm.hosts.meaning import Meaning
 from kd_mm.hosts.paths import expand_paths, module_at, resolve
-from kd_mm.hosts.places import MARK, find
+from kd_mm.hosts.places import MARK, find, meaning_at
 from kd_mm.ops.classes import take_classes
 from kd_mm.types.batch import Features, KDBatch
 
@@ -58,7 +59,11 @@ class MapReader(Reader):
             place = find(model, part) if part.startswith(MARK) else None
             if place is not None and place.pick is not None:
                 self._picks[side, logits] = place.pick
-            paths.extend(expand_paths(model, part if place is None else place.paths))
+            found = expand_paths(model, part if place is None else place.paths)
+            if not logits:
+                self.meanings[side].update({path: meaning_at(model, path) if place is None else place.meaning
+                                            for path in found})
+            paths.extend(found)
         return paths
 
     def keeps_calls(self, path: str) -> bool:
@@ -66,7 +71,7 @@ class MapReader(Reader):
 
     def read(self, student: Records, teacher: Records, batch: KDBatch,
              classes: Optional[ClassPair] = None) -> Comparison:
-        own, theirs = (tuple(tensor for _, tensor in self._levels_of(side, records, logits=False))
+        own, theirs = (tuple(tensor for _, tensor in self.levels_of(side, records, logits=False))
                        for side, records in zip(SIDES, (student, teacher)))
         if classes is not None:
             own, theirs = (tuple(take_classes(tensor, *chosen) for tensor in found)
@@ -91,7 +96,7 @@ class MapReader(Reader):
                 views.append(dense_view(record.owner, record.calls[-1].output).detach())
             given = replace(given, instances=self.picker.choose_instances(*views, batch))
         if self.logits_at:
-            own, theirs = (self._paired(side, [tensor.detach() for _, tensor in self._levels_of(side, records, True)],
+            own, theirs = (self._paired(side, [tensor.detach() for _, tensor in self.levels_of(side, records, True)],
                                         'logits of the region')
                            for side, records in zip(SIDES, (student, teacher)))
             given = replace(given, student_logits=own, teacher_logits=theirs)
@@ -108,7 +113,11 @@ class MapReader(Reader):
                              'pick some with levels=[...]')
         return tuple(levels[index] for index in wanted)
 
-    def _levels_of(self, side: str, records: Records, logits: bool) -> List[Tuple[str, Tensor]]:
+    def unpicked(self, side: str) -> List[str]:
+        """Paths whose outputs are all levels, as they are."""
+        return [] if (side, False) in self._picks else self._features[side]
+
+    def levels_of(self, side: str, records: Records, logits: bool = False) -> List[Tuple[str, Tensor]]:
         """Path and tensor of the levels of one side (of the region's taps with ``logits``), those that are kept."""
         paths, keep = (self._logits if logits else self._features)[side], self.levels[side]
         found = [(path, tensor) for path in paths for tensor in records[path]]
@@ -123,7 +132,11 @@ class MapReader(Reader):
         return found
 
     def modules(self, side: str, model: nn.Module, records: Records) -> List[Any]:
-        found = [module_at(model, path, side) for path, _ in self._levels_of(side, records, logits=False)]
+        found = [module_at(model, path, side) for path, _ in self.levels_of(side, records, logits=False)]
+        return list(self._paired(side, found))
+
+    def meanings_of(self, side: str, records: Records) -> List[Optional[Meaning]]:
+        found = [self.meanings[side].get(path) for path, _ in self.levels_of(side, records, logits=False)]
         return list(self._paired(side, found))
 
     def describe(self) -> str:

@@ -15,6 +15,8 @@ from kd_mm.types.targets import valid_pixels
 
 #: What a method computes: a scalar, or the named parts of one without their factors.
 Value = Union[Tensor, Mapping[str, Tensor]]
+#: Number of dimensions of a level -> what it is.
+KINDS = {2: 'rows (M, C)', 3: 'tokens (N, L, C)', 4: 'maps (N, C, H, W)'}
 
 
 # Rare abilities of a loss. A loss has one by having its methods; nothing is to be inherited or switched on.
@@ -102,6 +104,8 @@ class KDLoss(nn.Module):
         pools_to: for a loss without ``same_size`` whose authors average-pool maps of different H and W [C]:
             'smaller' (both sides to the smaller H and the smaller W) or 'student' (the teacher to the student's).
             The base does it before :meth:`level_loss`, to a region's weights as well, so no adapter resizes anything.
+        takes: numbers of dimensions that a level may have: 4 for maps (N, C, H, W), 2 for rows (M, C), 3 for tokens
+            (N, L, C) that are no map. None if the method looks for itself; those of this package all say it.
         rows_only: the loss takes rows of proposals (M, ...), not maps.
         needs_boxes, needs_seg_map: the targets without which the loss means nothing.
 
@@ -120,6 +124,7 @@ class KDLoss(nn.Module):
     same_channels = True
     same_size = True
     pools_to: Optional[str] = None
+    takes: Optional[Tuple[int, ...]] = None
     rows_only = False
     needs_boxes = False
     needs_seg_map = False
@@ -224,19 +229,35 @@ class KDLoss(nn.Module):
             levels.append((s, t, mask))
         return tuple(level[0] for level in levels), tuple(level[1] for level in levels), [level[2] for level in levels]
 
+    def check_kinds(self, student: Features, teacher: Features) -> None:
+        """Raise a ValueError with side, level and shape where a level is no kind of tensor that the loss takes."""
+        takes = (2, ) if self.rows_only else self.takes
+        for side, levels in (('student', student), ('teacher', teacher)):
+            for level, tensor in enumerate(levels):
+                if takes is None or tensor.dim() in takes:
+                    continue
+                if self.rows_only:
+                    mend = "rows of proposals are needed: in a config a place such as at='@roi_logits'"
+                else:
+                    mend = f'{type(self).__name__} needs {" or ".join(KINDS[count] for count in sorted(takes)[::-1])}'
+                    if tensor.dim() == 3:
+                        mend += ('. Tokens that are the cells of a map become one with tokens=(H, W) or tokens=STRIDE; '
+                                 "object queries are compared by DETRDistillLogitsLoss at='bbox_head' or MaskQueryLoss "
+                                 "at='panoptic_head'")
+                raise ValueError(f'{type(self).__name__}, level {level}: {side} {tuple(tensor.shape)} is '
+                                 f'{kind_text(tensor)}, and {mend}')
+
     def check_shapes(self, student: Features, teacher: Features) -> None:
         """Raise a ValueError with level, shapes and mend where student and teacher cannot be compared."""
         name = type(self).__name__
         if not student or len(student) != len(teacher):
             raise ValueError(f'{name}: {len(student)} student levels and {len(teacher)} teacher levels. Choose the '
                              'same number with `levels`, or taps with the same number of outputs')
+        self.check_kinds(student, teacher)
         for level, (s, t) in enumerate(zip(student, teacher)):
             where = f'{name}, level {level}: student {tuple(s.shape)} and teacher {tuple(t.shape)}'
             if s.dim() != t.dim() or s.dim() < 2 or s.shape[0] != t.shape[0]:
                 raise ValueError(f'{where} are not outputs of the same kind for the same images: check the two taps')
-            if self.rows_only and s.dim() != 2:
-                raise ValueError(f'{where} are maps, and rows of proposals are needed: in a config a place such as '
-                                 "at='@roi_logits'")
             if self.same_channels and s.shape[1] != t.shape[1]:
                 mend = ('tap features instead, or use a teacher with the same classes' if self.logits else
                         "add adapter=dict(type='ConvAdapter'), or leave `adapter` out")
@@ -244,6 +265,16 @@ class KDLoss(nn.Module):
             if self.same_size and s.shape[2:] != t.shape[2:]:
                 raise ValueError(f"{where} differ in size: add adapter=dict(type='ResizeAdapter'), or leave "
                                  '`adapter` out')
+
+
+def kind_text(tensor: Tensor) -> str:
+    """What a tensor is by its number of dimensions.
+
+    Example:
+        >>> kind_text(torch.zeros(2, 5, 8)), kind_text(torch.zeros(1, 1, 1, 1, 1))
+        ('tokens (N, L, C)', 'of 5 dimensions')
+    """
+    return KINDS.get(tensor.dim(), f'of {tensor.dim()} dimensions')
 
 
 def as_features(value: Any) -> Features:

@@ -1,0 +1,143 @@
+"""Whether both sides of a term mean the same by what is compared: classes, anchors, objectness."""
+
+from dataclasses import replace
+from typing import Callable, List, Optional, Sequence, Set
+
+from torch import Tensor
+
+from kd_mm.engine.readers.base import Comparison
+from kd_mm.engine.term import Term
+from kd_mm.hosts.meaning import CLASSES, OBJECTNESS, Meaning, differences
+from kd_mm.ops.problems import Problems
+
+#: Class names of a model, if known, by the name of the model.
+ClassesOf = Callable[[str], Optional[List[str]]]
+
+
+class Agreement:
+    """Compares what the two sides of a logit loss mean; each fault is told once.
+
+    Args:
+        problems: gets what is wrong before anything has run.
+        classes_of: the class names of a model.
+    """
+
+    def __init__(self, problems: Problems, classes_of: ClassesOf):
+        self.problems, self.classes_of = problems, classes_of
+        self._told: Set[Term] = set()
+
+    def names(self, term: Term, source: str, name: str) -> None:
+        """Compare the class names of the learner with those of one source, or map them (``classes=``).
+
+        Args:
+            term: whose.
+            source: as the term calls it.
+            name: of the model behind it.
+        """
+        ours, theirs = self.classes_of(term.learner), self.classes_of(name)
+        problem: Optional[str] = None
+        if not term.reader.has_classes():  # objectness, boxes
+            if term.classes is not None:
+                problem = (f'{term.title}: classes={term.classes!r}, but there are no classes at student '
+                           f'{term.reader.where("student")} and teacher {term.reader.where("teacher")}: '
+                           f'{self._found(term)}. Remove classes')
+        elif term.classes is not None and ours and theirs:
+            try:
+                term.map_classes(source, ours, theirs)
+            except ValueError as error:
+                problem = str(error)
+        elif term.classes is not None and name != term.learner:
+            problem = (f'{term.title}: classes={term.classes!r} needs the class names of both models; student: '
+                       f'{names_text(ours)}, teacher: {names_text(theirs)}')
+        elif term.of_classes and ours and theirs and list(ours) != list(theirs):
+            same = ' (the same ones in another order)' if sorted(ours) == sorted(theirs) else ''
+            problem = (f'{term.title}: a logit loss needs the same classes in the same order{same}. '
+                       f'Student ({len(ours)}): {names_text(ours)}. Teacher ({len(theirs)}): {names_text(theirs)}. '
+                       "Give classes='common' (or the names to compare), use a feature loss, or a teacher trained on "
+                       'these classes')
+        if problem is not None:
+            self._told.add(term)
+            self.problems.add(problem)
+
+    @staticmethod
+    def _found(term: Term) -> str:
+        kinds = [meaning for side in term.reader.meanings.values() for meaning in side.values() if meaning is not None]
+        return '; '.join(dict.fromkeys(meaning.text() for meaning in kinds if meaning.kind != CLASSES))
+
+    def levels(self, comparison: Comparison, student: Sequence[Optional[Meaning]],
+               teacher: Sequence[Optional[Meaning]], source: str) -> bool:
+        """Compare what the channels of each level mean, whose shapes are known now.
+
+        Args:
+            comparison: of a first pass.
+            student, teacher: of each level, see :meth:`Reader.meanings_of`; of whole heads empty.
+            source: name of the model that is learned from.
+
+        Returns:
+            Whether to go on with the term: not where its fault has been told.
+
+        Raises:
+            ValueError: they differ; it says in what, and what to do instead.
+        """
+        term: Term = comparison.term
+        if term in self._told:
+            return False
+        if not term.loss.logits or term.of_heads:  # a head loss compares them itself
+            return True
+        sides = zip(comparison.student, comparison.teacher, [*student] or [None] * len(comparison.student),
+                    [*teacher] or [None] * len(comparison.teacher))
+        for level, (s, t, own, other) in enumerate(sides):
+            where = (f'{term.title}, level {level}: student {term.reader.where("student")} and teacher '
+                     f'{term.reader.where("teacher")}')
+            if own is not None and other is not None:
+                own, other = _seen(own, s, term), _seen(other, t, term)
+                found = differences(own, other)
+                if found:
+                    raise ValueError(
+                        f'{where} give logits that do not mean the same: {"; ".join(found)}. Student: {s.shape[1]} '
+                        f'channels, {own.text()}{self._named(term.learner, own)}. Teacher: {t.shape[1]} channels, '
+                        f'{other.text()}{self._named(source, other)}. {mend(own, other)}')
+            if s.dim() == t.dim() and s.shape[1] != t.shape[1]:
+                ours, theirs = self.classes_of(term.learner), self.classes_of(source)
+                names = ['' if ours and ours == theirs else f' ({names_text(found)})' for found in (ours, theirs)]
+                taps = '' if term.shared else ", or tap the class logits of both, such as '@logits'"
+                raise ValueError(
+                    f'{where}: a logit loss needs the same classes, but the student has {s.shape[1]} logits{names[0]} '
+                    f'and the teacher {t.shape[1]}{names[1]}. Use a feature loss, or a teacher trained on these classes'
+                    f'{taps}')
+        return True
+
+    def _named(self, name: str, meaning: Meaning) -> str:
+        return f' ({names_text(self.classes_of(name))})' if meaning.kind == CLASSES else ''
+
+
+def _seen(meaning: Meaning, tensor: Tensor, term: Term) -> Meaning:
+    """A meaning with the anchors that the channels of a map tell; of the chosen classes alone with ``classes=``."""
+    if term.chosen and meaning.kind == CLASSES:
+        meaning = replace(meaning, classes=len(next(iter(term.chosen.values()))[0][1]))
+    return meaning.of(tensor.shape[1])
+
+
+def mend(student: Meaning, teacher: Meaning) -> str:
+    """What works instead of comparing two things of different meaning."""
+    feature = "a feature loss (at='@neck')"
+    if {student.kind, teacher.kind} == {CLASSES, OBJECTNESS}:
+        dense = 'student' if student.kind == CLASSES else 'teacher'
+        return (f'The first stage of a two-stage detector has no classes, and the {dense} has no proposals: use '
+                f'{feature}, or a teacher of the same kind')
+    if student.kind != teacher.kind:
+        return "Tap the same branch in both, such as '@logits'"
+    if student.kind != CLASSES:
+        return f'Use {feature}, or heads that are built alike'
+    if student.classes != teacher.classes and (student.anchors, student.background) == (
+            teacher.anchors, teacher.background):
+        return ("Give classes='common' (or the names to compare; both models must know their class names), "
+                f'use {feature}, or a teacher trained on these classes')
+    return f'Use {feature}, or a teacher whose head has the same anchors, classes and kind of score'
+
+
+def names_text(classes: Optional[Sequence[str]]) -> str:
+    """Names of classes for messages, the first 20 of them."""
+    if not classes:
+        return 'classes unknown'
+    return ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')

@@ -1,0 +1,136 @@
+"""What the channels at a place mean: class logits of some anchors, objectness, boxes.
+
+Two maps of 3 channels may be 3 anchors of one class, one anchor of 3 classes, or the objectness of 3 anchors.  A logit
+loss compares them channel by channel, so both sides must mean the same; the number of channels alone does not tell.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Dict, List, Optional, Tuple
+
+from torch import nn
+
+CLASSES, OBJECTNESS, BOXES, DISTRIBUTIONS, QUALITY = 'class', 'objectness', 'box', 'distribution', 'quality'
+_WORDS = {CLASSES: 'class logits', OBJECTNESS: 'objectness (any object or none; no classes)', BOXES: 'box numbers',
+          DISTRIBUTIONS: 'bins of box distributions', QUALITY: 'quality (centerness, predicted IoU)'}
+
+#: Name of a branch below a head -> what it gives; class logits are in the table of :mod:`kd_mm.hosts.places`.
+BRANCHES: Dict[str, str] = {
+    'atss_centerness': QUALITY, 'atss_iou': QUALITY, 'atss_reg': BOXES, 'bbox_pred': BOXES,
+    'conv_centerness': QUALITY, 'conv_reg': BOXES, 'gfl_reg': DISTRIBUTIONS, 'multi_level_conv_obj': OBJECTNESS,
+    'multi_level_conv_reg': BOXES, 'object_pred': OBJECTNESS, 'offset_head': BOXES, 'reg_convs': BOXES,
+    'retina_reg': BOXES, 'rpn_reg': BOXES, 'rtm_obj': OBJECTNESS, 'rtm_reg': BOXES, 'tood_reg': BOXES,
+    'vfnet_reg': BOXES, 'vfnet_reg_refine': BOXES, 'wh_head': BOXES}
+#: Of those, names that are towers of other heads; predictors of these alone.
+ONLY_OF: Dict[str, Tuple[str, ...]] = {'reg_convs': ('SSDHead', )}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the channels of a map mean; ``anchors`` times as many as :attr:`width`.
+
+    Attributes:
+        kind: class logits, objectness, boxes, their distributions, or quality.
+        head: class of the head, for messages.
+        classes: K, without a background; 0 where there are no classes.
+        background: ``'first'`` or ``'last'``, where the channel of the background is; None where there is none.
+        sigmoid: whether the model takes every number through a sigmoid of its own (else a softmax over the classes);
+            None for numbers that are no logits.
+        bins: of a distribution; 0 for all others.
+        anchors: a cell; None until :meth:`of` has seen the channels.
+
+    Example:
+        >>> rpn = Meaning(OBJECTNESS, 'RPNHead', sigmoid=True)
+        >>> rpn.of(3).text()
+        '3 anchors x 1 objectness (any object or none; no classes), sigmoid, of RPNHead'
+    """
+
+    kind: str
+    head: str
+    classes: int = 0
+    background: Optional[str] = None
+    sigmoid: Optional[bool] = None
+    bins: int = 0
+    anchors: Optional[int] = None
+
+    @property
+    def width(self) -> int:
+        """Channels of one anchor."""
+        single = {CLASSES: self.classes, BOXES: 4, DISTRIBUTIONS: 4 * self.bins}.get(self.kind, 1)
+        return single + (self.background is not None)
+
+    def of(self, channels: int) -> 'Meaning':
+        """The same with the anchors that a map of so many channels has; None where they do not come out even."""
+        return replace(self, anchors=channels // self.width if channels % self.width == 0 else None)
+
+    def text(self) -> str:
+        """In words, without names of classes."""
+        count = f'{self.anchors} anchor{"" if self.anchors == 1 else "s"} x ' if self.anchors is not None else ''
+        parts = [f'{count}{self.width} {_WORDS[self.kind]}']
+        if self.background is not None:
+            parts.append(f'the {self.background} of them the background')
+        if self.sigmoid is not None:
+            parts.append('sigmoid' if self.sigmoid else 'softmax')
+        return ', '.join(parts) + f', of {self.head}'
+
+
+def differences(student: Meaning, teacher: Meaning) -> List[str]:
+    """What two meanings differ in, in words; empty where they are the same.
+
+    Example:
+        >>> differences(Meaning(CLASSES, 'A', 3, sigmoid=True, anchors=1), Meaning(CLASSES, 'B', 1, sigmoid=True,
+        ...                                                                         anchors=3))
+        ['anchors a cell: 1 and 3', 'classes: 3 and 1']
+    """
+    if student.kind != teacher.kind:
+        return [f'the student gives {_WORDS[student.kind]}, the teacher {_WORDS[teacher.kind]}']
+    found = []
+    if student.anchors != teacher.anchors:
+        found.append(f'anchors a cell: {student.anchors} and {teacher.anchors}')
+    if student.classes != teacher.classes:
+        found.append(f'classes: {student.classes} and {teacher.classes}')
+    if student.bins != teacher.bins:
+        found.append(f'bins of a side: {student.bins} and {teacher.bins}')
+    if student.background != teacher.background:
+        said = [side.background or 'none' for side in (student, teacher)]
+        found.append(f'channel of the background: {said[0]} and {said[1]}')
+    if student.sigmoid is not None and teacher.sigmoid is not None and student.sigmoid != teacher.sigmoid:
+        said = ['a sigmoid each' if side.sigmoid else 'a softmax' for side in (student, teacher)]
+        found.append(f'scores by {said[0]} and by {said[1]}')
+    return found
+
+
+def class_meaning(head: Any, proposals: bool = False) -> Meaning:
+    """What the class logits of a head mean.
+
+    Args:
+        head: of the host.
+        proposals: whether it is the first stage of a detector, whose one class is any object.
+    """
+    name, count = type(head).__name__, int(getattr(head, 'num_classes', 0) or 0)
+    if hasattr(head, 'loss_decode'):  # a segmentor's head; one channel of two classes is the second one's
+        width = getattr(head, 'out_channels', None) or count
+        losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
+        sigmoid = width == 1 or all(bool(getattr(loss, 'use_sigmoid', False)) for loss in losses)
+        return Meaning(CLASSES, name, width, sigmoid=sigmoid)
+    width = getattr(head, 'cls_out_channels', None)
+    sigmoid = bool(getattr(head, 'use_sigmoid_cls', True))
+    background = 'last' if isinstance(width, int) and width == count + 1 else None
+    if proposals:
+        return Meaning(OBJECTNESS, name, background=background, sigmoid=sigmoid)
+    return Meaning(CLASSES, name, count, background, sigmoid)
+
+
+def branch_meaning(head: Any, branch: str) -> Optional[Meaning]:
+    """What another branch of a head gives than the classes; None where it is not known.
+
+    Args:
+        branch: its path below the head.
+    """
+    first, _, level = branch.partition('.')
+    kind, kinds = BRANCHES.get(first), {cls.__name__ for cls in type(head).__mro__}
+    if kind is None or (level and not level.isdigit()) or (first in ONLY_OF and not kinds & set(ONLY_OF[first])):
+        return None
+    name = type(head).__name__
+    if kind == DISTRIBUTIONS:
+        return Meaning(kind, name, bins=int(getattr(head, 'reg_max', 0)) + 1)
+    return Meaning(kind, name, sigmoid=True if kind in (OBJECTNESS, QUALITY) else None)
