@@ -10,17 +10,18 @@ random ones, and the report says so.  The exit status is 1 if there is a problem
 
 import argparse
 import sys
+from typing import Optional, Sequence
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 
 from kd_mm.engine.hook import guesses
 from kd_mm.lab import check as inspection
 from kd_mm.lab.configs import read_config
 from kd_mm.lab.observe import shape_text
-from kd_mm.lab.step import parameter_count
+from kd_mm.lab.step import StepReport, parameter_count
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or the name of an installed one (mmdet::...)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
@@ -33,12 +34,13 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def print_row(name, text):
+def print_row(name: str, text: str) -> None:
     print(f'{name:<12}{text}')
 
 
-def print_models(cfg, report):
+def print_models(cfg: Config, report: inspection.Report) -> None:
     student, distiller = report.student, report.distiller
+    assert student is not None and distiller is not None
     millions = sum(parameter.numel() for parameter in student.parameters()) / 1e6
     print_row('student', f'{type(student).__name__}, {millions:.2f} M parameters, of which '
               f'{parameter_count(student) / 1e6:.2f} M are trained')
@@ -58,7 +60,7 @@ def print_models(cfg, report):
         print_row('found', note)
 
 
-def print_step(step):
+def print_step(step: StepReport) -> None:
     print_row('dry step', f'{step.images} random images of {step.shape[0]}x{step.shape[1]}, as step {step.step} of '
               'the training, random student')
     print_row('', ', '.join(f'{name} {value:.4g}' for name, value in step.task.items()))
@@ -81,7 +83,7 @@ def print_step(step):
                   + (f', on its extras {term.extras_gradient:.4g}' if term.extras else ''))
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
         cfg = read_config(args.config, args.cfg_options)

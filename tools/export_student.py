@@ -14,6 +14,7 @@ import copy
 import os
 import os.path as osp
 import tempfile
+from typing import Any, Dict, NoReturn, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -25,7 +26,7 @@ from kd_mm.hosts.checkpoint import load_file, state_dict_of
 META = ('dataset_meta', 'epoch', 'iter', 'experiment_name', 'time', 'mmengine_version')
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='checkpoint written by a training run')
     parser.add_argument('out', help='file to write')
@@ -34,11 +35,11 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def fail(message):
+def fail(message: object) -> NoReturn:
     raise SystemExit(f'export_student.py: {message}')
 
 
-def student_config(path, meta):
+def student_config(path: Optional[str], meta: Dict[str, Any]) -> Config:
     """The student's config, without the distillation hook."""
     if path is not None:
         if not osp.isfile(path):
@@ -59,7 +60,7 @@ def student_config(path, meta):
     return cfg
 
 
-def build_student(cfg):
+def build_student(cfg: Config) -> torch.nn.Module:
     """The stock model of a config, built by its host alone."""
     scope = cfg.get('default_scope') or 'mmengine'
     try:
@@ -69,7 +70,7 @@ def build_student(cfg):
         fail(f'the model of the config cannot be built: {error}. Is {scope} installed?')
 
 
-def check_strict(model, state, source):
+def check_strict(model: torch.nn.Module, state: Dict[str, torch.Tensor], source: str) -> None:
     """Load strictly, or say what does not fit."""
     own = model.state_dict()
     problems = [f'{len(keys)} {what} ({", ".join(keys[:5])}{", ..." if len(keys) > 5 else ""})' for what, keys in (
@@ -82,7 +83,7 @@ def check_strict(model, state, source):
     model.load_state_dict(state, strict=True)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     if osp.exists(args.out) and not args.force:
         fail(f'{args.out} exists. Choose another name, or overwrite it with --force')
@@ -121,7 +122,7 @@ def main(argv=None):
           f'dropped {", ".join(dropped) or "nothing"}')
 
 
-def _umask():
+def _umask() -> int:
     """The umask, which can only be read by setting it; mkstemp makes files that others cannot read."""
     mask = os.umask(0)
     os.umask(mask)

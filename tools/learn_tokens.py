@@ -14,9 +14,10 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Dict, List, Optional, Sequence
 
 import torch
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from kd_mm.lab.configs import hook_arguments, hook_entries
@@ -31,7 +32,7 @@ from kd_mm.lab import learning
 from kd_mm.ops.problems import Problems  # noqa: E402
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='distillation config')
     parser.add_argument('--iters', type=int, help='steps. Default: what the method asks for')
@@ -50,7 +51,7 @@ def parse_args(argv=None):
     return args
 
 
-def learn(args, cfg):
+def learn(args: argparse.Namespace, cfg: Config) -> List[str]:
     """Train and save; returns the files."""
     entries = hook_entries(cfg)
     if not entries:
@@ -75,7 +76,7 @@ def learn(args, cfg):
             print(f'{", ".join(lesson.name for lesson in lessons)}: {steps} steps with {teacher.name}', flush=True)
             start = time.time()
 
-            def report(step, steps, losses):
+            def report(step: int, steps: int, losses: Dict[str, float]) -> None:
                 values = '  '.join(f'{name} {value:.4g}' for name, value in losses.items())
                 print(f'{step:6d}/{steps}  {values}  {time.time() - start:.0f} s', flush=True)
 
@@ -88,7 +89,7 @@ def learn(args, cfg):
     return [lesson.target for lesson in lessons]
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     cfg = train.load_config(args)
     train.check_data(cfg, ('train', ))

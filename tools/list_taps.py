@@ -11,16 +11,18 @@ run while losses are computed are not called in this pass; --all lists them too.
 
 import argparse
 import sys
+from typing import Optional, Sequence
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
+from torch import nn
 
 from kd_mm.hosts.models import build_model, load_config, scope_of_config
 from kd_mm.lab.configs import hook_entries, read_config
 from kd_mm.lab.models import build_student, scope_of
-from kd_mm.lab.observe import matches, observe, shape_text
+from kd_mm.lab.observe import Output, matches, observe, shape_text
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or the name of an installed one (mmdet::...)')
     parser.add_argument('--filter', help="only paths with this in them; with wildcards, paths that fit: 'neck.*'")
@@ -33,7 +35,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def build(cfg, teacher):
+def build(cfg: Config, teacher: bool) -> nn.Module:
     """The model to list, with random weights: shapes do not depend on them."""
     if not teacher:
         return build_student(cfg)
@@ -44,7 +46,7 @@ def build(cfg, teacher):
     return build_model(load_config(entries[0]['teacher'])[0], scope_of_config(cfg))
 
 
-def print_table(rows):
+def print_table(rows: Sequence[Output]) -> None:
     table = [('path', 'type', 'calls', 'shapes')]
     table += [(row.path, row.type, str(row.calls), shape_text(row.shapes) or '-') for row in rows]
     widths = [max(len(line[column]) for line in table) for column in range(3)]
@@ -52,7 +54,7 @@ def print_table(rows):
         print('  '.join([*(text.ljust(width) for text, width in zip(line, widths)), line[3]]))
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
         cfg = read_config(args.config, args.cfg_options)

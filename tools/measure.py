@@ -26,6 +26,7 @@ and convolutions alone).
 import argparse
 import json
 import sys
+from typing import Any, Dict, Optional, Sequence
 
 from mmengine.config import DictAction
 
@@ -33,7 +34,7 @@ from kd_mm.lab.configs import read_config
 from kd_mm.lab.cost import profile_config
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file with a kd_mm.DistillHook')
     parser.add_argument('--shape', nargs=2, type=int, default=(256, 256), metavar=('H', 'W'),
@@ -50,7 +51,7 @@ def parse_args(argv=None):
     return args
 
 
-def print_result(result):
+def print_result(result: Dict[str, Any]) -> None:
     print(f'{result["config"]}: {result["batch"]} images of {"x".join(map(str, result["input_shape"]))} on '
           f'{result["device"]}, {result["threads"]} thread(s), load {result["load_average"]}, torch {result["torch"]}')
     print(f'\n{"":<16}{"median ms":>10}{"fastest":>10}   ({result["steps"]} rounds)')
@@ -74,7 +75,7 @@ def print_result(result):
     print(f'\npeak memory     {texts[0]} without, {texts[1]} with distillation ({memory["what"]})')
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
         cfg = read_config(args.config, args.cfg_options)

@@ -13,6 +13,7 @@ if __name__ == 'profile':
     _here = os.path.dirname(os.path.abspath(__file__))
     _spec = importlib.machinery.PathFinder.find_spec(
         'profile', [path for path in sys.path if os.path.abspath(path or os.curdir) != _here])
+    assert _spec is not None and _spec.loader is not None
     sys.modules['profile'] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules['profile'])
 elif __name__ == '__main__':

@@ -12,13 +12,15 @@ import argparse
 import copy
 import os
 import os.path as osp
+from typing import Any, Optional, Sequence
 
+from mmengine.config import Config
 from train import add_shared_arguments, build_runner, check_data, fail, init_cpu_processes, load_config, prepare_args
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
@@ -31,8 +33,8 @@ def parse_args(argv=None):
     return prepare_args(parser.parse_args(argv))
 
 
-def draw(cfg, show_dir):
-    hook = (cfg.get('default_hooks') or {}).get('visualization')
+def draw(cfg: Config, show_dir: str) -> None:
+    hook: Any = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         fail('--show-dir needs default_hooks.visualization in the config')
     hook['draw'] = True
@@ -43,7 +45,7 @@ def draw(cfg, show_dir):
         hook['interval'] = 1  # mmseg draws every 50th batch otherwise
 
 
-def use_tta(cfg):
+def use_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; for a detector without a recipe of its own: flips."""
     if cfg.default_scope == 'mmseg' and not ('tta_model' in cfg and 'tta_pipeline' in cfg):
         fail('--tta needs tta_model and tta_pipeline in the config; the base configs of mmseg have them')
@@ -64,7 +66,7 @@ def use_tta(cfg):
     cfg.model = dict(tta_model, module=cfg.model)
 
 
-def keep_seg_predictions(cfg, folder):
+def keep_seg_predictions(cfg: Config, folder: str) -> None:
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     for evaluator in evaluators:
         if evaluator.get('type') == 'IoUMetric':
@@ -73,7 +75,7 @@ def keep_seg_predictions(cfg, folder):
             evaluator.update(output_dir=folder, keep_results=True)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args)
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):

@@ -14,6 +14,7 @@ import os
 import os.path as osp
 import sys
 from pathlib import Path
+from typing import Any, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
 import torch
 from mmengine.config import Config, DictAction
@@ -28,7 +29,7 @@ CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for
                     'data_root=PATH moves every dataset and evaluator path that lies below the config\'s data_root')
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints. Default: the config\'s work_dir, else '
@@ -43,7 +44,7 @@ def parse_args(argv=None):
     return prepare_args(parser.parse_args(argv))
 
 
-def add_shared_arguments(parser):
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that training and testing share."""
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help=CFG_OPTIONS_HELP)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
@@ -52,17 +53,17 @@ def add_shared_arguments(parser):
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def prepare_args(args):
+def prepare_args(args: argparse.Namespace) -> argparse.Namespace:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
-def fail(message):
+def fail(message: object) -> NoReturn:
     """End with a message instead of a traceback: what is wrong is the user's to mend, and the message says how."""
     raise SystemExit(f'{osp.basename(sys.argv[0])}: {message}')
 
 
-def load_config(args):
+def load_config(args: argparse.Namespace) -> Config:
     """The config of the command line, with its options applied, its host checked and its work dir set."""
     if not osp.isfile(args.config):
         fail(f'no such config: {args.config} (looked at {osp.abspath(args.config)})')
@@ -81,7 +82,7 @@ def load_config(args):
     return cfg
 
 
-def relative_stem(config):
+def relative_stem(config: str) -> str:
     """The path of a config below its ``configs`` folder, without suffix: two methods may share a file name."""
     path = Path(config).resolve().with_suffix('')
     parts = path.parts
@@ -90,10 +91,10 @@ def relative_stem(config):
     return path.name
 
 
-def check_host(cfg):
+def check_host(cfg: Config) -> None:
     """The host of a config, ``mmdet`` or ``mmseg``, must be installed; mmengine itself imports what it needs of it."""
     scope = scope_of_config(cfg)
-    if scope not in HOSTS:
+    if scope is None or scope not in HOSTS:
         fail(f'default_scope={scope!r} in the config is no host of kd_mm, and model.type no class of one. The scope '
              f'must be one of {", ".join(HOSTS)}: '
              "inherit from a config of the host, for example _base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'")
@@ -101,7 +102,7 @@ def check_host(cfg):
         fail(f'the config is for {scope}, which is not installed. Install it: pip install {HOSTS[scope]}')
 
 
-def move_data_root(cfg, old, new):
+def move_data_root(cfg: Config, old: str, new: str) -> None:
     """Replace the data root in every dataloader and evaluator.
 
     A config writes ``data_root = 'data/coco/'`` and uses the variable below; the value is long copied there when an
@@ -109,7 +110,7 @@ def move_data_root(cfg, old, new):
     """
     old = old.rstrip('/')
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, dict):
             for key in value:
                 value[key] = moved(value[key])
@@ -125,7 +126,7 @@ def move_data_root(cfg, old, new):
             moved(cfg[key]) if isinstance(cfg[key], dict) else cfg.__setattr__(key, moved(cfg[key]))
 
 
-def data_paths(section, key):
+def data_paths(section: Any, key: str) -> Iterator[Tuple[str, str]]:
     """Yield (config key, path) of every file and folder that a dataloader or evaluator reads.
 
     Paths are joined as mmengine's datasets do: ``ann_file`` and each ``data_prefix`` below ``data_root``.
@@ -153,9 +154,10 @@ def data_paths(section, key):
             yield from data_paths(section[name], f'{key}.{name}')
 
 
-def check_data(cfg, phases):
+def check_data(cfg: Config, phases: Sequence[str]) -> None:
     """Report every missing data file and folder of ``phases`` ('train', 'val', 'test') at once."""
-    missing, seen = [], set()
+    missing: List[str] = []
+    seen: Set[str] = set()
     for phase in phases:
         if cfg.get(f'{phase}_dataloader') is None:
             continue
@@ -177,7 +179,7 @@ def check_data(cfg, phases):
     fail('the data of this config is not there:\n' + '\n'.join(missing) + f'\nDownload it, link it there, or: {mend}')
 
 
-def use_amp(cfg):
+def use_amp(cfg: Config) -> None:
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     kind = kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
     if kind == 'AmpOptimWrapper':
@@ -188,14 +190,14 @@ def use_amp(cfg):
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def use_auto_scale_lr(cfg):
+def use_auto_scale_lr(cfg: Config) -> None:
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         fail('--auto-scale-lr needs the batch size that the learning rate was chosen for: add '
              'auto_scale_lr = dict(base_batch_size=16) to the config')
     cfg.auto_scale_lr.enable = True
 
 
-def set_start(cfg, resume, overwrite):
+def set_start(cfg: Config, resume: Optional[str], overwrite: bool) -> None:
     """Where training starts from; refuse to mix a new run into the checkpoints of an old one."""
     if resume is not None and resume != 'auto':
         if '://' not in resume and not osp.isfile(resume):
@@ -218,7 +220,7 @@ def set_start(cfg, resume, overwrite):
              'there with --overwrite')
 
 
-def init_cpu_processes(cfg):
+def init_cpu_processes(cfg: Config) -> None:
     """Let ``--launcher pytorch`` work without a GPU, over gloo: left alone, mmengine sets CUDA devices and fails."""
     if cfg.launcher != 'pytorch' or torch.cuda.is_available() or torch.distributed.is_initialized():
         return
@@ -229,11 +231,11 @@ def init_cpu_processes(cfg):
                                      find_unused_parameters=cfg.get('find_unused_parameters', False))
 
 
-def build_runner(cfg):
+def build_runner(cfg: Config) -> Any:
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args)
     if args.amp:

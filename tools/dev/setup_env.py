@@ -22,6 +22,7 @@ import sysconfig
 import tarfile
 import time
 from pathlib import Path
+from typing import Any, Optional, Sequence, Type
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECS = ROOT / 'tools' / 'env'
@@ -49,16 +50,16 @@ class Step:
 
     count = 0
 
-    def __init__(self, title, mend):
+    def __init__(self, title: str, mend: str) -> None:
         self.title, self.mend = title, mend
 
-    def __enter__(self):
+    def __enter__(self) -> 'Step':
         Step.count += 1
         self.start = time.time()
         print(f'[setup {Step.count}] {self.title} ...', flush=True)
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Any) -> None:
         if kind is None:
             print(f'[setup {Step.count}] {self.title}: done in {time.time() - self.start:.0f} s', flush=True)
         elif issubclass(kind, (subprocess.CalledProcessError, OSError, StepError)):
@@ -66,15 +67,15 @@ class Step:
                              f'  what to do: {self.mend}')
 
 
-def run(command, **kwargs):
+def run(command: Sequence[Any], **kwargs: Any) -> None:
     subprocess.run([str(part) for part in command], check=True, **kwargs)
 
 
-def capture(command):
+def capture(command: Sequence[Any]) -> str:
     return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def fingerprint(stack):
+def fingerprint(stack: str) -> str:
     """Hash of everything that decides what the environment holds."""
     digest = hashlib.sha256(f'{sys.version}|{TORCH}|{BUILD_TOOLS}|{MMCV[stack]}'.encode())
     for name in ('base', stack):
@@ -83,13 +84,13 @@ def fingerprint(stack):
     return digest.hexdigest()
 
 
-def cache_dir():
+def cache_dir() -> Path:
     base = os.environ.get('KD_MM_CACHE') or os.path.join(
         os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache'), 'kd_mm')
     return Path(base)
 
 
-def check_machine():
+def check_machine() -> None:
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         raise StepError(f'Python {platform.python_version()} is {sys.executable}; 3.10, 3.11 or 3.12 is needed')
     compiler = os.environ.get('CXX', 'c++')
@@ -100,7 +101,7 @@ def check_machine():
         raise StepError(f'the C headers of Python are missing: {header}')
 
 
-def precompile_header(python, source, work):
+def precompile_header(python: Path, source: Path, work: Path) -> str:
     """Compile mmcv's one big header once; every one of its ~100 source files includes it.
 
     gcc takes a precompiled header only when the flags that shape the code are the build's own.  Some versions of
@@ -125,7 +126,7 @@ def precompile_header(python, source, work):
     return ' '.join([*flags, '-include', str(copy)])
 
 
-def build_mmcv(python, stack, wheel_dir, jobs):
+def build_mmcv(python: Path, stack: str, wheel_dir: Path, jobs: int) -> None:
     name, version = MMCV[stack]
     work = wheel_dir.with_name(wheel_dir.name + f'.build-{os.getpid()}')
     shutil.rmtree(work, ignore_errors=True)
@@ -135,7 +136,10 @@ def build_mmcv(python, stack, wheel_dir, jobs):
              '--dest', work, f'{name}=={version}'])
         archive = next(work.glob('*.tar.gz'))
         with tarfile.open(archive) as tar:
-            tar.extractall(work, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
+            if hasattr(tarfile, 'data_filter'):
+                tar.extractall(work, filter='data')
+            else:
+                tar.extractall(work)
         source = next(p for p in work.iterdir() if p.is_dir())
         environ = dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=str(jobs), FORCE_CUDA=os.environ.get('FORCE_CUDA', '0'))
         environ['PATH'] = f'{Path(python).parent}{os.pathsep}{environ["PATH"]}'  # ninja lives in the venv
@@ -149,7 +153,7 @@ def build_mmcv(python, stack, wheel_dir, jobs):
             process = subprocess.Popen(
                 [python, '-m', 'pip', 'wheel', '-v', '--no-deps', '--no-build-isolation', '--wheel-dir', work / 'out',
                  source], stdout=stream, stderr=subprocess.STDOUT, env=environ)
-            start, shown = time.time(), ''
+            start, shown = time.time(), 0
             while process.poll() is None:
                 time.sleep(2)
                 done = len(glob.glob(str(source / 'build' / '**' / '*.o'), recursive=True))
@@ -172,7 +176,7 @@ def build_mmcv(python, stack, wheel_dir, jobs):
         shutil.rmtree(work, ignore_errors=True)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--stack', choices=sorted(MMCV), default='upstream')
     parser.add_argument('--venv', help='folder of the environment (default: .venv, or .venv-onedl)')

@@ -29,11 +29,13 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 
 import stages as engine  # noqa: E402
+from benchmark_table import page, table  # noqa: E402
 
 HOME = ROOT / 'configs' / 'benchmark'
 #: Settings of each task, files in that folder.
@@ -41,6 +43,8 @@ PAIRS = {'det': ('det', 'det_two_stage'), 'seg': ('seg', )}
 #: Seconds an iteration relative to the plain student: a first guess.
 COST = {'teacher': 2.5, 'plain': 1.0}
 QUICK = 12
+#: The losses of a method, by name.
+Losses = Dict[str, Dict[str, Any]]
 
 
 class Run(engine.Training):
@@ -55,35 +59,40 @@ class Run(engine.Training):
         needs: the teacher, and what was learned from it.
     """
 
-    def __init__(self, name, seed, config, work_dir, options, needs=()):
+    def __init__(self, name: str, seed: int, config: Path, work_dir: Path, options: Sequence[str],
+                 needs: Sequence[engine.Stage] = ()) -> None:
         self.name, self.seed, self.config, self.work_dir, self.options = name, seed, config, work_dir, options
         self.needs = tuple(needs)
         self.title = f'{name}, seed {seed}'
         self.speed = ('train', name)
         self.cost = COST.get(name, 1.6)
 
-    def command(self):
+    def command(self) -> List[str]:
         return engine.train_command(self.config, self.work_dir, [*self.options, *teacher_options(self)])
 
 
 class Lesson(engine.Stage):
     """``tools/learn_tokens.py`` for one method; ``files`` are what it writes."""
 
-    def __init__(self, name, config, work_dir, options, steps, files, teacher):
+    def __init__(self, name: str, config: Path, work_dir: Path, options: Sequence[str], steps: int,
+                 files: Sequence[Path], teacher: Run) -> None:
         self.name, self.config, self.work_dir, self.options = name, config, work_dir, options
         self.total_iters, self.files, self.needs = steps, files, (teacher,)
         self.title = f'{name}, learned from the teacher'
         self.speed, self.cost = ('learn', name), 2.0
 
-    def command(self):
+    def command(self) -> List[str]:
         return [sys.executable, str(ROOT / 'tools' / 'learn_tokens.py'), str(self.config), '--iters',
                 str(self.total_iters), '--overwrite', '--cfg-options', *self.options, *teacher_options(self)]
 
-    def checkpoint(self):
+    def checkpoint(self) -> Optional[Path]:
         return self.files[0] if all(path.exists() for path in self.files) else None
 
 
-def teacher_options(stage):
+Job = Union[Run, Lesson]
+
+
+def teacher_options(stage: engine.Stage) -> List[str]:
     return [f'custom_hooks.0.teacher_ckpt={need.checkpoint()}' for need in stage.needs
             if isinstance(need, Run) and need.name == 'teacher']
 
@@ -92,7 +101,7 @@ def teacher_options(stage):
 # what is to be run
 
 
-def read_settings(pair):
+def read_settings(pair: str) -> Any:
     """``configs/benchmark/<pair>.py``."""
     from mmengine.config import Config  # heavy; not needed for --help
 
@@ -100,7 +109,7 @@ def read_settings(pair):
     return Config.fromfile(str(HOME / f'{pair}.py'))
 
 
-def loss_sources(losses):
+def loss_sources(losses: Dict[Any, Dict[str, Any]]) -> List[str]:
     """The source files of the losses of a method: a result depends on them."""
     from kd_mm.registry import MODELS
 
@@ -108,7 +117,7 @@ def loss_sources(losses):
     return [Path(path).read_text() for path in sorted(files)]
 
 
-def write_config(path, student, teacher, losses):
+def write_config(path: Path, student: Path, teacher: Path, losses: Losses) -> None:
     """A student's config with one hook entry more."""
     hook = dict(type='kd_mm.DistillHook', teacher=str(teacher), losses=losses)
     text = f'_base_ = {str(student)!r}\ncustom_hooks = [{pprint.pformat(hook, sort_dicts=False)}]\n'
@@ -117,7 +126,7 @@ def write_config(path, student, teacher, losses):
         path.write_text(text)
 
 
-def with_files(losses, folder, method):
+def with_files(losses: Losses, folder: Path, method: str) -> Tuple[Losses, List[Path]]:
     """Losses that learn something get a file to write and to read; returns them and the files."""
     from kd_mm.registry import MODELS
 
@@ -130,7 +139,8 @@ def with_files(losses, folder, method):
     return losses, files
 
 
-def plan(settings, methods, seeds, data, work_dir, quick=False):
+def plan(settings: Any, methods: Sequence[str], seeds: int, data: Path, work_dir: Path,
+         quick: bool = False) -> List[Job]:
     """All stages in the order in which they should start."""
     from mmengine.config import Config
 
@@ -138,13 +148,13 @@ def plan(settings, methods, seeds, data, work_dir, quick=False):
     images = engine.count_images(data)
     data_hash = f'{data.name}:{images}'
 
-    def load(path):
+    def load(path: Path) -> Tuple[str, Any, int]:
         config = Config.fromfile(str(path))
         return config.pretty_text, config.train_cfg, engine.count_iters(config, images)
 
     loaded = {'teacher': load(teacher), 'student': load(student)}
 
-    def options(seed, loop):
+    def options(seed: int, loop: Any) -> List[str]:
         chosen = [f'randomness.seed={seed}', f'data_root={data}/']
         if quick:
             key = 'max_iters' if loop.get('max_iters') else 'max_epochs'
@@ -153,7 +163,8 @@ def plan(settings, methods, seeds, data, work_dir, quick=False):
                        'default_hooks.logger.interval=4']
         return chosen
 
-    def run(name, seed, config_file, needs=(), extra=()):
+    def run(name: str, seed: int, config_file: Path, needs: Sequence[engine.Stage] = (),
+            extra: Sequence[str] = ()) -> Run:
         text, loop, iters = loaded['teacher' if name == 'teacher' else 'student']
         stage = Run(name, seed, config_file, work_dir / f'{name}_seed{seed}', options(seed, loop), needs)
         stage.config_hash = engine.hash_of(text, *stage.options[2:], str(seed), data_hash, *extra)
@@ -162,8 +173,8 @@ def plan(settings, methods, seeds, data, work_dir, quick=False):
         stage.total_iters = iters
         return stage
 
-    stages = [run('teacher', 0, teacher)]
-    first = stages[0]
+    first = run('teacher', 0, teacher)
+    stages: List[Job] = [first]
     lessons = {}
     for seed in range(seeds):
         stages.append(run('plain', seed, student))
@@ -195,12 +206,12 @@ class Book:
         path: the file.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         content = json.loads(path.read_text()) if path.exists() else {}
         self.hosts, self.pairs = content.get('hosts', {}), content.get('pairs', {})
 
-    def save(self):
+    def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         pairs = {name: {part: dict(sorted(content.items())) for part, content in parts.items()}
                  for name, parts in self.pairs.items()}
@@ -212,18 +223,18 @@ class Book:
 class Results:
     """``runs`` of one pair by method and seed, ``cost`` and ``errors`` by method; saved after every change."""
 
-    def __init__(self, book, pair):
+    def __init__(self, book: Book, pair: str) -> None:
         self.book = book
         self.data = book.pairs.setdefault(pair, dict(runs={}, cost={}, errors={}))
 
-    def save(self):
+    def save(self) -> None:
         self.book.save()
 
-    def has(self, stage):
+    def has(self, stage: Run) -> bool:
         found = self.data['runs'].get(stage.name, {}).get(str(stage.seed))
         return found is not None and found['hash'] == stage.config_hash
 
-    def add(self, stage, metric):
+    def add(self, stage: Run, metric: str) -> None:
         """Read what a finished training wrote."""
         train, val = engine.read_scalars(stage.work_dir)
         scores = [row[metric] for row in val if metric in row]
@@ -238,14 +249,14 @@ class Results:
         self.data['errors'].pop(stage.name, None)
         self.save()
 
-    def score(self, stage):
+    def score(self, stage: Run) -> float:
         return self.data['runs'][stage.name][str(stage.seed)]['score']
 
-    def scores(self, name):
+    def scores(self, name: str) -> List[float]:
         return [run['score'] for _, run in sorted(self.data['runs'].get(name, {}).items())]
 
 
-def needed(stages, results):
+def needed(stages: Sequence[Job], results: Results) -> List[Job]:
     """The stages that are still to run: those without a result, and what they need."""
     wanted = [stage for stage in stages if isinstance(stage, Run) and not results.has(stage)]
     keep = {id(stage) for stage in wanted} | {id(need) for stage in wanted for need in stage.needs}
@@ -255,11 +266,13 @@ def needed(stages, results):
 class Collecting(engine.Progress):
     """Takes over the result of every training as soon as it is finished."""
 
-    def __init__(self, stages, lanes, results, metric, **options):
+    def __init__(self, stages: Sequence[engine.Stage], lanes: int, results: Results, metric: str,
+                 **options: Any) -> None:
         super().__init__(stages, lanes, name='benchmark', **options)
-        self.results, self.metric, self.taken = results, metric, set()
+        self.results, self.metric = results, metric
+        self.taken: Set[str] = set()
 
-    def show(self, done, running, force=False):
+    def show(self, done: Set[str], running: Dict[str, int], force: bool = False) -> None:
         for stage in self.stages:
             if stage.title in done and stage.title not in self.taken:
                 self.taken.add(stage.title)
@@ -269,7 +282,7 @@ class Collecting(engine.Progress):
         super().show(done, running, force)
 
 
-def measure_cost(settings, method, work_dir, data, results, steps):
+def measure_cost(settings: Any, method: str, work_dir: Path, data: Path, results: Results, steps: int) -> None:
     """tools/measure.py on the method's config; what it measured goes to the results."""
     config, out = work_dir / 'configs' / f'{method}.py', work_dir / 'cost.json'
     batch = 4
@@ -290,109 +303,10 @@ def measure_cost(settings, method, work_dir, data, results, steps):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the table
-
-
-def mean_text(values):
-    if not values:
-        return '-'
-    spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-    return f'{statistics.fmean(values):.1f}{spread}'
-
-
-def cost_cells(cost):
-    if not cost or 'error' in cost:
-        return ['-', '-', '-']
-    memory = '-'
-    if cost['plain_bytes'] and cost['kd_bytes']:
-        memory = f'{cost["kd_bytes"] / 2**20:.0f} ({cost["kd_bytes"] / cost["plain_bytes"]:.2f}x)'
-    return [f'{cost["kd_ms"] / 1000:.3f} ({cost["kd_ms"] / cost["plain_ms"]:.2f}x)', f'{cost["ratio"]:.2f}', memory]
-
-
-def table(settings, results):
-    """The Markdown table: best mean first, the plain student where it belongs."""
-    name = {'coco/bbox_mAP': 'COCO mAP'}.get(settings.metric, settings.metric)
-    plain = results.scores('plain')
-    rows = []
-    for method in ('plain', *settings.methods):
-        scores = results.scores(method)
-        if method == 'plain':
-            cells = ['**plain student**', mean_text(scores), str(len(scores)), '', '', '', '', '']
-        elif method in results.data['errors']:
-            cells = [f'`{method}`', 'failed', '', '', '', '', '', '']
-        elif not scores:
-            continue
-        else:
-            # Students with the same seed start from the same weights: compare those.
-            pairs = [results.data['runs'][method][seed]['score'] - run['score']
-                     for seed, run in results.data['runs'].get('plain', {}).items()
-                     if seed in results.data['runs'][method]]
-            ratios = [run['kd_task_ratio'] for run in results.data['runs'][method].values() if 'kd_task_ratio' in run]
-            gain = f'{statistics.fmean(pairs):+.1f}' if pairs else ''
-            ratio = f'{statistics.fmean(ratios):.2g}' if ratios else ''
-            cells = [f'`{method}`', mean_text(scores), str(len(scores)), gain, ratio,
-                     *cost_cells(results.data['cost'].get(method))]
-        rows.append((-(statistics.fmean(scores) if scores else -1), method, cells))
-    lines = [f'| method | {name} | seeds | against plain | KD/task | s/step (against plain) | step ratio | '
-             'peak memory, MiB (against plain) |', '|---|---|---|---|---|---|---|---|']
-    lines += ['| ' + ' | '.join(cells) + ' |' for _, _, cells in sorted(rows, key=lambda row: row[:2])]
-    spread = f' The spread of the plain student is {statistics.stdev(plain):.1f}.' if len(plain) > 1 else (
-        ' One seed: differences of a point or two may be chance.')
-    return '\n'.join(lines) + '\n', spread
-
-
-HEAD = """# Methods for {kind}: measured against the plain student
-
-Each folder here is a method: its card and configs. The tables are written by `python tools/studies/benchmark.py
---task {task} --data-root PATH` from `benchmark.json`; pairs, schedules, taps and weights are in
-[configs/benchmark](../benchmark/{task}.py).
-
-Everything is trained from scratch: a short schedule of a tiny student on a small set, with the weights of the method's
-own config and no search for better ones; what was tried besides stands below the table (to repeat: `tools/train.py` on
-the config that the benchmark has written, with `--cfg-options`), and so does what was chosen by it. The tables show
-that a method works and what it costs, not which method is best on COCO or Cityscapes.
-"""
-LEGEND = """## How to read it
-
-Scores: mean ± sample standard deviation, of the last checkpoint. *Against plain*: mean difference of the students with
-the same seed. *KD/task*: distillation loss over the student's own loss, median of the log. *s/step* and *peak memory*
-are of one process and one thread, 4 images of {shape}. *Step ratio*: KD step / (plain step + needed part of the
-teacher); what lies above 1 is the method and the engine (tools/measure.py). {hosts}.
-"""
-
-
-def section(settings, results):
-    """One pair: what it is, its table, and what there is to say about single methods."""
-    text, spread = table(settings, results)
-    missing = [method for method in settings.methods
-               if not results.scores(method) and method not in results.data['errors']]
-    if not results.data['runs'] and not results.data['errors']:
-        return f'## {settings.title}\n\nNot measured yet.\n'
-    parts = [f'## {settings.title}\n', f'The teacher reaches {mean_text(results.scores("teacher"))}.{spread}\n', text]
-    failed = {**results.data['errors'],
-              **{method: cost['error'] for method, cost in results.data['cost'].items() if 'error' in cost}}
-    parts += [f'- `{method}` failed: {reason}' for method, reason in failed.items()]
-    parts += [f'- `{method}`: {note}' for method, note in settings.get('notes', {}).items()]
-    parts += [f'- `{method}` is not in the table: {reason}' for method, reason in settings.get('left_out', {}).items()]
-    if missing:
-        parts.append(f'\nNot measured yet: {", ".join(missing)}.')
-    return '\n'.join(parts) + '\n'
-
-
-def page(task, pairs, hosts):
-    """The whole of ``configs/<task>/README.md``; ``pairs`` is a list of (settings, results)."""
-    kind = {'det': 'detection', 'seg': 'segmentation'}[task]
-    shapes = ', '.join(dict.fromkeys('x'.join(map(str, settings.shape)) for settings, _ in pairs))
-    return '\n'.join([
-        HEAD.format(kind=kind, task=task), *(section(*pair) for pair in pairs),
-        LEGEND.format(shape=shapes, hosts=', '.join(f'{name} {version}' for name, version in hosts.items()))])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # command line
 
 
-def hosts():
+def hosts() -> Dict[str, str]:
     import mmengine
     import torch
     found = dict(torch=torch.__version__.split('+')[0], mmengine=mmengine.__version__)
@@ -402,7 +316,7 @@ def hosts():
     return found
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--task', choices=('det', 'seg'), required=True)
     parser.add_argument('--methods', nargs='+', default=['all'], metavar='NAME', help='default: all')
@@ -420,7 +334,7 @@ def parse_args(argv=None):
     return args
 
 
-def choose(groups, names):
+def choose(groups: Dict[str, Any], names: Sequence[str]) -> Dict[str, List[str]]:
     """The methods of each pair that are asked for."""
     known = list(dict.fromkeys(method for settings in groups.values() for method in settings.methods))
     unknown = [name for name in names if name != 'all' and name not in known]
@@ -431,7 +345,8 @@ def choose(groups, names):
             for pair, settings in groups.items()}
 
 
-def run_pair(args, settings, methods, results, data, work_dir, lanes):
+def run_pair(args: argparse.Namespace, settings: Any, methods: Sequence[str], results: Results, data: Path,
+             work_dir: Path, lanes: int) -> None:
     """Train and measure what is missing of one pair."""
     todo = needed(plan(settings, methods, args.seeds, data, work_dir, args.quick), results)
     failed = engine.run_stages(todo, lanes, Collecting(todo, lanes, results, settings.metric), keep_going=True)
@@ -449,7 +364,7 @@ def run_pair(args, settings, methods, results, data, work_dir, lanes):
     results.save()
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     begin = time.time()
     # Like Ctrl-C: without this, `kill` would end the benchmark and leave its trainings running.
@@ -483,7 +398,7 @@ def main(argv=None):
     return int(any(found.data['errors'] for found in results.values()))
 
 
-def last_line(reason):
+def last_line(reason: str) -> str:
     """The program's own message out of :func:`stages.failure`, without paths of this machine."""
     lines = [line.strip() for line in reason.splitlines()]
     found = next((line for line in lines if line.startswith('last line:')), lines[0])

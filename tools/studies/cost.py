@@ -43,6 +43,7 @@ import tempfile
 import traceback
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from kd_mm.lab.configs import hook_arguments, hook_entries, read_config, training_length
 from kd_mm.lab.models import scope_of
@@ -55,11 +56,18 @@ import stages as engine  # noqa: E402
 from cost_cards import (  # noqa: E402
     SHAPES,
     STEPS,
+    Record,
     describe,
     plain_ms,
     render,
     summary,
 )
+
+if TYPE_CHECKING:
+    from kd_mm.lab.cost import Bench, Recording
+
+#: Shape, batch, device and options of a measurement.
+Settings = Dict[str, Any]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what is to be measured
@@ -74,11 +82,13 @@ class Entry:
         settings: shape, batch, device and options of the measurement.
     """
 
-    def __init__(self, path, home, settings):
+    def __init__(self, path: Path, home: Path, settings: Settings) -> None:
         from kd_mm.ops.problems import Problems
 
         self.path, self.name, self.method = path, path.relative_to(home).as_posix(), path.parent.name
-        self.cfg, self.error, self.group = None, None, self.name
+        self.cfg: Any = None
+        self.error: Optional[str] = None
+        self.group = self.name
         parts = [path.read_text(), json.dumps(settings, sort_keys=True)]
         try:
             self.cfg = read_config(str(path), settings['options'])
@@ -94,7 +104,7 @@ class Entry:
             self.error = last_line(error)
         self.hash = engine.hash_of(*parts)
 
-    def key(self):
+    def key(self) -> str:
         """Equal for configs whose plain step and teacher are the same."""
 
         wrapper = {key: value for key, value in self.cfg.get('optim_wrapper', {}).items() if key != 'clip_grad'}
@@ -104,7 +114,7 @@ class Entry:
         return engine.hash_of(*map(as_text, (
             self.cfg.model, self.cfg.get('data_preprocessor'), wrapper, others, training_length(self.cfg))))
 
-    def losses(self, index):
+    def losses(self, index: int) -> Dict[str, Dict[str, Any]]:
         """The losses under names that are unique in the group; random tokens where files are wanted."""
         from kd_mm.registry import MODELS
 
@@ -118,36 +128,37 @@ class Entry:
         return result
 
 
-def as_text(value):
+def as_text(value: Any) -> str:
     """A config without the marks that mmengine leaves in a base found by ``mmdet::``."""
-    def plain(item):
+    def plain(item: Any) -> Any:
         if hasattr(item, 'items'):
             return {str(key): plain(part) for key, part in item.items() if key != '_scope_'}
         return [plain(part) for part in item] if isinstance(item, (list, tuple)) else item
     return json.dumps(plain(value), sort_keys=True, default=str)
 
 
-def sources(losses):
+def sources(losses: Dict[str, Dict[str, Any]]) -> List[str]:
     """Source files of losses, regions and adapters that a config names."""
     from kd_mm.registry import MODELS
 
-    parts = {(name, part): value for name, loss in losses.items()
-             for part, value in (('loss', loss), ('region', loss.get('region')), ('adapter', loss.get('adapter')))}
+    parts: Dict[Any, Any] = {
+        (name, part): value for name, loss in losses.items()
+        for part, value in (('loss', loss), ('region', loss.get('region')), ('adapter', loss.get('adapter')))}
     # One that does not exist is for the distiller to complain about.
     return benchmark.loss_sources({key: value for key, value in parts.items()
                                    if hasattr(value, 'get') and MODELS.get(value.get('type')) is not None})
 
 
-def last_line(error):
+def last_line(error: Union[str, Exception]) -> str:
     """The last line of an error, without paths of this machine."""
     lines = str(error).strip().splitlines() or ['no message']
     text = lines[-1].strip() if isinstance(error, str) else f'{type(error).__name__}: {lines[-1].strip()}'
     return re.sub(r'(?<![\w.:/])/[\w.+/-]*/', '', text)[:300]
 
 
-def groups_of(entries):
+def groups_of(entries: Sequence[Entry]) -> List[List[Entry]]:
     """Lists of entries that can be measured together, in the order of their first ones."""
-    groups = {}
+    groups: Dict[str, List[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.group, []).append(entry)
     return list(groups.values())
@@ -157,7 +168,7 @@ def groups_of(entries):
 # measuring: one process for each group
 
 
-def measure(job):
+def measure(job: Dict[str, Any]) -> None:
     """Measure a group, config by config, into the file ``job['out']``."""
     from kd_mm.lab.cost import Bench
 
@@ -165,7 +176,7 @@ def measure(job):
     entries = [Entry(home / name, home, job['settings']) for name in job['configs']]
     settings, found = job['settings'], {}
 
-    def note(entry, **record):
+    def note(entry: Entry, **record: Any) -> None:
         found[entry.name] = record
         write_json(Path(job['out']), found)
         print(f'  {entry.name}: ' + (record['error'] if 'error' in record else describe(record)), flush=True)
@@ -186,13 +197,13 @@ def measure(job):
         measure_together(bench, entries, about, job['steps'], note)
 
 
-def padded(shape):
+def padded(shape: Sequence[int]) -> Tuple[int, int]:
     """Height and width as the hosts' detectors pad them: multiples of 32."""
     height, width = (-(-edge // 32) * 32 for edge in shape)
     return height, width
 
 
-def mend_labels(bench):
+def mend_labels(bench: 'Bench') -> None:
     """mmseg 1.2.2's PIDNet looks up the class weight of the label 255 and fails (open-mmlab/mmsegmentation#3734)."""
     head = getattr(bench.student, 'decode_head', None)
     if any(cls.__name__ == 'PIDHead' for cls in type(head).__mro__):
@@ -201,7 +212,8 @@ def mend_labels(bench):
             labels[labels == 255] = 0
 
 
-def measure_together(bench, entries, about, steps, note):
+def measure_together(bench: 'Bench', entries: Sequence[Entry], about: Record, steps: int,
+                     note: Callable[..., None]) -> None:
     """One distiller for these configs; where that is not possible, one for each half of them."""
     names = {entry.name: entry.losses(index) for index, entry in enumerate(entries)}
     merged = dict(entries[0].arguments, inherit=(), losses={
@@ -223,7 +235,7 @@ def measure_together(bench, entries, about, steps, note):
         for half in (entries[:middle], entries[middle:]) if middle else ():
             measure_together(bench, half, about, steps, note)
         return
-    teachers = {}
+    teachers: Dict[Any, Record] = {}
     for entry in entries:
         try:
             note(entry, **about, **measure_config(bench, list(names[entry.name]), recording, steps, teachers))
@@ -232,7 +244,8 @@ def measure_together(bench, entries, about, steps, note):
     forget(bench)
 
 
-def measure_config(bench, names, recording, steps, teachers):
+def measure_config(bench: 'Bench', names: Sequence[str], recording: 'Recording', steps: int,
+                   teachers: Dict[Any, Record]) -> Record:
     """The terms of one config together, and each alone if there are several; the teacher as far as they need it."""
     from kd_mm.lab.cost import paths_of
 
@@ -250,20 +263,20 @@ def measure_config(bench, names, recording, steps, teachers):
     return record
 
 
-def forget(bench):
+def forget(bench: 'Bench') -> None:
     """Free the distiller, its teacher and the taps on it."""
     for name in ('distiller', 'teacher', '_stops'):
         vars(bench).pop(name, None)
     gc.collect()
 
 
-def reason(error):
+def reason(error: Exception) -> str:
     traceback.print_exception(error)
     return last_line(error)
 
 
-def write_json(path, content):
-    def rounded(value):
+def write_json(path: Path, content: Any) -> None:
+    def rounded(value: Any) -> Any:
         if isinstance(value, float):
             return round(value, 3)
         if isinstance(value, dict):
@@ -282,20 +295,20 @@ class Book:
         home: configs/<task>.
     """
 
-    def __init__(self, home):
+    def __init__(self, home: Path) -> None:
         self.path = home / 'cost.json'
         self.records = json.loads(self.path.read_text())['configs'] if self.path.exists() else {}
 
-    def save(self):
+    def save(self) -> None:
         kept = {name: record for name, record in sorted(self.records.items()) if (self.path.parent / name).exists()}
         write_json(self.path, dict(configs=kept))
 
-    def has(self, entry, retry):
+    def has(self, entry: Entry, retry: bool) -> bool:
         record = self.records.get(entry.name)
         return record is not None and record['hash'] == entry.hash and not (retry and 'error' in record)
 
 
-def run_group(entries, home, settings, steps, book):
+def run_group(entries: Sequence[Entry], home: Path, settings: Settings, steps: int, book: Book) -> None:
     """Measure a group in a process of its own and take over what it has written, however it ended."""
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder) / 'out.json', Path(folder) / 'errors'
@@ -307,7 +320,7 @@ def run_group(entries, home, settings, steps, book):
         try:
             with open(errors, 'w', encoding='utf-8') as stream:
                 command = [sys.executable, str(ROOT / 'tools' / 'studies' / 'cost.py'), '--job', str(job)]
-                code = subprocess.run(command, cwd=ROOT, stderr=stream, env=engine.environment(threads)).returncode
+                code = subprocess.run(command, cwd=ROOT, stderr=stream, env=engine.environment(int(threads))).returncode
         finally:
             found = json.loads(out.read_text()) if out.exists() else {}
             lines = [line for line in errors.read_text(errors='replace').splitlines() if line.strip()]
@@ -326,7 +339,7 @@ def run_group(entries, home, settings, steps, book):
 # command line
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--task', choices=tuple(SHAPES))
     parser.add_argument('--only', nargs='+', metavar='NAME', help='methods (folders), or parts of config file names')
@@ -348,7 +361,7 @@ def parse_args(argv=None):
     return args
 
 
-def choose(home, only):
+def choose(home: Path, only: Optional[Sequence[str]]) -> List[Path]:
     """Paths of the configs that are asked for."""
     paths = sorted(home.glob('*/*.py'))
     if only is None:
@@ -361,7 +374,7 @@ def choose(home, only):
     return [path for path in paths if any(path in found for found in chosen.values())]
 
 
-def parse_options(options):
+def parse_options(options: Sequence[str]) -> Dict[str, Any]:
     """KEY=VALUE as mmengine's tools read it."""
     from mmengine.config import DictAction
 
@@ -370,7 +383,7 @@ def parse_options(options):
     return parser.parse_args(['--cfg-options', *options] if options else []).cfg_options
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's, on every installed config
     if args.job:
@@ -399,7 +412,7 @@ def main(argv=None):
     return 0
 
 
-def measure_all(entries, home, settings, args, book):
+def measure_all(entries: Sequence[Entry], home: Path, settings: Settings, args: argparse.Namespace, book: Book) -> None:
     """Measure what has no valid record, group by group; the cards are written after each."""
     groups = groups_of(entries)
     for number, group in enumerate(groups, 1):

@@ -1,6 +1,11 @@
 """The tables of ``tools/studies/cost.py``: what was measured, as text in the methods' cards."""
 
 import re
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+#: What was measured of one config, or why it was not.
+Record = Dict[str, Any]
 
 SHAPES = {'det': (800, 1333), 'seg': (512, 1024)}
 #: Measured turns unless told otherwise; what differs from it stands in the card.
@@ -12,11 +17,11 @@ HEADER = ('| config | loss, ms | plain step, ms | teacher, ms | added | FLOP sha
           '|---|---|---|---|---|---|---|---|---|')
 
 
-def plain_ms(plain):
+def plain_ms(plain: Record) -> float:
     return plain['forward_ms'] + plain['backward_ms'] + plain['optimizer_ms']
 
 
-def shares(record):
+def shares(record: Record) -> Tuple[float, float, float]:
     """Milliseconds of the terms, their share of the step, and their share of the FLOPs."""
     loss = record['loss']
     spent = loss['forward_ms'] + loss['backward_ms'] + loss['opponent_ms']
@@ -24,12 +29,12 @@ def shares(record):
             loss['flops'] / max(record['plain']['flops'] + record['teacher']['flops'], 1))
 
 
-def describe(record):
+def describe(record: Record) -> str:
     spent, added, flops = shares(record)
     return f'{spent:.1f} ms, added {added:.1%}, FLOP share {flops:.1%}'
 
 
-def cells(name, record):
+def cells(name: str, record: Record) -> List[str]:
     """One row of a card."""
     if 'error' in record:
         return [f'`{name}`', f'not measured: {record["error"].replace("|", "/")}', '', '', '', '', '', '', '']
@@ -41,7 +46,7 @@ def cells(name, record):
             f'{added:.1%}', f'{flops:.1%}', f'{added - flops:+.1%}', peak, f'{loss["own_bytes"] / 2**20:.0f}']
 
 
-def settings_line(task, record):
+def settings_line(task: str, record: Record) -> str:
     if 'error' in record:
         return ''
     threads = f', {record["threads"]} thread{"s" if record["threads"] > 1 else ""}' if record['device'] == 'CPU' else ''
@@ -57,12 +62,12 @@ def settings_line(task, record):
     return f'Inputs {shape}{asked}, {record["device"]}{threads}, torch {record["torch"]}.{peak}'
 
 
-def block(task, method, records):
+def block(task: str, method: str, records: Dict[str, Record]) -> str:
     """The generated part of a card; ``records`` by file name."""
     lines = ['<!-- cost: written by `python tools/studies/cost.py`; do not edit -->',
              f'Measured by `python tools/studies/cost.py --task {task} --only {method}`, whose `--help` explains the '
              'columns.']
-    parts = {}
+    parts: Dict[str, List[str]] = {}
     for name, record in sorted(records.items()):
         parts.setdefault(settings_line(task, record), []).append('| ' + ' | '.join(cells(name, record)) + ' |')
     for settings, rows in parts.items():
@@ -70,7 +75,7 @@ def block(task, method, records):
     return '\n'.join([*lines, '<!-- end of cost -->']) + '\n'
 
 
-def without_block(text):
+def without_block(text: str) -> str:
     """A card as it was before it had a block: its section ``## Cost`` stays only if it says something of its own."""
     if not MARKS.search(text):
         return text
@@ -82,7 +87,7 @@ def without_block(text):
     return ''.join(sections).rstrip('\n') + '\n'
 
 
-def placed(text, wanted):
+def placed(text: str, wanted: str) -> str:
     """A card with the block: in place of the old one, at the end of its section ``## Cost``, or in a new one."""
     if MARKS.search(text):
         return MARKS.sub(lambda _: wanted, text)
@@ -100,9 +105,9 @@ def placed(text, wanted):
     return ''.join(sections).rstrip('\n') + '\n'
 
 
-def rendered(task, home, book):
+def rendered(task: str, home: Path, book: Any) -> Iterator[Tuple[Path, str]]:
     """Path and wanted text of every card: with the block where the method has a record, without one where not."""
-    by_method = {}
+    by_method: Dict[str, Dict[str, Record]] = {}
     for name, record in book.records.items():
         if (home / name).exists():
             method, _, file = name.rpartition('/')
@@ -112,14 +117,14 @@ def rendered(task, home, book):
         yield card, placed(text, block(task, card.parent.name, records)) if records else without_block(text)
 
 
-def render(task, home, book):
+def render(task: str, home: Path, book: Any) -> None:
     """Write the cards that are not as they should be."""
     for card, wanted in rendered(task, home, book):
         if wanted != card.read_text():
             card.write_text(wanted)
 
 
-def too_expensive(book):
+def too_expensive(book: Any) -> List[Tuple[float, str]]:
     """(over, config) of everything beyond :data:`LIMIT`, the worst first."""
     found = []
     for name, record in book.records.items():
@@ -129,7 +134,7 @@ def too_expensive(book):
     return sorted((item for item in found if item[0] > LIMIT), reverse=True)
 
 
-def summary(task, book):
+def summary(task: str, book: Any) -> int:
     """Print what is to be worked on; how many that are."""
     found = too_expensive(book)
     for _, name in found:

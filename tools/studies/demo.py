@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Dict, List, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / 'tools' / 'studies'), str(ROOT / 'tools')]
@@ -43,7 +44,7 @@ class Task:
     quick: tuple = ()  # overrides of a quick run
     cost: tuple = (2.0, 1.0, 1.7)  # seconds an iteration, relative, by role: a first guess for the ETA
 
-    def path(self, role):
+    def path(self, role: str) -> Path:
         return ROOT / 'configs' / f'{self.config}_{role}.py'
 
 
@@ -81,31 +82,21 @@ class Stage(engine.Training):
     total_iters: int = 1
     kd_terms: tuple = ()  # names of the losses that distillation adds
 
-    @property
-    def title(self):
+    def __post_init__(self) -> None:
         role = {'teacher': 'teacher', 'student': 'plain student', 'distilled': 'distilled student'}[self.role]
-        return f'{self.task.key}: {role}, seed {self.seed}'
+        self.title = f'{self.task.key}: {role}, seed {self.seed}'
+        self.needs = () if self.teacher is None else (self.teacher,)
+        self.speed = (self.task.key, self.role)
+        self.cost = self.task.cost[ROLES.index(self.role)]
 
-    @property
-    def needs(self):
-        return () if self.teacher is None else (self.teacher,)
-
-    @property
-    def speed(self):
-        return self.task.key, self.role
-
-    @property
-    def cost(self):
-        return self.task.cost[ROLES.index(self.role)]
-
-    def command(self):
+    def command(self) -> List[str]:
         options = [f'randomness.seed={self.seed}', f'data_root={self.data_root}', *self.options]
         if self.teacher is not None:
             options.append(f'custom_hooks.0.teacher_ckpt={self.teacher.checkpoint()}')
         return engine.train_command(self.task.path(self.role), self.work_dir, options)
 
 
-def stage_hash(stage, config_text, data_hash):
+def stage_hash(stage: Stage, config_text: str, data_hash: str) -> str:
     """What a finished stage depends on: its config, seed and data, and for the distilled one its teacher and kd_mm."""
     parts = [config_text, *stage.options, str(stage.seed), data_hash]
     if stage.teacher is not None:
@@ -113,12 +104,13 @@ def stage_hash(stage, config_text, data_hash):
     return engine.hash_of(*parts)
 
 
-def plan(tasks, work_dir, data_root, seeds, quick, data_hash):
+def plan(tasks: Sequence[Task], work_dir: Path, data_root: Path, seeds: int, quick: bool,
+         data_hash: str) -> List[Stage]:
     """All stages, in the order in which they should start."""
     from mmengine.config import Config  # heavy; not needed for --help
 
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's, on every installed config
-    stages = []
+    stages: List[Stage] = []
     for seed in range(seeds):
         for role in ROLES:
             for task in tasks:
@@ -138,7 +130,7 @@ def plan(tasks, work_dir, data_root, seeds, quick, data_hash):
     return stages
 
 
-def parse_options(options):
+def parse_options(options: Sequence[str]) -> Dict[str, int]:
     """``a.b=1`` as ``--cfg-options`` reads it, for numbers."""
     return {key: int(value) for key, value in (option.split('=') for option in options)}
 
@@ -147,7 +139,7 @@ def parse_options(options):
 # data
 
 
-def prepare_drawn_data(root, quick):
+def prepare_drawn_data(root: Path, quick: bool) -> str:
     """Draw the demo's data unless the same pictures are there already; return their hash."""
     train, val = (48, 16) if quick else (480, 120)
     wanted = dict(version=demo_data.VERSION, train=train, val=val, seed=0)
@@ -164,7 +156,7 @@ def prepare_drawn_data(root, quick):
 # command line
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', choices=sorted(TASKS), default='demo', help='drawn data (default) or a real data set')
     parser.add_argument('--data-root', type=Path, help='folder that contains the real data set (or KD_MM_DATA)')
@@ -179,7 +171,7 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     begin = time.time()
     # Like Ctrl-C: without this, `kill` would end the demo and leave its trainings running.

@@ -13,6 +13,7 @@ import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -27,43 +28,46 @@ SEG_TRAIN_IDS = (ROAD, SIDEWALK, BUILDING, POLE, VEGETATION, SKY, PERSON, CAR)
 # Bump when the drawing changes: the demo's stamps contain it, so that old pictures are not taken for new ones.
 VERSION = 2
 
+Random = np.random.Generator
+Folder = Union[str, Path]
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # shared brushes
 
 
-def texture(rng, height, width, cell, strength):
+def texture(rng: Random, height: int, width: int, cell: float, strength: float) -> np.ndarray:
     """Smooth noise of about ``cell`` pixels grain: (height, width, 1), zero mean, standard deviation ``strength``."""
     grid = rng.standard_normal((max(2, int(height / cell) + 1), max(2, int(width / cell) + 1))).astype(np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)[..., None] * strength
 
 
-def stripes(rng, height, width, strength):
+def stripes(rng: Random, height: int, width: int, strength: float) -> np.ndarray:
     """A sine grating of random direction and period, (height, width, 1)."""
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(3, 9), rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + phase)[..., None] * strength
 
 
-def colour(rng, low=30, high=225):
+def colour(rng: Random, low: float = 30, high: float = 225) -> np.ndarray:
     return rng.uniform(low, high, 3).astype(np.float32)
 
 
-def paint(image, mask, value):
+def paint(image: np.ndarray, mask: np.ndarray, value: Any) -> None:
     """Blend ``value`` (colour or picture) into ``image`` in place where ``mask`` (height, width; 0..1) covers it."""
     alpha = mask[..., None].astype(np.float32)
     image *= 1 - alpha
     image += alpha * value
 
 
-def polygon_mask(shape, points, scale=8):
+def polygon_mask(shape: Tuple[int, int], points: Any, scale: int = 8) -> np.ndarray:
     """Anti-aliased mask, 0..1, of one polygon given in float pixels."""
     mask = np.zeros(shape, np.uint8)
     cv2.fillPoly(mask, [np.round(np.asarray(points) * scale).astype(np.int32)], 255, cv2.LINE_AA, int(np.log2(scale)))
     return mask.astype(np.float32) / 255
 
 
-def develop(rng, image, noise, blur, light):
+def develop(rng: Random, image: np.ndarray, noise: float, blur: float, light: float) -> np.ndarray:
     """Uneven light, blur and sensor noise: what a camera does to a drawing.  Returns uint8."""
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -81,7 +85,7 @@ def develop(rng, image, noise, blur, light):
 # detection: four shapes, told apart by outline and, less reliably, by colour
 
 
-def outline(name, radius, angle):
+def outline(name: str, radius: float, angle: float) -> np.ndarray:
     """Corners of a regular shape around the origin; a disc is many-sided."""
     corners = {'disc': 32, 'square': 4, 'triangle': 3, 'star': 10}[name]
     around = angle + np.arange(corners) * 2 * np.pi / corners
@@ -91,7 +95,7 @@ def outline(name, radius, angle):
     return np.stack([np.cos(around), np.sin(around)], 1) * length[:, None]
 
 
-def shape_points(rng, name, centre, radius):
+def shape_points(rng: Random, name: str, centre: np.ndarray, radius: float) -> np.ndarray:
     """Corners of a rotated, slightly squeezed shape."""
     squeeze = np.diag(rng.uniform([0.78, 0.9], 1.0))
     turn = rng.uniform(0, np.pi)
@@ -99,7 +103,7 @@ def shape_points(rng, name, centre, radius):
     return outline(name, radius, rng.uniform(0, 2 * np.pi)) @ squeeze @ spin + centre
 
 
-def class_colour(rng, label):
+def class_colour(rng: Random, label: int) -> np.ndarray:
     """Each class has a favourite hue, from which it strays, and which it ignores one time in ten.
 
     With no hint at all a short training learns to find the shapes but hardly to name them; with a sure one the
@@ -110,7 +114,7 @@ def class_colour(rng, label):
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
-def draw_filling(rng, height, width, base):
+def draw_filling(rng: Random, height: int, width: int, base: np.ndarray) -> np.ndarray:
     """What a shape or a background is made of: colour, grain and, at times, stripes."""
     filling = np.broadcast_to(base, (height, width, 3)).copy()
     filling += texture(rng, height, width, rng.uniform(2, 10), rng.uniform(2, 14)) * rng.uniform(0.5, 1.2, 3)
@@ -119,7 +123,7 @@ def draw_filling(rng, height, width, base):
     return filling.astype(np.float32)
 
 
-def draw_clutter(rng, image, least, most):
+def draw_clutter(rng: Random, image: np.ndarray, least: int, most: int) -> None:
     """Unlabelled strokes, scribbles and odd polygons that a detector has to learn to pass over."""
     height, width = image.shape[:2]
     for _ in range(rng.integers(least, most + 1)):
@@ -144,7 +148,7 @@ def draw_clutter(rng, image, least, most):
         paint(image, mask * rng.uniform(0.5, 1.0), tint)
 
 
-def draw_shapes(rng, size=DET_SIZE):
+def draw_shapes(rng: Random, size: Tuple[int, int] = DET_SIZE) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One detection picture.
 
     Returns:
@@ -184,18 +188,19 @@ def draw_shapes(rng, size=DET_SIZE):
             keep.append(index)
     if not keep:  # stock data sets skip pictures without boxes; an epoch shall be as long as it looks
         return draw_shapes(rng, size)
-    boxes = np.asarray([boxes[i][:4] for i in keep], np.float64).reshape(-1, 4)
-    labels = np.asarray([labels[i] for i in keep], np.int64)
-    return develop(rng, image, noise=6, blur=0.5, light=0.3), boxes, labels
+    kept_boxes = np.asarray([boxes[i][:4] for i in keep], np.float64).reshape(-1, 4)
+    kept_labels = np.asarray([labels[i] for i in keep], np.int64)
+    return develop(rng, image, noise=6, blur=0.5, light=0.3), kept_boxes, kept_labels
 
 
-def make_detection(root, train, val, seed=0):
+def make_detection(root: Folder, train: int, val: int, seed: int = 0) -> None:
     """Write the detection set in COCO format below ``root``: ``{train,val}/*.png``, ``annotations/*.json``."""
     root = Path(root)
     for number, (split, count) in enumerate((('train', train), ('val', val))):
         (root / split).mkdir(parents=True, exist_ok=True)
         (root / 'annotations').mkdir(exist_ok=True)
-        images, annotations = [], []
+        images: List[Any] = []
+        annotations: List[Any] = []
         for index in range(count):
             image, boxes, labels = draw_shapes(np.random.default_rng([seed, 11, number, index]))
             name = f'{index:05d}.png'
@@ -217,13 +222,13 @@ def make_detection(root, train, val, seed=0):
 class Scene:
     """A picture and its label map, drawn from far to near."""
 
-    def __init__(self, rng, size):
+    def __init__(self, rng: Random, size: Tuple[int, int]) -> None:
         self.rng = rng
         self.width, self.height = size
         self.image = np.zeros((self.height, self.width, 3), np.float32)
         self.labels = np.full((self.height, self.width), IGNORE, np.uint8)
 
-    def fill(self, points, value, label=None):
+    def fill(self, points: Any, value: Any, label: Optional[int] = None) -> None:
         """A filled polygon; ``label=None`` paints a detail (a window, a lane mark) that belongs to what is below."""
         points, value = np.asarray(points, np.float64), np.asarray(value, np.float32)
         # Only the rectangle around it: most polygons are windows of a few pixels.
@@ -236,32 +241,33 @@ class Scene:
         if label is not None:
             self.labels[y1:y2, x1:x2][mask > 0.5] = label
 
-    def box(self, x1, y1, x2, y2, value, label=None):
+    def box(self, x1: float, y1: float, x2: float, y2: float, value: Any, label: Optional[int] = None) -> None:
         self.fill([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], value, label)
 
-    def blob(self, x, y, rx, ry, value, label=None, ragged=0.25, corners=18):
+    def blob(self, x: float, y: float, rx: float, ry: float, value: Any, label: Optional[int] = None,
+             ragged: float = 0.25, corners: int = 18) -> None:
         around = np.arange(corners) * 2 * np.pi / corners
         length = 1 + self.rng.uniform(-ragged, ragged, corners)
         self.fill(np.stack([x + rx * length * np.cos(around), y + ry * length * np.sin(around)], 1), value, label)
 
-    def grain(self, base, cell, strength):
+    def grain(self, base: Any, cell: float, strength: float) -> np.ndarray:
         return base + texture(self.rng, self.height, self.width, cell, strength)
 
 
-def draw_building(scene, x1, x2, top, foot):
+def draw_building(scene: Scene, x1: float, x2: float, top: float, foot: float) -> None:
     rng = scene.rng
     wall = colour(rng, 50, 200)
     wall = wall.mean() + (wall - wall.mean()) * rng.uniform(0.1, 0.8)
     scene.box(x1, top, x2, foot, scene.grain(wall, rng.uniform(2, 6), rng.uniform(3, 12)), BUILDING)
     step = rng.uniform(5, 10)
     pane = wall + rng.choice([-1, 1]) * rng.uniform(15, 60)
-    for y in np.arange(top + 3, foot - 5, step):
-        for x in np.arange(x1 + 2, x2 - 3, step * rng.uniform(0.8, 1.1)):
+    for y in np.arange(top + 3, foot - 5, step).tolist():
+        for x in np.arange(x1 + 2, x2 - 3, step * rng.uniform(0.8, 1.1)).tolist():
             if rng.random() < 0.85:
                 scene.box(x, y, x + step * 0.45, y + step * 0.5, pane + rng.normal(0, 8))
 
 
-def draw_tree(scene, x, foot, size):
+def draw_tree(scene: Scene, x: float, foot: float, size: float) -> None:
     rng = scene.rng
     green = np.array([rng.uniform(30, 90), rng.uniform(60, 140), rng.uniform(40, 120)], np.float32)
     if rng.random() < 0.75:
@@ -275,7 +281,7 @@ def draw_tree(scene, x, foot, size):
         scene.blob(x + dx, middle + dy * 0.7, size * 0.5, size * 0.42, leaves, VEGETATION, ragged=0.4)
 
 
-def draw_car(scene, x, foot, size):
+def draw_car(scene: Scene, x: float, foot: float, size: float) -> None:
     rng = scene.rng
     body, glass = colour(rng, 20, 230), colour(rng, 30, 110)
     width, height = size * rng.uniform(1.3, 2.1), size * rng.uniform(0.8, 1.05)
@@ -293,7 +299,7 @@ def draw_car(scene, x, foot, size):
         scene.box(lamp_x - 1, foot - height * 0.45, lamp_x + 1, foot - height * 0.33, lamp)
 
 
-def draw_person(scene, x, foot, size):
+def draw_person(scene: Scene, x: float, foot: float, size: float) -> None:
     rng = scene.rng
     shirt, trousers, skin = colour(rng), colour(rng, 20, 160), np.array([110, 140, 190]) * rng.uniform(0.4, 1.15)
     width = size * rng.uniform(0.26, 0.36)
@@ -303,7 +309,7 @@ def draw_person(scene, x, foot, size):
     scene.blob(x, foot - size * 0.92, size * 0.09, size * 0.1, skin, PERSON, ragged=0.05)
 
 
-def draw_pole(scene, x, foot, size):
+def draw_pole(scene: Scene, x: float, foot: float, size: float) -> None:
     rng = scene.rng
     tint, half = np.float32(rng.uniform(40, 170)), max(0.8, size * rng.uniform(0.02, 0.035))
     scene.box(x - half, foot - size, x + half, foot, tint, POLE)
@@ -312,7 +318,7 @@ def draw_pole(scene, x, foot, size):
         scene.box(min(x, x + reach), foot - size - half, max(x, x + reach), foot - size + half, tint, POLE)
 
 
-def draw_street(rng, size=SEG_SIZE):
+def draw_street(rng: Random, size: Tuple[int, int] = SEG_SIZE) -> Tuple[np.ndarray, np.ndarray]:
     """One street scene: BGR uint8 image and uint8 map of Cityscapes train ids (255: ignored)."""
     scene = Scene(rng, size)
     width, height = size
@@ -393,7 +399,7 @@ def draw_street(rng, size=SEG_SIZE):
     return develop(rng, scene.image, noise=14, blur=0.7, light=0.5), scene.labels
 
 
-def make_segmentation(root, train, val, seed=0):
+def make_segmentation(root: Folder, train: int, val: int, seed: int = 0) -> None:
     """Write the street scenes below ``root`` in Cityscapes' layout (already as train ids)."""
     root = Path(root)
     for number, (split, count) in enumerate((('train', train), ('val', val))):
@@ -407,7 +413,7 @@ def make_segmentation(root, train, val, seed=0):
             cv2.imwrite(str(maps / f'{name}_gtFine_labelTrainIds.png'), labels)
 
 
-def make(root, train=480, val=120, seed=0):
+def make(root: Folder, train: int = 480, val: int = 120, seed: int = 0) -> None:
     """Both sets below ``root``: ``shapes/`` and ``streets/``.  What was there before is replaced."""
     root = Path(root)
     with ProcessPoolExecutor(2) as pool:
@@ -420,7 +426,7 @@ def make(root, train=480, val=120, seed=0):
             job.result()
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('root', help='folder to write to')
     parser.add_argument('--train', type=int, default=480, help='training images of each set')

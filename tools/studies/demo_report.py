@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -19,29 +20,34 @@ NAMES = {'teacher': 'teacher', 'student': 'plain student', 'distilled': 'distill
 COLOURS = {'teacher': '#8a8f98', 'student': '#d9822b', 'distilled': '#2b8a6b'}
 METRIC_NAMES = {'coco/bbox_mAP': 'COCO mAP', 'mIoU': 'mIoU'}
 
+#: What :func:`collect` returns: task key -> its numbers.
+Results = Dict[str, Dict[str, Any]]
+Point = Tuple[float, float]
+Curve = Tuple[str, str, List[Point]]
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # numbers
 
 
-def in_percent(metric, value):
+def in_percent(metric: str, value: float) -> float:
     """CocoMetric counts from 0 to 1, IoUMetric from 0 to 100."""
     return 100 * value if metric.startswith('coco/') else value
 
 
-def collect(stages, quick=False):
+def collect(stages: Sequence[Any], quick: bool = False) -> Results:
     """Results by task key, as plain data (``render`` and the tests need nothing else).
 
     Returns:
         dict: task key -> dict(title, metric, quick, runs=[dict(role, seed, score, seconds, loss=[(iter, value)],
         metric=[(iter, value)])]).
     """
-    results = {}
+    results: Results = {}
     for stage in stages:
         task = stage.task
         entry = results.setdefault(task.key, dict(title=task.title, metric=task.metric, quick=quick, runs=[]))
         train, val = read_scalars(stage.work_dir)
-        last = max((row.get('iter', row.get('step')) for row in train), default=stage.total_iters)
+        last = max((iteration(row) for row in train), default=stage.total_iters)
         steps = [row['step'] for row in val if task.metric in row]
         # Loops by epoch count validations in epochs; curves are over iterations.
         scale = last / steps[-1] if steps else 1
@@ -50,23 +56,27 @@ def collect(stages, quick=False):
             raise RuntimeError(f'{stage.title}: no {task.metric} in the logs below {stage.work_dir}')
         entry['runs'].append(dict(
             role=stage.role, seed=stage.seed, score=curve[-1][1], seconds=seconds_per_iter(train), metric=curve,
-            loss=[(row.get('iter', row.get('step')), task_loss(row, stage.kd_terms)) for row in train]))
+            loss=[(iteration(row), task_loss(row, stage.kd_terms)) for row in train]))
     return results
 
 
-def task_loss(row, kd_terms=()):
+def iteration(row: Dict[str, Any]) -> int:
+    return row['iter' if 'iter' in row else 'step']
+
+
+def task_loss(row: Dict[str, float], kd_terms: Sequence[str] = ()) -> float:
     """The student's own loss: the total without the terms that distillation adds."""
     return row['loss'] - sum(row[name] for name in kd_terms if name in row)
 
 
-def mean_and_spread(values):
+def mean_and_spread(values: Sequence[float]) -> Tuple[float, Optional[float]]:
     """Mean and sample standard deviation (None for one value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def summary(entry):
+def summary(entry: Dict[str, Any]) -> Dict[str, Any]:
     """Per role: mean, spread, seconds an iteration; the gap closed in percent; the measured cost of distillation."""
-    roles = {}
+    roles: Dict[str, Dict[str, Any]] = {}
     for role in NAMES:
         runs = [run for run in entry['runs'] if run['role'] == role]
         mean, spread = mean_and_spread([run['score'] for run in runs])
@@ -78,7 +88,7 @@ def summary(entry):
                 overhead=roles['distilled']['seconds'] / roles['student']['seconds'])
 
 
-def verdict(entry):
+def verdict(entry: Dict[str, Any]) -> str:
     """What the numbers say, in words."""
     numbers = summary(entry)
     if entry['quick']:
@@ -104,11 +114,11 @@ def verdict(entry):
     return words
 
 
-def score_text(role):
+def score_text(role: Dict[str, Any]) -> str:
     return f'{role["mean"]:.1f}' + ('' if role['spread'] is None else f' ± {role["spread"]:.1f}')
 
 
-def table(results):
+def table(results: Results) -> str:
     """The Markdown table."""
     lines = ['| task | metric | teacher | plain student | distilled student | gain | gap closed | '
              's/iter teacher / plain / distilled | distilled / plain |',
@@ -124,7 +134,7 @@ def table(results):
     return '\n'.join(lines) + '\n'
 
 
-def notes(results):
+def notes(results: Results) -> List[str]:
     """What a reader needs to know to read the table."""
     seeds = max(len([run for run in entry['runs'] if run['role'] == 'student']) for entry in results.values())
     lines = ['Same data, schedule and optimizer for all three; everything is trained from scratch. '
@@ -136,7 +146,7 @@ def notes(results):
     return lines
 
 
-def markdown(results, profile=None):
+def markdown(results: Results, profile: Optional[Dict[str, str]] = None) -> str:
     parts = ['# Distillation demo\n', table(results)]
     for entry in results.values():
         parts.append(f'- **{entry["title"]}**: {verdict(entry)}')
@@ -156,7 +166,7 @@ def markdown(results, profile=None):
 # curves: inline SVG that takes the page's text colour, so that it is readable on light and on dark
 
 
-def chart(title, curves, low=None, width=460, height=230):
+def chart(title: str, curves: Sequence[Curve], low: Optional[float] = None, width: int = 460, height: int = 230) -> str:
     """A line chart; ``curves`` is a list of (name, colour, [(x, y)])."""
     curves = [(name, colour, [(x, y) for x, y in points if np.isfinite(y)]) for name, colour, points in curves]
     points = [point for _, _, curve in curves for point in curve]
@@ -170,7 +180,7 @@ def chart(title, curves, low=None, width=460, height=230):
     y_min = low if low is not None else ys[0]
     y_max = max(y_max, y_min + 1e-6)
 
-    def place(x, y):
+    def place(x: float, y: float) -> Tuple[float, float]:
         return (left + (width - left - right) * x / x_max,
                 height - bottom - (height - bottom - top) * (min(max(y, y_min), y_max) - y_min) / (y_max - y_min))
 
@@ -191,12 +201,12 @@ def chart(title, curves, low=None, width=460, height=230):
     return ''.join(parts) + '</svg>'
 
 
-def smooth(points, window=5):
+def smooth(points: Sequence[Point], window: int = 5) -> List[Point]:
     values = [y for _, y in points]
     return [(x, statistics.fmean(values[max(0, i - window + 1):i + 1])) for i, (x, _) in enumerate(points)]
 
 
-def charts(entry):
+def charts(entry: Dict[str, Any]) -> str:
     loss, score = [], []
     for run in entry['runs']:
         name = f'{NAMES[run["role"]]}, seed {run["seed"]}'
@@ -211,14 +221,14 @@ def charts(entry):
 # pictures
 
 
-def palette(count):
+def palette(count: int) -> np.ndarray:
     """Colours that neighbours in the list can be told apart by, BGR uint8 (count, 3)."""
     hue = (np.arange(count) * 0.618 * 180 % 180).astype(np.uint8)
     hsv = np.stack([hue, np.full(count, 190, np.uint8), np.full(count, 235, np.uint8)], 1)
     return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0]
 
 
-def draw_boxes(image, boxes, labels, classes, zoom):
+def draw_boxes(image: np.ndarray, boxes: Any, labels: Any, classes: Sequence[str], zoom: int) -> np.ndarray:
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     colours = palette(len(classes))
     for box, label in zip(boxes, labels):
@@ -230,20 +240,20 @@ def draw_boxes(image, boxes, labels, classes, zoom):
     return image
 
 
-def draw_labels(labels, colours, zoom):
+def draw_labels(labels: np.ndarray, colours: np.ndarray, zoom: int) -> np.ndarray:
     picture = np.full((*labels.shape, 3), 128, np.uint8)
     known = labels < len(colours)
     picture[known] = colours[labels[known]]
     return cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
 
 
-def as_data_url(image):
+def as_data_url(image: np.ndarray) -> str:
     ok, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 88])
     assert ok
     return 'data:image/jpeg;base64,' + base64.b64encode(data.tobytes()).decode()
 
 
-def draw_pictures(stages, count=4, width=300):
+def draw_pictures(stages: Sequence[Any], count: int = 4, width: int = 300) -> Dict[str, List[List[Tuple[str, str]]]]:
     """Predictions side by side, for ``count`` validation images of each task (students of the first seed).
 
     Returns:
@@ -261,11 +271,17 @@ def draw_pictures(stages, count=4, width=300):
     return pictures
 
 
-def shrink(image, width):
+def shrink(image: np.ndarray, width: int) -> np.ndarray:
     return cv2.resize(image, (width, round(image.shape[0] * width / image.shape[1])), interpolation=cv2.INTER_AREA)
 
 
-def predict_all(task, config, chosen, count):
+def read_image(path: str) -> np.ndarray:
+    image = cv2.imread(path)
+    assert image is not None, path
+    return image
+
+
+def predict_all(task: Any, config: Any, chosen: Dict[str, Any], count: int) -> List[List[Tuple[str, np.ndarray]]]:
     import torch
     from mmengine.registry import init_default_scope
     from train import move_data_root  # tools/train.py: the same meaning of data_root as in training
@@ -278,7 +294,7 @@ def predict_all(task, config, chosen, count):
     rows = []
     for sample in samples:
         meta = sample['data_samples'].metainfo
-        image = cv2.imread(meta['img_path'])
+        image = read_image(meta['img_path'])
         zoom = max(1, round(320 / image.shape[1]))
         rows.append([('image', cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)),
                      ('ground truth', ground_truth(task, sample['data_samples'], image, dataset, zoom))])
@@ -286,14 +302,14 @@ def predict_all(task, config, chosen, count):
         model = load_model(chosen[role])
         with torch.no_grad():
             for row, sample in zip(rows, samples):
-                image = cv2.imread(sample['data_samples'].metainfo['img_path'])
+                image = read_image(sample['data_samples'].metainfo['img_path'])
                 batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples'].clone()])
                 prediction = model.test_step(batch)[0]
                 row.append((NAMES[role], draw_prediction(task, prediction, image, dataset)))
     return rows
 
 
-def build_dataset(task, config):
+def build_dataset(task: Any, config: Any) -> Any:
     if task.host == 'mmdet':
         from mmdet.registry import DATASETS
     else:
@@ -304,7 +320,7 @@ def build_dataset(task, config):
     return dataset
 
 
-def load_model(stage):
+def load_model(stage: Any) -> Any:
     """The network of a finished stage from its plain config: a distilled checkpoint is a stock student's."""
     from mmengine.config import Config
     from mmengine.runner import load_checkpoint
@@ -321,7 +337,7 @@ def load_model(stage):
     return model.eval()
 
 
-def ground_truth(task, sample, image, dataset, zoom):
+def ground_truth(task: Any, sample: Any, image: np.ndarray, dataset: Any, zoom: int) -> np.ndarray:
     if task.host == 'mmdet':
         instances = sample.gt_instances
         boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
@@ -330,7 +346,7 @@ def ground_truth(task, sample, image, dataset, zoom):
     return draw_labels(sample.gt_sem_seg.data[0].numpy(), np.array(dataset.metainfo['palette'])[:, ::-1], zoom)
 
 
-def draw_prediction(task, prediction, image, dataset, threshold=0.3):
+def draw_prediction(task: Any, prediction: Any, image: np.ndarray, dataset: Any, threshold: float = 0.3) -> np.ndarray:
     zoom = max(1, round(320 / image.shape[1]))
     if task.host == 'mmdet':
         instances = prediction.pred_instances
@@ -343,10 +359,10 @@ def draw_prediction(task, prediction, image, dataset, threshold=0.3):
 # cost of distillation, measured in one process
 
 
-def run_profile(stages, steps=5, timeout=120):
+def run_profile(stages: Sequence[Any], steps: int = 5, timeout: float = 120) -> Dict[str, str]:
     """Output of ``tools/measure.py`` for each distilled config, where the tool is there and works."""
     tool = ROOT / 'tools' / 'measure.py'
-    texts = {}
+    texts: Dict[str, str] = {}
     if not tool.exists():
         return texts
     for stage in stages:
@@ -383,7 +399,8 @@ pre { background: var(--soft); padding: .8em; overflow-x: auto; font-size: 12px;
 '''
 
 
-def page(results, pictures, profile=None):
+def page(results: Results, pictures: Dict[str, List[List[Tuple[str, str]]]],
+         profile: Optional[Dict[str, str]] = None) -> str:
     parts = ['<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Distillation demo</title>',
              '<meta name="viewport" content="width=device-width, initial-scale=1">',
              f'<style>{STYLE}</style></head><body>',
@@ -402,7 +419,7 @@ def page(results, pictures, profile=None):
     return '\n'.join(parts) + '</body></html>\n'
 
 
-def html_table(text):
+def html_table(text: str) -> str:
     """A Markdown table as HTML."""
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.strip().splitlines()]
     head = ''.join(f'<th>{html.escape(cell)}</th>' for cell in rows[0])
@@ -410,7 +427,8 @@ def html_table(text):
     return f'<table><tr>{head}</tr>{body}</table>'
 
 
-def write(work_dir, results, pictures, profile=None):
+def write(work_dir: Union[str, Path], results: Results, pictures: Dict[str, List[List[Tuple[str, str]]]],
+          profile: Optional[Dict[str, str]] = None) -> List[Path]:
     """Write report.md and report.html; return their paths."""
     work_dir = Path(work_dir)
     paths = [work_dir / 'report.html', work_dir / 'report.md']

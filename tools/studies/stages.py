@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Set, TextIO, Tuple, Union
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,41 +37,41 @@ class Stage:
     """
     title: str
     work_dir: Path
-    needs = ()
+    needs: Sequence['Stage'] = ()
     config_hash = ''
     total_iters = 1
     speed = ('', '')
     cost = 1.0
     fixed = 15.0
 
-    def command(self):
+    def command(self) -> List[str]:
         """Arguments of the process."""
         raise NotImplementedError
 
     @property
-    def log(self):
+    def log(self) -> Path:
         return self.work_dir.with_suffix('.log')
 
     @property
-    def lock(self):
+    def lock(self) -> Path:
         return self.work_dir.with_suffix('.lock')
 
     @property
-    def stamp(self):
+    def stamp(self) -> Path:
         return self.work_dir / 'stamp.json'
 
-    def checkpoint(self):
+    def checkpoint(self) -> Optional[Path]:
         """The last checkpoint, or None."""
         pointer = self.work_dir / 'last_checkpoint'
         path = Path(pointer.read_text().strip()) if pointer.exists() else None
         # The pointer holds an absolute path; the folder may have been moved since.
         return self.work_dir / path.name if path and (self.work_dir / path.name).exists() else None
 
-    def evaluated(self):
+    def evaluated(self) -> bool:
         """Whether what there is to say about its result was written, too."""
         return True
 
-    def state(self):
+    def state(self) -> str:
         """'done', 'started' (same settings, unfinished), 'stale' (other settings) or 'new'."""
         if not self.stamp.exists():
             return 'stale' if self.work_dir.exists() else 'new'
@@ -79,11 +80,11 @@ class Stage:
             return 'stale'
         return 'done' if stamp.get('finished') and self.checkpoint() else 'started'
 
-    def write_stamp(self, finished):
+    def write_stamp(self, finished: bool) -> None:
         self.work_dir.mkdir(parents=True, exist_ok=True)
         self.stamp.write_text(json.dumps(dict(hash=self.config_hash, finished=finished, stage=self.title), indent=1))
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Make the folder fit for starting or resuming; what other settings left there goes."""
         if self.state() == 'stale':
             shutil.rmtree(self.work_dir)
@@ -93,19 +94,20 @@ class Stage:
 class Training(Stage):
     """``tools/train.py`` with some config."""
 
-    def evaluated(self):
+    def evaluated(self) -> bool:
         """False for one that was interrupted in its last evaluation: resumed, it has nothing to train and ends."""
         _, val = read_scalars(self.work_dir)
-        return bool(val) and val[-1]['step'] >= int(self.checkpoint().stem.rsplit('_', 1)[-1])
+        last = self.checkpoint()
+        return bool(val) and last is not None and val[-1]['step'] >= int(last.stem.rsplit('_', 1)[-1])
 
 
-def train_command(config, work_dir, options):
+def train_command(config: Path, work_dir: Path, options: Sequence[str]) -> List[str]:
     """``tools/train.py`` that resumes by itself."""
     return [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir), '--resume',
             'auto', '--cfg-options', *options]
 
 
-def source_hash(folder):
+def source_hash(folder: Path) -> str:
     """Hash of all Python files below ``folder``."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob('*.py')):
@@ -113,11 +115,11 @@ def source_hash(folder):
     return digest.hexdigest()
 
 
-def hash_of(*parts):
+def hash_of(*parts: str) -> str:
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
 
-def count_iters(config, images):
+def count_iters(config: Any, images: int) -> int:
     """Iterations of a run, from its config."""
     loop = config.train_cfg
     if loop.get('max_iters'):
@@ -126,7 +128,7 @@ def count_iters(config, images):
     return loop.max_epochs * (-(-images // batch))
 
 
-def count_images(folder):
+def count_images(folder: Path) -> int:
     """Training images of a data set in either layout."""
     annotations = folder / 'annotations' / 'instances_train.json'
     if annotations.exists():
@@ -138,9 +140,10 @@ def count_images(folder):
 # what a run has written so far
 
 
-def read_scalars(work_dir):
+def read_scalars(work_dir: Union[str, Path]) -> Tuple[List[Dict[str, Any]], List[Dict[str, Any]]]:
     """All of a run's ``scalars.json``, resumed parts included: (training rows, validation rows), sorted by step."""
-    train, val = {}, {}
+    train: Dict[int, Dict[str, Any]] = {}
+    val: Dict[int, Dict[str, Any]] = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             try:
@@ -154,7 +157,7 @@ def read_scalars(work_dir):
     return [train[i] for i in sorted(train)], [val[i] for i in sorted(val)]
 
 
-def seconds_per_iter(rows):
+def seconds_per_iter(rows: Sequence[Dict[str, Any]]) -> float:
     """Median over the log of the seconds an iteration took, loading included; the first entries are warm-up."""
     times = [row['time'] for row in rows if 'time' in row]
     return statistics.median(times[len(times) // 5:] or [float('nan')])
@@ -173,13 +176,14 @@ class Progress:
         name: of the whole, for the text.
     """
 
-    def __init__(self, stages, lanes, out=None, every=20.0, name='demo'):
+    def __init__(self, stages: Sequence[Stage], lanes: int, out: Optional[TextIO] = None, every: float = 20.0,
+                 name: str = 'demo') -> None:
         self.stages, self.lanes, self.out, self.every, self.name = stages, lanes, out or sys.stdout, every, name
-        self.seconds = {}  # measured seconds an iteration by speed
+        self.seconds: Dict[Tuple[str, str], float] = {}  # measured seconds an iteration by speed
         self.tail = 15.0  # what comes after the stages
         self.last = 0.0
 
-    def guess(self, stage):
+    def guess(self, stage: Stage) -> float:
         """Seconds an iteration: measured, or scaled from what was measured, or a guess."""
         if stage.speed in self.seconds:
             return self.seconds[stage.speed]
@@ -188,12 +192,12 @@ class Progress:
         units = same or list(known.values()) or [0.22]
         return stage.cost * sum(units) / len(units)
 
-    def work(self, stage, done_iters):
+    def work(self, stage: Stage, done_iters: int) -> Tuple[float, float]:
         """Seconds of this stage (done, in all); starting a process and evaluating count as well."""
         each = self.guess(stage)
         return done_iters * each, stage.total_iters * each + stage.fixed
 
-    def show(self, done, running, force=False):
+    def show(self, done: Set[str], running: Dict[str, int], force: bool = False) -> None:
         """``done``: titles of finished stages, ``running``: {title: iterations done}."""
         now = time.time()
         terminal = self.out.isatty()
@@ -221,31 +225,31 @@ class Progress:
             self.out.write(text + '\n')
         self.out.flush()
 
-    def label(self, stage):
+    def label(self, stage: Stage) -> str:
         return f'[{self.name} {self.stages.index(stage) + 1}/{len(self.stages)}]'
 
-    def note(self, text):
+    def note(self, text: str) -> None:
         if self.out.isatty():
             self.out.write('\r\x1b[2K')
         self.out.write(text + '\n')
         self.out.flush()
 
 
-def describe_time(seconds):
+def describe_time(seconds: float) -> str:
     return f'{seconds / 60:.0f} min' if seconds >= 90 else f'{max(5, round(seconds / 5) * 5):.0f} s'
 
 
-def cores():
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def environment(threads):
+def environment(threads: int) -> Dict[str, str]:
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), MPLBACKEND='Agg')
     env['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), env.get('PYTHONPATH')]))
     return env
 
 
-def run_stages(stages, lanes, progress, keep_going=False):
+def run_stages(stages: Sequence[Stage], lanes: int, progress: Progress, keep_going: bool = False) -> Dict[str, str]:
     """Run all stages, ``lanes`` at a time, each as a process of its own.
 
     Two trainings with one thread each get more out of two cores than one training with two threads: these networks
@@ -269,7 +273,9 @@ def run_stages(stages, lanes, progress, keep_going=False):
     for stage in stages:
         if stage.title in done:
             progress.note(f'{progress.label(stage)} {stage.title}: finished before, skipped')
-    running, failed, again = {}, {}, set()
+    running: Dict[str, Tuple[Stage, 'subprocess.Popen[bytes]']] = {}
+    failed: Dict[str, str] = {}
+    again: Set[str] = set()
     try:
         while waiting or running:
             for stage in list(waiting):
@@ -281,10 +287,10 @@ def run_stages(stages, lanes, progress, keep_going=False):
                     waiting.remove(stage)
                     running[stage.title] = (stage, start(stage, env, progress.name))
             time.sleep(0.5)
-            counts = {}
+            counts: Dict[str, int] = {}
             for title, (stage, process) in list(running.items()):
                 rows, _ = read_scalars(stage.work_dir)
-                counts[title] = rows[-1].get('iter', rows[-1].get('step')) if rows else 0
+                counts[title] = rows[-1]['iter' if 'iter' in rows[-1] else 'step'] if rows else 0
                 if rows:
                     progress.seconds[stage.speed] = seconds_per_iter(rows)
                 if process.poll() is None:
@@ -315,7 +321,7 @@ def run_stages(stages, lanes, progress, keep_going=False):
     return failed
 
 
-def start(stage, env, name):
+def start(stage: Stage, env: Dict[str, str], name: str) -> 'subprocess.Popen[bytes]':
     """Start a process that holds a lock on its folder for as long as it lives.
 
     The process inherits the lock: should the parent be killed in a way that leaves the training behind, a second one
@@ -337,7 +343,7 @@ def start(stage, env, name):
                                     stdin=subprocess.DEVNULL, pass_fds=(lock.fileno(),))
 
 
-def failure(stage, code, name):
+def failure(stage: Stage, code: int, name: str) -> str:
     lines = [line for line in stage.log.read_text(errors='replace').splitlines() if line.strip()] or ['(empty log)']
     reason = f'exit code {code}' if code else 'no checkpoint was written'
     if code in (-9, 137):
@@ -352,7 +358,7 @@ def failure(stage, code, name):
 # real data
 
 
-def find_data(given, folder, host, command):
+def find_data(given: Optional[Path], folder: str, host: str, command: str) -> Path:
     """The folder of a real data set.
 
     Args:
@@ -364,11 +370,11 @@ def find_data(given, folder, host, command):
     Raises:
         StageError: no folder named, or one that lacks something.
     """
-    given = given or os.environ.get('KD_MM_DATA')
-    if not given:
+    root = given or os.environ.get('KD_MM_DATA')
+    if not root:
         raise StageError(f'{command} needs --data-root PATH (or the environment variable KD_MM_DATA): the folder that '
                          f'contains {folder}/')
-    path = Path(given).resolve() / folder
+    path = Path(root).resolve() / folder
     wanted = ['annotations/instances_train.json', 'annotations/instances_val.json', 'train', 'val']
     if host == 'mmseg':
         wanted = [f'{kind}/{split}' for kind in ('leftImg8bit', 'gtFine') for split in ('train', 'val')]

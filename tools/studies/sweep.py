@@ -30,6 +30,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
@@ -41,6 +42,7 @@ from mmengine.runner import Runner  # noqa: E402
 from sweep_families import HOSTS, families  # noqa: E402
 from sweep_table import KINDS, NOT_THERE, render, summary  # noqa: E402
 
+from kd_mm.engine.distiller import Distiller  # noqa: E402
 from kd_mm.engine.hook import DistillHook  # noqa: E402
 from kd_mm.hosts.models import build_model, class_names  # noqa: E402
 from kd_mm.hosts.synthetic import synthetic_batch  # noqa: E402
@@ -50,15 +52,18 @@ from kd_mm.lab.models import scope_of  # noqa: E402
 RESULTS = ROOT / 'tests' / 'compat.json'
 TABLE = ROOT / 'configs' / 'README.md'
 SHAPES = ((64, 96), (128, 128), (224, 224), (256, 256), (300, 300), (512, 512))
+#: What a family did, as it stands in the file of results; losses by name.
+Record = Dict[str, Any]
+Losses = Dict[str, Dict[str, Any]]
 LIMIT = 240  # seconds of processor time a family
 
 
 # ------------------------------------------------------------------------------------------------------ one family
 
 
-def shrunk(cfg):
+def shrunk(cfg: Config) -> Config:
     """The config's model without downloads and without SyncBN, which does not run on a CPU."""
-    def clean(value):
+    def clean(value: Any) -> Any:
         if isinstance(value, dict):
             content = {key: clean(item) for key, item in value.items()}
             if str(content.get('type', '')).endswith('SyncBN'):
@@ -84,32 +89,38 @@ def shrunk(cfg):
     return result
 
 
-def fill_trident():
+def fill_trident() -> None:
     """mmdet 3.3.0 leaves the weights of TridentNet's convolutions as the memory was, for a checkpoint to fill."""
     from mmdet.models.backbones.trident_resnet import TridentConv
-    own = TridentConv.__init__
+    own: Any = TridentConv.__init__
     if getattr(own, 'fills', False):
         return
 
-    def filled(self, *args, **kwargs):
+    def filled(self: Any, *args: Any, **kwargs: Any) -> None:
         own(self, *args, **kwargs)
         torch.nn.init.kaiming_normal_(self.weight)
 
-    filled.fills = True
+    setattr(filled, 'fills', True)  # noqa: B010 - a function has no such attribute for mypy
     TridentConv.__init__ = filled
 
 
 class Images(torch.utils.data.Dataset):
     """The samples of one synthetic batch."""
 
-    def __init__(self, batch, classes):
+    def __init__(self, batch: Dict[str, Any], classes: Sequence[str]) -> None:
         self.batch, self.metainfo = batch, dict(classes=classes)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batch['inputs'])
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Dict[str, Any]:
         return {key: copy.deepcopy(value[index]) for key, value in self.batch.items()}
+
+
+def distiller_of(runner: Runner) -> Distiller:
+    hook = next(hook for hook in runner.hooks if isinstance(hook, DistillHook))
+    assert hook.distiller is not None
+    return hook.distiller
 
 
 class Observer(Hook):
@@ -117,15 +128,17 @@ class Observer(Hook):
 
     priority = 'VERY_LOW'
 
-    def __init__(self, names):
-        self.names, self.values, self.gradients, self.first = names, [], {}, {}
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.values: List[Dict[str, float]] = []
+        self.gradients: Dict[str, float] = {}
+        self.first: Dict[str, torch.Tensor] = {}
 
-    def before_train(self, runner):
-        hook = next(hook for hook in runner.hooks if isinstance(hook, DistillHook))
-        self.first = {name: value.detach().clone() for name, value in hook.distiller.named_parameters()}
+    def before_train(self, runner: Runner) -> None:
+        self.first = {name: value.detach().clone() for name, value in distiller_of(runner).named_parameters()}
         model, parse = runner.model, runner.model.parse_losses
 
-        def parse_losses(losses):
+        def parse_losses(losses: Dict[str, Any]) -> Any:
             parameters = [p for p in model.parameters() if p.requires_grad]
             for name in self.names if not self.gradients else ():
                 found = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
@@ -135,14 +148,14 @@ class Observer(Hook):
         object.__setattr__(model, 'parse_losses', parse_losses)
         self.restore = lambda: object.__delattr__(model, 'parse_losses')
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.values.append({name: float(value) for name, value in outputs.items()})
 
-    def after_train(self, runner):
+    def after_train(self, runner: Runner) -> None:
         self.restore()
 
 
-def losses_for(host):
+def losses_for(host: str) -> Losses:
     logits = dict(type='SoftmaxKDLoss') if host == 'mmseg' else dict(type='SigmoidKDLoss')
     return {
         'loss_kd_neck': dict(type='PKDLoss', at='@neck'),
@@ -151,7 +164,7 @@ def losses_for(host):
     }
 
 
-def own_shapes(model):
+def own_shapes(model: torch.nn.Module) -> List[Tuple[int, int]]:
     """Sizes that a model is built for, before the general ones."""
     found = []
     for holder, name in ((getattr(model, 'backbone', None), 'img_size'),
@@ -163,7 +176,7 @@ def own_shapes(model):
     return [*SHAPES, *[shape for shape in found if shape not in SHAPES]]
 
 
-def label_all(batch):
+def label_all(batch: Dict[str, Any]) -> bool:
     """Give ignored pixels a label; whether there were any."""
     maps = [sample.gt_sem_seg.data for sample in batch['data_samples']
             if 'gt_sem_seg' in sample and 'data' in sample.gt_sem_seg]
@@ -173,12 +186,12 @@ def label_all(batch):
     return found
 
 
-def usable_shape(model):
+def usable_shape(model: Any) -> Tuple[Tuple[int, int], Dict[str, Any]]:
     """The smallest size that the student can be trained with; its own error if there is none.
 
     Models are trained a step without distillation first: what fails then is not ours.
     """
-    error = None
+    error: Optional[Exception] = None
     for shape in own_shapes(model):
         try:
             preprocessor = model.data_preprocessor
@@ -199,10 +212,11 @@ def usable_shape(model):
             return shape, batch
         except Exception as problem:  # models raise anything at sizes that they cannot take
             error = error or problem
+    assert error is not None  # there is at least one shape
     raise error
 
 
-def try_family(path, host):
+def try_family(path: Path, host: str) -> Record:
     """Distil one config for two steps; the record of it."""
     begin = time.time()
     cfg = Config.fromfile(str(path))
@@ -247,7 +261,8 @@ def try_family(path, host):
     return record
 
 
-def distil(cfg, batch, losses, record, keys):
+def distil(cfg: Config, batch: Dict[str, Any], losses: Losses, record: Record,
+           keys: Sequence[str]) -> Optional[List[str]]:
     """Two steps with these losses; None, or the problems that kept them from starting.
 
     Random weights of a deep model can have gradients that throw it far away in one step: where its features are not
@@ -260,7 +275,8 @@ def distil(cfg, batch, losses, record, keys):
     return problems
 
 
-def distil_once(cfg, batch, losses, record, keys, wrapper):
+def distil_once(cfg: Config, batch: Dict[str, Any], losses: Losses, record: Record, keys: Sequence[str],
+                wrapper: Any) -> Optional[List[str]]:
     """Two steps with these losses and this optimizer."""
     model = build_model(cfg, cfg.default_scope)  # the Runner initialises it, after it has made the optimizer
     if getattr(model.data_preprocessor, 'size', None) is not None:
@@ -281,7 +297,7 @@ def distil_once(cfg, batch, losses, record, keys, wrapper):
         name = f'sweep_{os.getpid()}_{time.time_ns()}'
         runner = Runner(
             model=model, work_dir=folder, experiment_name=name, default_scope=cfg.default_scope, log_level='ERROR',
-            train_dataloader=dict(dataset=Images(batch, class_names(cfg)), batch_size=2, num_workers=0,
+            train_dataloader=dict(dataset=Images(batch, class_names(cfg) or ()), batch_size=2, num_workers=0,
                                   sampler=dict(type='DefaultSampler', shuffle=False),
                                   collate_fn=dict(type='pseudo_collate')),
             train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=3), optim_wrapper=wrapper,
@@ -295,8 +311,8 @@ def distil_once(cfg, batch, losses, record, keys, wrapper):
             if found is None and os.environ.get('KD_MM_SWEEP_TRACE'):
                 traceback.print_exc()
             return found or [describe(error)]
-    hook = next(hook for hook in runner.hooks if isinstance(hook, DistillHook))
-    trained = {name: not torch.equal(value, observer.first[name]) for name, value in hook.distiller.named_parameters()}
+    trained = {name: not torch.equal(value, observer.first[name])
+               for name, value in distiller_of(runner).named_parameters()}
     for name in losses:
         values = [step[name] for step in observer.values]
         own = [changed for key, changed in trained.items() if f'.{name}.' in f'.{key}.']
@@ -310,7 +326,7 @@ def distil_once(cfg, batch, losses, record, keys, wrapper):
     return None
 
 
-def traces(model):
+def traces(model: torch.nn.Module) -> List[str]:
     """What a detached distiller must not leave: replaced methods and hooks."""
     found = [f'{name}.{key}' for name, module in model.named_modules() for key in vars(module)
              if getattr(vars(module)[key], '_kd_mm_tap', False)]
@@ -319,7 +335,7 @@ def traces(model):
                     if hasattr(hook, '_kd_mm')]
 
 
-def detach(runner, model):
+def detach(runner: Runner, model: torch.nn.Module) -> None:
     for hook in runner.hooks:
         if isinstance(hook, DistillHook) and hook.distiller is not None:
             hook.distiller.detach()
@@ -327,7 +343,7 @@ def detach(runner, model):
         object.__delattr__(model, 'parse_losses')
 
 
-def parts_of(model):
+def parts_of(model: torch.nn.Module) -> Dict[str, str]:
     names = ('backbone', 'neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'panoptic_head', 'decode_head')
     found = {}
     for name in names:
@@ -339,11 +355,11 @@ def parts_of(model):
     return found
 
 
-def describe(error):
+def describe(error: BaseException) -> str:
     return shorten(f'{type(error).__name__}: {error}')
 
 
-def shorten(text, width=220):
+def shorten(text: object, width: int = 220) -> str:
     text = re.sub(r'/\S*site-packages/', '', ' '.join(str(text).split()))
     text = re.sub(r',? the current sys\.path is.*', '', text)
     text = re.sub(r'(?<![\w.])/[\w.+~-]+(?:/[\w.+~-]+)+', '...', text)  # no path of this machine
@@ -353,7 +369,7 @@ def shorten(text, width=220):
 # ------------------------------------------------------------------------------------------------------- all of them
 
 
-def isolated(function, *arguments, limit=LIMIT):
+def isolated(function: Callable[..., Record], *arguments: Any, limit: int = LIMIT) -> Record:
     """Call in a forked process, so that a crash, a full memory or an endless loop stays its own."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -382,9 +398,11 @@ def isolated(function, *arguments, limit=LIMIT):
     return dict(refused=f'took more than {limit} s' if killed == signal.SIGPROF else f'the process died ({status})')
 
 
-def try_candidates(name, configs):
+def try_candidates(name: str, configs: Sequence[Path]) -> Record:
     """The first config of a folder that builds and trains by itself."""
-    host, first, before = name.split('/')[0], None, {}
+    host = name.split('/')[0]
+    before: Dict[str, str] = {}
+    first: Record = {}
     for path in configs[:6]:
         record = isolated(try_family, path, host)
         record.setdefault('config', path.name)
@@ -395,12 +413,13 @@ def try_candidates(name, configs):
     return first
 
 
-def passed(record):
+def passed(record: Record) -> bool:
     return 'refused' not in record and all(value in ('ok', NOT_THERE) for value in record['kinds'].values())
 
 
-def sweep(names, keep=lambda results: None):
-    results = {}
+def sweep(names: Sequence[str],
+          keep: Callable[[Dict[str, Record]], None] = lambda results: None) -> Dict[str, Record]:
+    results: Dict[str, Record] = {}
     todo = [item for item in families() if not names or any(
         item[0] == name or item[0].startswith(f'{name}/') for name in names)]
     for number, (name, configs, reason) in enumerate(todo, 1):
@@ -413,7 +432,7 @@ def sweep(names, keep=lambda results: None):
     return results
 
 
-def versions():
+def versions() -> Dict[str, str]:
     from importlib import metadata
     found = {}
     for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'):
@@ -425,7 +444,7 @@ def versions():
     return found
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', default=[], metavar='HOST/FOLDER', help='some families')
     parser.add_argument('--write', action='store_true', help='with --only: merge the results into the file')
@@ -440,7 +459,7 @@ def main(argv=None):
                 __import__(f'{host}.models')
             except ImportError:
                 print(f'{host} is not installed')
-        def keep(results):
+        def keep(results: Dict[str, Record]) -> None:
             if not args.only or args.write:
                 known = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).get('families', {}), **results}
                 data.update(versions=versions(),

@@ -1,5 +1,8 @@
 """The families that ``tools/studies/sweep.py`` tries: a folder of configs each, and which config of it."""
 
+from pathlib import Path
+from typing import List, Optional, Tuple
+
 from kd_mm.hosts.zoo import package_folder
 
 HOSTS = ('mmdet', 'mmseg')
@@ -44,19 +47,19 @@ SIZES = ('nano', 'r18', 'mobilenet', 'mv2', 'm-v2', 'b0', 'tiny', 'swin-t', '-t_
 
 
 
-def folders(host):
+def folders(host: str) -> List[Path]:
     root = package_folder(host)
     if root is None:
         return []
     return sorted(path for path in (root / 'configs').iterdir() if path.is_dir() and not path.name.startswith('_'))
 
 
-def size_of(path):
+def size_of(path: Path) -> Tuple[int, int, str]:
     marks = [index for index, mark in enumerate(SIZES) if mark in path.name]
     return (min(marks, default=len(SIZES)), len(path.name), path.name)
 
 
-def families():
+def families() -> List[Tuple[str, List[Path], Optional[str]]]:
     """(name, candidate configs from the best on, reason to leave it out) of every folder of the hosts."""
     found = []
     for host in HOSTS:

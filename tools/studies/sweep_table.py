@@ -1,12 +1,14 @@
 """The table of configs/README.md, from what ``tools/studies/sweep.py`` found."""
 
+from typing import Any, Dict
+
 from sweep_families import families
 
 KINDS = ('neck', 'backbone', 'logits')
 NOT_THERE = 'no dense class logits'
 
 
-def summary(families_):
+def summary(families_: Dict[str, Dict[str, Any]]) -> str:
     tried = {name: record for name, record in families_.items() if 'left_out' not in record}
     trained = {name: record for name, record in tried.items() if 'refused' not in record}
     lines = [f'{len(families_)} configs: {len(families_) - len(tried)} left out, {len(tried) - len(trained)} do not '
@@ -19,7 +21,7 @@ def summary(families_):
     return ' '.join(lines)
 
 
-def render(data):
+def render(data: Dict[str, Any]) -> str:
     lines = [
         '# Which families work', '',
         'Written by `python tools/studies/sweep.py` (or `make sweep`) from `tests/compat.json`; what is tried and what '
