@@ -20,6 +20,9 @@ from kd_mm.lab.configs import read_config
 from kd_mm.lab.observe import shape_text
 from kd_mm.lab.step import StepReport, parameter_count
 
+#: Where the share of a term is so large, a measured weight is offered.
+STRONG = 10.0
+
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,6 +84,10 @@ def print_step(step: StepReport) -> None:
             print('  ' + '  '.join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
         print_row('  sum', f'loss {term.loss:.4g}, gradient norm on the student {term.gradient:.4g}'
                   + (f', on its extras {term.extras_gradient:.4g}' if term.extras else ''))
+        if term.share is not None:
+            print_row('  share', f"{term.share:.3g} of the task's gradient at its taps" + (
+                ", held there by loss_weight='auto'" if term.measured else
+                " with this random student; loss_weight='auto' holds it at 1" if term.share > STRONG else ''))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.engine.agreement import Agreement
+from kd_mm.engine.balance import Balance, tasks_of
 from kd_mm.engine.preflight import Preflight
 from kd_mm.engine.step import Evaluation, Step
 from kd_mm.engine.term import STUDENT, Term, mirrored
@@ -72,6 +73,7 @@ class Distiller(nn.Module):
         self._wrapper: List[nn.Module] = []  # in a list, or it would become a sub-module
         self._handles: List[Any] = []
         self.watch = Watch()
+        self.balance = Balance()
         self._log: Dict[str, Tensor] = {}
         self.terms = nn.ModuleDict()
         self.problems = Problems()
@@ -101,6 +103,10 @@ class Distiller(nn.Module):
         for term in self.current.terms:
             self._make_taps(term)
         self.agreement = Agreement(self.problems, self.classes_of)
+            if term.loss.weight.auto is not None and task_loss_weight == 0 and term.learner == STUDENT:
+                self.problems.add(f"{term.title}: loss_weight='auto' holds the term at a share of the student's own "
+                                  'losses, and task_loss_weight=0 leaves none. Give a number')
+        self.balance.start(self.current.terms)
         self._check_data()
         if self.teacher is not None:
             for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
@@ -320,9 +326,14 @@ class Distiller(nn.Module):
             self.current.hear()
             found = [self.current.evaluate(comparison) for comparison in self.current.read()]
             self.watch.gradients(self.current, found)
+            found = self.weigh(losses, found)
         result = self.add(losses, found)
         self._clear()
         return result
+
+    def weigh(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> List[Evaluation]:
+        """The evaluations of a step with the weights that are measured, see :mod:`kd_mm.engine.balance`."""
+        return self.balance.apply(self.current, found, tasks_of(self.current, losses, self.task_loss_weight))
 
     def add(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> Dict[str, Any]:
         """The student's loss dict with what the terms of a step gave; peers make their own update.
@@ -355,6 +366,8 @@ class Distiller(nn.Module):
                                          self.step))
         if not own:
             return result
+        for label, share in self.balance.shares([evaluation.term for evaluation in own]).items():
+            self._log[f'kd_share_{label}'] = own[0].total.new_tensor(share)
         self.watch.values([level for evaluation in own for level in evaluation.levels],
                           [f'{evaluation.term.name}, level {index}' for evaluation in own
                            for index in range(len(evaluation.levels))], self.step)
@@ -384,7 +397,8 @@ class Distiller(nn.Module):
 
         Returns:
             Numbers for the log that are no losses of the step: what they minimise (``kd_opponent_<name>``, summed over
-            the levels of a term), and the parts of each term (``loss_fgd/fg``).
+            the levels of a term), the parts of each term (``loss_fgd/fg``), and the share of the task's pull that was
+            measured last for a weight of ``'auto'`` (``kd_share_<name>``).
         """
         result: Dict[str, Tensor] = {}
         for term in self.all_terms():

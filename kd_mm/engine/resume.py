@@ -5,8 +5,9 @@ It lies under one key of the checkpoint::
     state_dict   adapters and generators, and the networks of opponents
     teachers     name -> state, of every teacher that changes; empty where an ``EMAHook`` holds the average
     opponents    <loss>/<number> -> state of the optimizer
+    weights      <loss> -> what was measured for a weight of ``'auto'``
 
-What is saved and what the config needs must agree by name and shape in all three: a part that is silently left as it
+What is saved and what the config needs must agree by name and shape in all four: a part that is silently left as it
 was built is a random one.
 """
 
@@ -35,6 +36,9 @@ def side_state(distiller: Distiller) -> Dict[str, Any]:
         side['teachers'] = teachers
     if opponents:
         side['opponents'] = opponents
+    weights = distiller.balance.state()
+    if weights:
+        side['weights'] = weights
     return side
 
 
@@ -53,10 +57,12 @@ def restore(distiller: Distiller, side: Optional[Mapping[str, Any]], average: Op
     adapters = side.get('state_dict', {})
     teachers = _teacher_states(distiller, side, average)
     opponents = _opponent_states(distiller, side)
+    weights = side.get('weights', {})
     faults = [f"this config's {part} under {SIDE_KEY!r} ({fault})" for part, fault in (
         ('adapters', _difference(adapters, modules.state_dict())),
         ('teachers', _teacher_fault(distiller, teachers)),
-        ('opponents', _opponent_fault(distiller, opponents))) if fault]
+        ('opponents', _opponent_fault(distiller, opponents)),
+        ('measured weights', '; '.join(distiller.balance.fault(weights, distiller.current.terms)))) if fault]
     if faults:
         raise ValueError(f'the checkpoint to resume from does not have {", nor ".join(faults)}. Resume with the config '
                          'it was written by, or start from its weights with load_from')
@@ -65,6 +71,7 @@ def restore(distiller: Distiller, side: Optional[Mapping[str, Any]], average: Op
         distiller.teachers[name].load(state)
     for name, opponent in _opponents(distiller).items():
         opponent.load(opponents[name])
+    distiller.balance.load(weights)
 
 
 def _changes(teacher: Teacher) -> bool:

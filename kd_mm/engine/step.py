@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.hosts.samples import Samples
-from kd_mm.hosts.taps import Tap, image_size, tensors_in
+from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSize
 from kd_mm.losses.base.loss import total
 from kd_mm.ops import distributed
@@ -267,14 +267,14 @@ class Step:
         It goes back as far as the taps only; the graph stays.
         """
         term = evaluation.term
-        tensors = [tensor for path in term.student_paths for tensor in recorded_tensors(
-            self.records[term.learner][path]) if tensor.requires_grad]
+        records = [self.records[term.learner][path] for path in term.student_paths]
+        edges = [edge for record in records for edge in term.reader.edges(record)]
         found = False
-        if tensors and evaluation.total.requires_grad:
+        if edges and evaluation.total.requires_grad:
             # Half precision would round small gradients away; an overflow is a gradient too.
-            half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
+            half = any(tensor.dtype in (torch.float16, torch.bfloat16) for record in records for tensor in record)
             try:
-                gradients = torch.autograd.grad(evaluation.total * (2.0**16 if half else 1.0), tensors,
+                gradients = torch.autograd.grad(evaluation.total * (2.0**16 if half else 1.0), edges,
                                                 retain_graph=True, allow_unused=True)
             except RuntimeError:  # a re-entrant checkpoint in between knows backward() only: benefit of the doubt
                 return True
@@ -290,11 +290,6 @@ class Step:
         for peer in self.peers.values():
             peer.forget()
         self.records, self.active, self.batch = {}, [], None
-
-
-def recorded_tensors(record: Recorded) -> List[Tensor]:
-    """Every tensor of a record, those of its calls' results too."""
-    return [*record, *(tensor for call in record.calls for tensor in tensors_in(call.output))]
 
 
 def average(sides: Sequence[Features]) -> Features:

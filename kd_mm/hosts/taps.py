@@ -12,6 +12,7 @@ and copies of the model made between two steps know nothing of it.
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from kd_mm.hosts.paths import PRE_RELU, resolve
 from kd_mm.hosts.swap import Swap
@@ -42,6 +43,11 @@ def tensors_in(output: Any) -> List[Tensor]:
     if isinstance(output, (tuple, list)):
         return [tensor for value in output for tensor in tensors_in(value)]
     return []
+
+
+def edges_of(output: Any) -> List[Any]:
+    """The edges in the graph of the tensors of an output that have a gradient."""
+    return [get_gradient_edge(tensor) for tensor in tensors_in(output) if tensor.requires_grad]
 
 
 def _frozen(output: Any, copy: bool) -> Any:
@@ -98,6 +104,9 @@ class Tap:
         self._watch = True  # whether to look if originals are overwritten; not any more once one was
         self._records: List[Tuple[Tensor, Optional[Tensor], int]] = []  # value, what is watched, its version
         self._calls: List[Call] = []
+        # Of the graph, noted at once: an in-place operation later changes those that a tensor knows itself.
+        self._edges: List[Any] = []
+        self._given: List[Any] = []
         self._taken: Dict[str, None] = {}  # what the note will say, each once
         # Texts, not exceptions: those would hold the frames of the model's forward.
         self._ambiguous: Optional[str] = None
@@ -122,9 +131,11 @@ class Tap:
 
         def before(given: Tensor) -> Tensor:
             held = given.clone()  # the ReLU works in place
+            edges = edges_of(given)
             output = original(given)
             self._records = []
             self._record((given, ), {}, held)
+            self._edges = edges
             return output
 
         closure: Any = before if self.path.endswith(PRE_RELU) else tapped
@@ -140,7 +151,7 @@ class Tap:
     def clear(self) -> None:
         """Restore the module and forget what was recorded; doing it twice is harmless."""
         self.disarm()
-        self._records, self._calls, self._taken = [], [], {}
+        self._records, self._calls, self._edges, self._given, self._taken = [], [], [], [], {}
         self._ambiguous = self._misfit = None
 
     @property
@@ -165,6 +176,7 @@ class Tap:
             ValueError: ``tokens`` does not fit, or is a stride and leaves two sizes possible.
         """
         records, calls, taken = self._records, tuple(self._calls), self._taken
+        edges, given = tuple(self._edges), tuple(self._given)
         ambiguous, misfit = self._ambiguous, self._misfit
         self.clear()
         if not records:
@@ -185,11 +197,14 @@ class Tap:
             self.token_size_note = f'{self.side} {self.path!r}: {"; ".join(taken)}'
         recorded = Recorded(value for value, _, _ in records)
         recorded.calls, recorded.owner, recorded.memo = calls, self.owner, {}
+        recorded.edges, recorded.given = edges, given
         return recorded
 
     def _record(self, args: Tuple[Any, ...], kwargs: Any, output: Any) -> None:
         self.calls += 1
+        self._edges += edges_of(output)
         if self.structured:
+            self._given += edges_of([args, kwargs])
             self._calls.append(Call(args, kwargs, _frozen(output, self._copy)))
         named: Optional[List[Tuple[int, int]]] = None
         for tensor in tensors_in(output):

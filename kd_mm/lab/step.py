@@ -7,8 +7,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from kd_mm.engine.balance import measure, tasks_of
 from kd_mm.engine.distiller import Distiller
-from kd_mm.engine.term import Term
+from kd_mm.engine.step import Evaluation
+from kd_mm.engine.term import STUDENT, Term
 
 
 @dataclass
@@ -35,6 +37,9 @@ class TermReport:
         loss: weighted sum over the levels, as it enters the training loss; None if the weight is 0 at this step.
         gradient: Euclidean norm of this term's gradient on the student's parameters.
         extras_gradient: the same on the term's own parameters.
+        share: norm of its gradient at the student's taps over that of the task's losses there; None where it cannot be
+            measured.
+        measured: whether ``loss_weight='auto'`` holds it there.
     """
 
     name: str
@@ -48,6 +53,8 @@ class TermReport:
     loss: Optional[float] = None
     gradient: float = 0.0
     extras_gradient: float = 0.0
+    share: Optional[float] = None
+    measured: bool = False
 
 
 @dataclass
@@ -86,6 +93,17 @@ def _norm(parameters: Sequence[Tensor]) -> float:
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
+def _shares(distiller: Distiller, losses: Dict[str, Any], found: Sequence[Evaluation]) -> Dict[str, float]:
+    """The share of the task's pull of each of the student's terms, where there is one."""
+    own = [evaluation for evaluation in found if evaluation.term.learner == STUDENT]
+    tasks = tasks_of(distiller.current, losses, distiller.task_loss_weight)
+    try:
+        pulls = measure(distiller.current, own, tasks, by='gradient') if own else []
+    except RuntimeError:  # re-entrant checkpoints between the losses and a tap: not to be known
+        return {}
+    return {evaluation.term.name: pull.share for evaluation, pull in zip(own, pulls) if pull.share is not None}
+
+
 def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any]) -> StepReport:
     """One training step with the distiller attached, term by term; no weight is changed.
 
@@ -110,8 +128,10 @@ def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any]) -> 
         own_losses = student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
         step.hear()
         comparisons = step.read()
-        found = {comparison.term: step.evaluate(comparison) for comparison in comparisons}
-        losses = distiller.add(own_losses, list(found.values()))
+        evaluations = distiller.weigh(own_losses, [step.evaluate(comparison) for comparison in comparisons])
+        found = {evaluation.term: evaluation for evaluation in evaluations}
+        shares = _shares(distiller, own_losses, evaluations)
+        losses = distiller.add(own_losses, evaluations)
     total, log = student.parse_losses(losses)  # type: ignore[operator]
 
     def backward(value: Tensor) -> None:
@@ -131,6 +151,9 @@ def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any]) -> 
                 level_shapes(comparison.student), level_shapes(comparison.teacher), evaluation.weights,
                 evaluation.levels)]
         report.loss = float(evaluation.total.detach())
+        auto = term.loss.weight.auto
+        report.measured = auto is not None and term.name in shares
+        report.share = auto.share if auto is not None and report.measured else shares.get(term.name)
         backward(evaluation.total)
         report.gradient, report.extras_gradient = _norm(own), _norm(extras)
     backward(total)

@@ -122,6 +122,10 @@ class PeerTeacher(Teacher):
         """Drop the losses of a step that was not finished."""
         self._losses = {}
 
+    def task_total(self) -> Tensor:
+        """Its own losses of this step, summed, with their graph."""
+        return self.model.parse_losses(self._losses)[0]
+
     def learn(self, losses: Sequence[Tensor], step: int) -> Dict[str, Tensor]:
         """One update of the peer.
 

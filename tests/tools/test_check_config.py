@@ -72,6 +72,20 @@ def test_a_good_config_prints_every_term(folder, capsys):
     assert text.rstrip().endswith('ok') and 'WARNING' not in text
 
 
+def test_a_term_that_drowns_the_task(folder, capsys):
+    """Its share is printed and 'auto' offered. No warning: a random student says little of a trained one."""
+    losses = {'loss_hint': {'type': 'FitNetLoss', 'at': 'neck', 'loss_weight': 1e6}}
+    assert TOOL.main([write(folder, distil(losses)), *SHAPE]) == 0
+    text = capsys.readouterr().out
+    share = float(text.split('  share')[1].split()[0])
+    assert share > 45 and "with this random student; loss_weight='auto' holds it at 1" in text
+    losses['loss_hint']['loss_weight'] = {'type': 'AutoWeight', 'share': 0.5}
+    assert TOOL.main([write(folder, distil(losses)), *SHAPE]) == 0
+    text = capsys.readouterr().out
+    assert "0.5 of the task's gradient at its taps, held there by loss_weight='auto'" in text
+    assert 'WARNING' not in text
+
+
 def test_the_numbers_of_the_dry_step(folder):
     """Terms and task losses add up to the total, each term has a gradient, and nothing is left on the models."""
     config = write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'},

@@ -91,6 +91,10 @@ class Reader:
         """
         raise NotImplementedError
 
+    def edges(self, record: Recorded) -> Tuple[Any, ...]:
+        """Where in the graph a record of the side that learns is what the term depends on."""
+        return record.edges
+
     def modules(self, side: str, model: nn.Module, records: Records) -> List[Any]:
         """The module behind each level of one side, for losses that look at them; empty where there are none."""
         return []

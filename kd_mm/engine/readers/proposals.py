@@ -7,7 +7,8 @@ from torch import nn
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records
 from kd_mm.hosts.heads import proposals as roi_head
 from kd_mm.types.batch import Given, KDBatch, Targets
-from kd_mm.types.proposals import compared
+from kd_mm.types.proposals import PROPOSALS, compared
+from kd_mm.types.records import Recorded
 
 
 class ProposalReader(Reader):
@@ -63,6 +64,10 @@ class ProposalReader(Reader):
             row_labels=[part.labels for part in rows], row_targets=targets or None,
             row_totals=[part.total for part in rows]))
         return Comparison(tuple(part.student for part in rows), tuple(part.teacher for part in rows), own_batch)
+
+    def edges(self, record: Recorded) -> Tuple[Any, ...]:
+        # On the teacher's proposals the student's head runs once more, on the features that its own call was given.
+        return record.edges if self.first_stage or self.proposals == PROPOSALS[0] else record.given
 
     def describe(self) -> str:
         if self.first_stage:
