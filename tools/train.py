@@ -22,6 +22,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.models import scope_of_config
+from kd_mm.lab.configs import apply_options, faults
 
 HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '
@@ -69,7 +70,10 @@ def load_config(args):
     cfg = Config.fromfile(args.config)
     options = args.cfg_options or {}
     old_root = cfg.get('data_root')
-    cfg.merge_from_dict(options)
+    try:
+        apply_options(cfg, options)
+    except ValueError as error:
+        fail(error)
     if 'data_root' in options and isinstance(old_root, str):
         move_data_root(cfg, old_root, str(options['data_root']))
     cfg.launcher = args.launcher
@@ -240,6 +244,9 @@ def main(argv=None):
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    found = faults(cfg)
+    if found:
+        fail('\n'.join(found))
     check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
     set_start(cfg, args.resume, args.overwrite)
     allow_mmengine_checkpoints()

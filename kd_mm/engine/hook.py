@@ -85,19 +85,17 @@ class DistillHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Build and check everything, and give the extras to the optimizer (training only)."""
         if not isinstance(runner, Runner):
-            raise RuntimeError(f'kd_mm.DistillHook works with mmengine.runner.Runner; {type(runner).__name__} and its '
-                               'strategies (DeepSpeed, FSDP, ColossalAI) are not supported. Use a plain Runner')
+            raise RuntimeError(other_runner(type(runner).__name__))
         # before_run fires for val() and test() too, before and after training, and then there is nothing to build.
         if self.distiller is not None or not self._trains(runner):
             return
-        if sum(isinstance(hook, DistillHook) for hook in runner.hooks) > 1:
-            raise ValueError('custom_hooks lists kd_mm.DistillHook twice; put all losses into the `losses` of one')
+        count = sum(isinstance(hook, DistillHook) for hook in runner.hooks)
+        if count > 1:
+            raise ValueError(listed(count))
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
-            raise RuntimeError('kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported')
-        kinds = [kind.__name__ for kind in type(getattr(_unwrap(runner.model), 'data_preprocessor', None)).__mro__]
-        if 'MultiBranchDataPreprocessor' in kinds:
-            raise ValueError('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) '
-                             'are not supported. Distil the detector inside, on one branch')
+            raise RuntimeError(SEVERAL_OPTIMIZERS)
+        if multi_branch(_unwrap(runner.model)):
+            raise ValueError(MULTI_BRANCH)
         dataset = runner.train_dataloader.dataset
         if hasattr(dataset, '__len__') and len(dataset) == 0:
             raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
@@ -247,6 +245,30 @@ class DistillHook(Hook):
         elif side is not None or average is not None:
             # val() or test() before train(). A copy: an EMAHook exchanges the values of the dict.
             self._early = side, None if average is None else dict(average)
+
+
+#: Refusals that training and ``tools/check_config.py`` share, word by word.
+SEVERAL_OPTIMIZERS = 'kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported'
+MULTI_BRANCH = ('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) are not '
+                'supported. Distil the detector inside, on one branch')
+
+
+def other_runner(name: str) -> str:
+    """The refusal of another Runner."""
+    return (f'kd_mm.DistillHook works with mmengine.runner.Runner; {name} and its strategies (DeepSpeed, FSDP, '
+            'ColossalAI) are not supported. Use a plain Runner')
+
+
+def listed(count: int) -> str:
+    """The refusal of several distillation hooks."""
+    return (f'the config lists kd_mm.DistillHook {count} times (custom_hooks and default_hooks together); put all '
+            'losses into the `losses` of one')
+
+
+def multi_branch(model: nn.Module) -> bool:
+    """Whether a model takes semi-supervised data, of several branches."""
+    kinds = type(getattr(model, 'data_preprocessor', None)).__mro__
+    return any(kind.__name__ == 'MultiBranchDataPreprocessor' for kind in kinds)
 
 
 def guesses(distiller: Distiller) -> List[str]:

@@ -14,10 +14,10 @@ from kd_mm.lab.configs import (
     ASSUMED_EPOCH,
     all_random,
     dropped_hooks,
+    faults,
     hook_arguments,
     hook_entries,
     training_length,
-    unsupported,
     without_download,
 )
 from kd_mm.lab.models import build_student, make_distiller, probe_step, random_batch, scope_of
@@ -69,7 +69,7 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
                                "dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks")
         return report
     problems = Problems()
-    for problem in unsupported(cfg):
+    for problem in faults(cfg):
         problems.add(problem)
     with scope_of(cfg), preserved_random_state(0):
         try:
