@@ -103,7 +103,7 @@ class DistillHook(Hook):
         self.distiller = Distiller(
             _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
             **self.config)
-        self._check_folded(runner)
+        check_folded(self.distiller, runner.cfg)
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
         for teacher in self.distiller.teachers.values():
@@ -125,18 +125,6 @@ class DistillHook(Hook):
     def _trains(runner: Runner) -> bool:
         loop = getattr(runner, '_train_loop', None)
         return loop is not None and not isinstance(loop, dict) and not isinstance(runner.optim_wrapper, dict)
-
-    def _check_folded(self, runner: Runner) -> None:
-        """Refuse taps inside modules that the Runner is about to flatten (``efficient_conv_bn_eval``)."""
-        assert self.distiller is not None
-        folded = runner.cfg.get('efficient_conv_bn_eval') or ()
-        for module in [folded] if isinstance(folded, str) else folded:
-            for term in self.distiller.all_terms():
-                inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
-                if inside:
-                    raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
-                                     f'is not called as a module any more. Tap {module!r} or what comes after it, or '
-                                     'leave the option out')
 
     def _add_parameters(self, runner: Runner) -> None:
         """A parameter group for the extras that every scheduler treats like the student's own.
@@ -191,11 +179,8 @@ class DistillHook(Hook):
                     if new:
                         average.steps.fill_(max(runner.iter, 1))  # at 0 the student is copied
             teacher.start(self._resumed)
-        for peer in self.distiller.peers.values():
-            if not (peer.optim_cfg or runner.cfg.get('optim_wrapper')):
-                raise ValueError('PeerTeacher: the Runner was made without a config, so the peer needs an optimizer of '
-                                 "its own: teacher=dict(type='PeerTeacher', config=..., optim_wrapper=dict(...))")
-            peer.start_optimizer(runner.cfg.get('optim_wrapper'), runner.max_iters, _lr_scale(runner))
+        if self.distiller.peers:
+            self.distiller.start_peers(runner.cfg.get('optim_wrapper'), _lr_scale(runner))
         self.distiller.attach()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -269,6 +254,22 @@ def multi_branch(model: nn.Module) -> bool:
     """Whether a model takes semi-supervised data, of several branches."""
     kinds = type(getattr(model, 'data_preprocessor', None)).__mro__
     return any(kind.__name__ == 'MultiBranchDataPreprocessor' for kind in kinds)
+
+
+def check_folded(distiller: Distiller, cfg: Any) -> None:
+    """Refuse taps inside modules that the Runner is about to flatten (``efficient_conv_bn_eval``).
+
+    Raises:
+        ValueError: naming the term and the module.
+    """
+    folded = cfg.get('efficient_conv_bn_eval') or ()
+    for module in [folded] if isinstance(folded, str) else folded:
+        for term in distiller.all_terms():
+            inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
+            if inside:
+                raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
+                                 f'is not called as a module any more. Tap {module!r} or what comes after it, or '
+                                 'leave the option out')
 
 
 def guesses(distiller: Distiller) -> List[str]:
