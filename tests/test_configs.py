@@ -1,4 +1,5 @@
-"""Every shipped config loads, is documented, names a teacher that exists, and trains one step as it is shipped.
+"""Every shipped config loads, is documented, names a teacher that exists, and trains one step as it is shipped; the
+check of a config says what its training says.
 
 Only overrides touch a config: data, crop size, schedule length, and the downloads (weights of the teacher and of the
 backbone).  Widths and depths stay as shipped.
@@ -11,7 +12,7 @@ from urllib.parse import urlparse
 
 import pytest
 from mmengine.config import Config
-from shipped import kd_index, quick_init, train_one_step
+from shipped import check_with, kd_index, quick_init, train_one_step
 
 import kd_mm.losses  # noqa: F401  (registers them)
 from kd_mm.hosts.models import build_model
@@ -136,11 +137,12 @@ def keys_of(base):
 
 
 @pytest.mark.parametrize('path', CONFIGS)
-def test_one_training_step(path, tmp_path):
+def test_one_training_step(path, tmp_path, monkeypatch):
     cfg = load(path)
     # mmseg 1.2.2 looks up the class weight of the label 255 and fails, with its own PIDNet configs and without us
     # (open-mmlab/mmsegmentation#3734).
-    runner, look, names = train_one_step(cfg, tmp_path, ignored='pidnet' not in path)
+    ignored = 'pidnet' not in path
+    runner, look, names = train_one_step(cfg, tmp_path, ignored=ignored)
 
     assert look.steps == 1
     assert all(math.isfinite(value) for value in look.losses.values()), look.losses
@@ -150,6 +152,14 @@ def test_one_training_step(path, tmp_path):
         assert look.losses[name] > 0 or adversarial, look.losses  # a score has no sign of its own
         assert math.isfinite(look.gradients[name]) and look.gradients[name] > 0, look.gradients
     assert list(runner.model.state_dict()) == keys_of(base_of(path))
+
+    report = check_with(cfg, runner, monkeypatch)
+    if not ignored:  # the labels of the check have some
+        assert 'a training step on random images of 64x128 fails: ' in report.problems[0]
+        return
+    assert report.problems == [] and not any('no gradient' in warning for warning in report.warnings)
+    assert [term.name for term in report.step.terms] == names and all(term.gradient > 0 for term in report.step.terms)
+    assert report.step.task.keys() == {name for name in look.losses if 'loss' in name and name not in (*names, 'loss')}
 
 
 def test_rtmdet_stops_with_mosaic():

@@ -20,6 +20,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
+from kd_mm.hosts.models import scope_of_config
 
 #: Entries of ``meta`` that describe the weights and not the run that made them.
 META = ('dataset_meta', 'epoch', 'iter', 'experiment_name', 'time', 'mmengine_version')
@@ -54,14 +55,21 @@ def student_config(path, meta):
     if not cfg.get('model'):
         fail(f'{path or "the stored config"} has no `model`. Give the config of the student with --config')
     if cfg.get('custom_hooks'):
-        cfg.custom_hooks = [hook for hook in cfg.custom_hooks
-                            if not str(hook.get('type', '')).startswith('kd_mm.')]
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not is_ours(hook)]
+    if cfg.get('default_hooks'):
+        cfg.default_hooks = {name: hook for name, hook in cfg.default_hooks.items() if not is_ours(hook)}
     return cfg
+
+
+def is_ours(hook):
+    """Whether the type of a hook, a name or a class, is from kd_mm."""
+    kind = hook.get('type', '') if hasattr(hook, 'get') else type(hook)
+    return (kind if isinstance(kind, str) else f'{kind.__module__}.').startswith('kd_mm.')
 
 
 def build_student(cfg):
     """The stock model of a config, built by its host alone."""
-    scope = cfg.get('default_scope') or 'mmengine'
+    scope = scope_of_config(cfg) or 'mmengine'
     try:
         with DefaultScope.overwrite_default_scope(scope):
             return MODELS.build(copy.deepcopy(cfg.model))
@@ -100,7 +108,8 @@ def main(argv=None):
     state = {key: value.detach().cpu().clone() for key, value in state_dict_of(checkpoint).items()
              if isinstance(value, torch.Tensor)}
     cfg = student_config(args.config, meta)
-    check_strict(build_student(cfg), state, args.checkpoint)
+    model = build_student(cfg)
+    check_strict(model, state, args.checkpoint)
     kept = {key: meta[key] for key in META if key in meta}
     exported = dict(meta=dict(kept, cfg=cfg.pretty_text), state_dict=state)
 
@@ -117,7 +126,7 @@ def main(argv=None):
             os.remove(temporary)
     dropped = [key for key in checkpoint if key not in ('meta', 'state_dict')]
     print(f'{args.out}: {len(state)} tensors, {osp.getsize(args.out) / 2**20:.1f} MiB '
-          f'(was {osp.getsize(args.checkpoint) / 2**20:.1f}); loads strictly into {cfg.model.type}; '
+          f'(was {osp.getsize(args.checkpoint) / 2**20:.1f}); loads strictly into {type(model).__name__}; '
           f'dropped {", ".join(dropped) or "nothing"}')
 
 

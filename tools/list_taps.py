@@ -14,6 +14,7 @@ import sys
 
 from mmengine.config import DictAction
 
+from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.models import build_model, load_config, scope_of_config
 from kd_mm.lab.configs import hook_entries, read_config
 from kd_mm.lab.models import build_student, scope_of
@@ -41,7 +42,7 @@ def build(cfg, teacher):
     if not entries or not entries[0].get('teacher'):
         raise ValueError("--teacher: custom_hooks has no kd_mm.DistillHook with a teacher. Give the teacher's config "
                          'itself, without --teacher')
-    return build_model(load_config(entries[0]['teacher'])[0], scope_of_config(cfg))
+    return build_model(load_config(entries[0]['teacher'], folder_of(cfg))[0], scope_of_config(cfg))
 
 
 def print_table(rows):

@@ -233,6 +233,16 @@ def init_cpu_processes(cfg):
                                      find_unused_parameters=cfg.get('find_unused_parameters', False))
 
 
+def end_processes():
+    """Leave the process group together, at the end of a run that went well.
+
+    A process that ends with the group alive aborts where another one's threads still use it.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def build_runner(cfg):
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
@@ -252,6 +262,7 @@ def main(argv=None):
     allow_mmengine_checkpoints()
     init_cpu_processes(cfg)
     build_runner(cfg).train()
+    end_processes()
 
 
 if __name__ == '__main__':

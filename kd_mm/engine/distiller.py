@@ -53,6 +53,7 @@ class Distiller(nn.Module):
         classes: the student's class names, if known.
         scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
         max_steps: iterations of the whole training, 0 if unknown; schedules that count from the end need it.
+        folder: that of the student's config: relative paths of teachers are looked for there after the current folder.
 
     Raises:
         ValueError: the configuration is wrong; all problems in one message.
@@ -63,7 +64,7 @@ class Distiller(nn.Module):
     def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, seed: int = 0, classes: Optional[Sequence[str]] = None,
-                 scope: Optional[str] = None, max_steps: int = 0):
+                 scope: Optional[str] = None, max_steps: int = 0, folder: Optional[str] = None):
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
@@ -91,7 +92,7 @@ class Distiller(nn.Module):
                 self.problems.add(error)
         self.teachers: Dict[str, Teacher] = build_teachers(
             student, teacher, teacher_ckpt, teacher_strict, teachers, self.problems, scope=scope, seed=seed,
-            classes=self.classes)
+            classes=self.classes, folder=folder)
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
         #: the step in progress, see :class:`kd_mm.engine.step.Step`.
         self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)

@@ -1,5 +1,6 @@
 """Runner life cycle <-> Distiller: the only file that knows the Runner."""
 
+import os
 from collections.abc import Collection
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -102,7 +103,7 @@ class DistillHook(Hook):
                              'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
         self.distiller = Distiller(
             _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
-            **self.config)
+            folder=folder_of(runner.cfg), **self.config)
         check_folded(self.distiller, runner.cfg)
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
@@ -256,6 +257,18 @@ def multi_branch(model: nn.Module) -> bool:
     return any(kind.__name__ == 'MultiBranchDataPreprocessor' for kind in kinds)
 
 
+def one_text(names: str) -> str:
+    """The warning about class names that are text."""
+    return (f'metainfo=dict(classes={names!r}) of the training data is text, and is taken as one class (or as a '
+            f'file of names). A tuple of one name needs a comma: classes=({names!r}, )')
+
+
+def folder_of(cfg: Any) -> Optional[str]:
+    """The folder of a config's file; None if it was made in memory."""
+    file = getattr(cfg, 'filename', None)
+    return os.path.dirname(os.path.abspath(file)) if file else None
+
+
 def check_folded(distiller: Distiller, cfg: Any) -> None:
     """Refuse taps inside modules that the Runner is about to flatten (``efficient_conv_bn_eval``).
 
@@ -273,8 +286,8 @@ def check_folded(distiller: Distiller, cfg: Any) -> None:
 
 
 def guesses(distiller: Distiller) -> List[str]:
-    """What the distiller found out by itself and nobody wrote, as sentences: classes left out, tokens as maps."""
-    notes = []
+    """What the distiller found out by itself, as sentences: which files, classes left out, tokens as maps."""
+    notes = [f'teacher file {text}' for teacher in distiller.teachers.values() for text in teacher.files]
     for term in distiller.current.terms:
         for source, pairs in term.chosen.items():
             sides = (('student', term.learner), ('teacher', distiller.current.source_of(term, source)))
@@ -362,8 +375,7 @@ def _classes(dataset: Any) -> Optional[List[str]]:
     """Class names of the training data, if known."""
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if isinstance(names, str):
-        print_log(f'kd_mm: metainfo=dict(classes={names!r}) of the training data is text, and is taken as one class. A '
-                  f'tuple of one name needs a comma: classes=({names!r}, )', 'current', level=30)
+        print_log(f'kd_mm: {one_text(names)}', 'current', level=30)
     return as_names(names) if names is not None and len(names) else None
 
 

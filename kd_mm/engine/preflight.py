@@ -120,15 +120,17 @@ class Preflight:
         if task_of(self.step.student) != 'detection':
             return []
         student = self.step.student
-        try:
-            # Losses count, average and remember in buffers and lists: those of a copy, which shares the parameters.
-            copied = copy.deepcopy(student, {id(parameter): parameter for parameter in student.parameters()})
-            data = random_data(copied, shape)
-            _training_but_for_leaves(copied)
-            with torch.no_grad():
-                return list(copied(data['inputs'], data['data_samples'], mode='loss'))
-        except Exception:  # models raise anything; the first step looks again
-            return []
+        for size in dict.fromkeys(((64, 64), shape)):
+            try:
+                # Losses count, average and remember in buffers and lists: those of a copy, which shares the parameters.
+                copied = copy.deepcopy(student, {id(parameter): parameter for parameter in student.parameters()})
+                data = random_data(copied, size)
+                _training_but_for_leaves(copied)
+                with torch.no_grad():
+                    return list(copied(data['inputs'], data['data_samples'], mode='loss'))
+            except Exception:  # models raise anything; the first step looks again
+                continue
+        return []
 
     def _usable(self, term: Term) -> bool:
         """Whether nothing wrong with the term was found so far."""

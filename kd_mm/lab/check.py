@@ -13,7 +13,7 @@ from mmengine.runner.activation_checkpointing import turn_on_activation_checkpoi
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
-from kd_mm.engine.hook import MULTI_BRANCH, SEVERAL_OPTIMIZERS, check_folded, multi_branch
+from kd_mm.engine.hook import MULTI_BRANCH, SEVERAL_OPTIMIZERS, check_folded, folder_of, multi_branch, one_text
 from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.lab.configs import (
     ASSUMED_EPOCH,
@@ -73,6 +73,9 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         report.problems.append("custom_hooks has no kd_mm.DistillHook: this config trains without distillation. Add "
                                "dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks")
         return report
+    names = ((cfg.get('train_dataloader') or {}).get('dataset') or {}).get('metainfo', {}).get('classes')
+    if isinstance(names, str):
+        report.warnings.append(one_text(names))
     problems = Problems()
     for problem in faults(cfg):
         problems.add(problem)
@@ -87,7 +90,7 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
             arguments = hook_arguments(entry, problems)
             if teacher_random:
                 arguments = all_random(arguments)
-            arguments, missing = without_download(arguments)
+            arguments, missing = without_download(arguments, folder_of(cfg))
             if missing:
                 report.warnings.append(missing)
             teachers: Any = arguments.get('teachers')

@@ -248,8 +248,12 @@ def all_random(arguments: Dict[str, Any]) -> Dict[str, Any]:
                                      for name, entry in arguments['teachers'].items()})
 
 
-def without_download(arguments: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[str]]:
+def without_download(arguments: Dict[str, Any], folder: Optional[str] = None) -> Tuple[Dict[str, Any], Optional[str]]:
     """``arguments`` with teacher weights that are on this machine.
+
+    Args:
+        arguments: of the hook.
+        folder: of the config.
 
     Returns:
         The arguments, and a sentence if the weights would have to be fetched; they are random then.
@@ -259,14 +263,14 @@ def without_download(arguments: Dict[str, Any]) -> Tuple[Dict[str, Any], Optiona
             return arguments, None
         entries, notes = {}, []
         for name, entry in arguments['teachers'].items():
-            found, note = without_download(dict(entry)) if hasattr(entry, 'get') else (entry, None)
+            found, note = without_download(dict(entry), folder) if hasattr(entry, 'get') else (entry, None)
             entries[name] = found
             notes.extend([note] if note else [])
         return dict(arguments, teachers=entries), '; '.join(notes) or None
     source = arguments.get('teacher_ckpt')
     if source is None and not isinstance(arguments.get('teacher'), nn.Module):
         try:
-            path = load_config(arguments.get('teacher'))[2]
+            path = load_config(arguments.get('teacher'), folder)[2]
         except Exception:  # a teacher's config may raise anything when it is read
             return arguments, None  # building reports it
         source = default_weights(path)

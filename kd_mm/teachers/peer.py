@@ -51,7 +51,7 @@ class PeerTeacher(Teacher):
     @classmethod
     def create(cls, spec: TeacherSpec, config: Any, optim_wrapper: Any = None) -> 'PeerTeacher':
         """Build a peer; the spec's checkpoint is where it starts from (None: as its config says)."""
-        cfg, name, _ = load_config(config)
+        cfg, name, _ = load_config(config, spec.folder)
         with spec.drawn():
             model = build_model(cfg, spec.scope, pretrained=spec.checkpoint is None)
             if task_of(model) != task_of(spec.student):

@@ -27,6 +27,7 @@ class TeacherSpec:
         scope: registry scope where a config names none: the student's.
         seed: of weights that are drawn. Default 0.
         classes: class names of the student, if known.
+        folder: of the config, where relative paths are looked for after the current folder; None if unknown.
     """
 
     source: Any
@@ -36,6 +37,7 @@ class TeacherSpec:
     scope: Optional[str] = None
     seed: int = 0
     classes: Optional[Sequence[str]] = None
+    folder: Optional[str] = None
 
     @property
     def class_names(self) -> Optional[List[str]]:
