@@ -66,9 +66,10 @@ def in_full_precision(cfg: Any) -> ConfigDict:
 
 
 def autocast(cfg: Any, device: Any) -> ContextManager[Any]:
-    """The context in which a training with this wrapper computes its losses; bfloat16 for float16 on a CPU."""
-    kind = torch.device(device).type
-    found = precision(cfg)
-    if found is None:
-        return nullcontext()
-    return torch.autocast(kind, torch.bfloat16 if kind == 'cpu' else getattr(torch, found))
+    """The context in which a training with this wrapper computes its losses.
+
+    On a CPU full precision: mmengine trains there in no other, and torch's convolutions in bfloat16 give gradients that
+    are not finite now and then.
+    """
+    kind, found = torch.device(device).type, precision(cfg)
+    return nullcontext() if found is None or kind == 'cpu' else torch.autocast(kind, getattr(torch, found))

@@ -213,21 +213,6 @@ def test_one_class_without_a_comma_is_told_by_the_check(det):
     assert any('needs a comma' in warning for warning in check(det, (64, 64)).warnings)
 
 
-def test_classes_left_out_are_listed_by_both(det, capsys, tmp_path, monkeypatch):
-    teacher = dict(det.to_dict())
-    teacher['train_dataloader']['dataset']['metainfo'] = dict(classes=('disc', 'square'))
-    det.train_dataloader.dataset.metainfo = dict(classes=('square', 'triangle'))
-    det.train_dataloader.dataset.lazy_init = False
-    det.custom_hooks = [hook(teacher, dict(loss_kd=dict(type='SigmoidKDLoss', at='@logits', classes='common')))]
-    det.dump(str(tmp_path / 'config.py'))
-    assert tool('check_config').main([str(tmp_path / 'config.py'), '--shape', '64', '64']) == 0
-    checked, said = capsys.readouterr().out, log_of(monkeypatch)
-    train(det, det.custom_hooks)
-    for sentence in ('1 classes are compared; of the student are left out: triangle',
-                     '1 classes are compared; of the teacher are left out: disc'):
-        assert sentence in checked and any(sentence in line for line in said)
-
-
 # ------------------------------------------------------------------------------------------------ the teacher's config
 
 
