@@ -18,6 +18,7 @@ import tempfile
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import get_object_from_string
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
 from kd_mm.hosts.models import scope_of_config
@@ -54,6 +55,7 @@ def student_config(path, meta):
         fail('the checkpoint stores no config. Give it with --config')
     if not cfg.get('model'):
         fail(f'{path or "the stored config"} has no `model`. Give the config of the student with --config')
+    cfg = Config(findable(cfg.to_dict()))
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not is_ours(hook)]
     if cfg.get('default_hooks'):
@@ -62,9 +64,23 @@ def student_config(path, meta):
 
 
 def is_ours(hook):
-    """Whether the type of a hook, a name or a class, is from kd_mm."""
-    kind = hook.get('type', '') if hasattr(hook, 'get') else type(hook)
-    return (kind if isinstance(kind, str) else f'{kind.__module__}.').startswith('kd_mm.')
+    """Whether the type of a hook is from kd_mm."""
+    return hasattr(hook, 'get') and str(hook.get('type', '')).startswith('kd_mm.')
+
+
+def findable(value):
+    """A config with classes as text, all of which the registries find.
+
+    In a new-style config a class becomes the path of its module, and mmengine does not find one whose module has the
+    name of a function of its package (``mmdet.models.losses.smooth_l1_loss``).
+    """
+    if isinstance(value, dict):
+        kind = value.get('type')
+        found = {key: findable(item) for key, item in value.items()}
+        if isinstance(kind, str) and kind.count('.') > 1 and get_object_from_string(kind) is None:
+            found['type'] = f'{kind.split(".")[0]}.{kind.split(".")[-1]}'
+        return found
+    return type(value)(map(findable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def build_student(cfg):

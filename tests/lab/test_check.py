@@ -238,3 +238,19 @@ def test_a_teacher_whose_parts_lie_deeper(det):
     det.custom_hooks[0].losses.loss_cwd = dict(type='CWDLoss', student_at='neck', teacher_at='teacher.neck')
     assert check(det, (64, 64)).problems == []
     assert train(det, det.custom_hooks)[1].losses[0]['loss_cwd'] > 0
+
+
+# ------------------------------------------------------------------------------------------------ what is drawn
+
+
+@pytest.mark.parametrize('source', ['peer', 'teacher'])
+def test_no_teacher_is_drawn_as_the_student_is(det, source):
+    """Two equal networks learn nothing from each other: not with the same seed for the Runner and the hook, either."""
+    det.randomness = dict(seed=0)
+    config = teacher_of(det)
+    teacher = dict(type='PeerTeacher', config=config) if source == 'peer' else config
+    det.custom_hooks = [hook(teacher, CWD, seed=0, teacher_ckpt='random')]
+    runner, record = train(det, det.custom_hooks)
+    assert record.losses[0]['loss_cwd'] > 1e-4
+    report = check(det, (64, 64))
+    assert report.problems == [] and report.warnings == [] and report.step.terms[0].gradient > 0
