@@ -1,21 +1,30 @@
-"""Every shipped config loads, is documented, names a teacher that exists, and trains one step as it is shipped.
+"""Every shipped config loads, is documented, names a teacher that exists, and trains one step as it is shipped; the
+check of a config says what its training says.
 
 Only overrides touch a config: data, crop size, schedule length, and the downloads (weights of the teacher and of the
 backbone).  Widths and depths stay as shipped.
 """
 
+import copy
 import functools
 import math
+import re
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+import torch
+from detrs import detr_config
+from heads import head_config
 from mmengine.config import Config
-from shipped import kd_index, quick_init, train_one_step
+from mmengine.optim import AmpOptimWrapper
+from shipped import SHAPE, check_with, kd_index, quick_init, train_one_step
+from stock import detector, distill_hook, hook, segmentor, teacher_of, train
 
 import kd_mm.losses  # noqa: F401  (registers them)
 from kd_mm.hosts.models import build_model
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
+from kd_mm.lab.check import check
 from kd_mm.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,11 +145,12 @@ def keys_of(base):
 
 
 @pytest.mark.parametrize('path', CONFIGS)
-def test_one_training_step(path, tmp_path):
+def test_one_training_step(path, tmp_path, monkeypatch):
     cfg = load(path)
     # mmseg 1.2.2 looks up the class weight of the label 255 and fails, with its own PIDNet configs and without us
     # (open-mmlab/mmsegmentation#3734).
-    runner, look, names = train_one_step(cfg, tmp_path, ignored='pidnet' not in path)
+    ignored = 'pidnet' not in path
+    runner, look, names = train_one_step(cfg, tmp_path, ignored=ignored)
 
     assert look.steps == 1
     assert all(math.isfinite(value) for value in look.losses.values()), look.losses
@@ -150,6 +160,14 @@ def test_one_training_step(path, tmp_path):
         assert look.losses[name] > 0 or adversarial, look.losses  # a score has no sign of its own
         assert math.isfinite(look.gradients[name]) and look.gradients[name] > 0, look.gradients
     assert list(runner.model.state_dict()) == keys_of(base_of(path))
+
+    report = check_with(cfg, runner, monkeypatch)
+    if not ignored:  # the labels of the check have some
+        assert 'a training step on random images of 64x128 fails: ' in report.problems[0]
+        return
+    assert report.problems == [] and not any('no gradient' in warning for warning in report.warnings)
+    assert [term.name for term in report.step.terms] == names and all(term.gradient > 0 for term in report.step.terms)
+    assert report.step.task.keys() == {name for name in look.losses if 'loss' in name and name not in (*names, 'loss')}
 
 
 def test_rtmdet_stops_with_mosaic():
@@ -168,3 +186,119 @@ def test_a_loss_that_looks_at_the_images(tmp_path):
     cfg.custom_hooks[kd_index(cfg)].losses.loss_transkd.embedding = 'assistant'
     _, look, _ = train_one_step(cfg, tmp_path)
     assert look.losses['loss_transkd'] > 0 and look.gradients['loss_transkd'] > 0
+
+
+# --------------------------------------------------------------- what is not shipped: check and training agree
+
+
+def own(cfg, losses, teacher=None, **extra):
+    """``cfg`` with a hook of its own."""
+    cfg.custom_hooks = [hook(teacher_of(cfg) if teacher is None else teacher, losses, **extra)]
+    return cfg
+
+
+def mask_former():
+    cfg = Config.fromfile(str(zoo_config('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py')))
+    cfg.merge_from_dict(dict(model=dict(
+        backbone=dict(depth=18, base_channels=8, stem_channels=8, frozen_stages=-1, init_cfg=None),
+        panoptic_head=dict(
+            in_channels=[8, 16, 32, 64], num_queries=10, pixel_decoder=dict(encoder=dict(num_layers=1)),
+            transformer_decoder=dict(num_layers=2)),
+        data_preprocessor=dict(batch_augments=None), train_cfg=dict(num_points=64))))
+    return cfg
+
+
+def one_channel(cfg):
+    """A segmentor of two classes that gives one sigmoid score."""
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        head.update(num_classes=2, out_channels=1, threshold=0.3,
+                    loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    return cfg
+
+
+def with_wrapper(cfg, kind, **more):
+    cfg.optim_wrapper = dict(type=kind, optimizer=SGD, **more)
+    return cfg
+
+
+def grey(cfg):
+    """A student of grey pictures; the teacher, made before, is one of colour."""
+    cfg.train_dataloader.dataset.pipeline[0].color_type = 'grayscale'
+    cfg.merge_from_dict(dict(model=dict(data_preprocessor=dict(mean=[114.0], std=[57.0], bgr_to_rgb=False),
+                                        backbone=dict(in_channels=1))))
+    return cfg
+
+
+def peer(cfg, **extra):
+    return dict(type='PeerTeacher', config=teacher_of(cfg), **extra)
+
+
+CWD = dict(loss_cwd=dict(type='CWDLoss', at='neck', adapter=dict(type='ConvAdapter', always=True)))
+KD = dict(loss_kd=dict(type='SigmoidKDLoss', at='@logits'))
+AMP, SGD = 'AmpOptimWrapper', dict(type='SGD', lr=0.01)
+FLOAT16 = 'PeerTeacher: loss scaling .AmpOptimWrapper in float16. is not supported'
+#: Name -> what makes the config of a narrow detector ``d`` or segmentor ``s``, and what both refuse, if they do.
+AGREE = {
+    'peer': (lambda d, s: own(d, {**CWD, **KD}, peer(d)), None),
+    'peer with an optimizer that is none': (
+        lambda d, s: own(d, KD, peer(d, optim_wrapper=dict(optimizer=dict(type='SGDD', lr=0.1)))),
+        'PeerTeacher: the optimizer of the peer .*, made from its own optim_wrapper, cannot be built'),
+    'peer in float16': (lambda d, s: own(d, KD, peer(d, optim_wrapper=dict(type=AMP, optimizer=SGD))), FLOAT16),
+    'peer in float16, by class': (
+        lambda d, s: own(d, KD, peer(d, optim_wrapper=dict(type=AmpOptimWrapper, optimizer=SGD))), FLOAT16),
+    'peer in the float16 of the student': (
+        lambda d, s: own(with_wrapper(d, AMP, dtype='float16'), KD, peer(d)), FLOAT16),
+    'peer in the bfloat16 of the student': (
+        lambda d, s: own(with_wrapper(d, AmpOptimWrapper, dtype=torch.bfloat16), KD, peer(d)), None),
+    'mean teacher': (lambda d, s: own(d, CWD, dict(type='EMATeacher')), None),
+    'losses of heads': (lambda d, s: own(head_config('gfl'), {
+        f'loss_{kind}': dict(type=kind, at='bbox_head')
+        for kind in ('LDLoss', 'GOLSDLoss', 'BCKDLoss', 'CrossKDLoss')}), None),
+    'rank mimicking': (lambda d, s: own(d, dict(loss_rm=dict(type='RMLoss', at='bbox_head'))), None),
+    'queries': (lambda d, s: own(detr_config('dino'), {
+        f'loss_{kind}': dict(type=kind, at='bbox_head') for kind in ('KDDETRLoss', 'DETRDistillLogitsLoss')}), None),
+    'masks of queries': (lambda d, s: own(mask_former(), dict(
+        loss_masks=dict(type='MaskQueryLoss', at='panoptic_head'))), None),
+    'one channel': (lambda d, s: own(one_channel(s), dict(loss_kd=dict(type='SoftmaxKDLoss', at='@logits'))),
+                    'the softmax over one class is always 1'),
+    'mixed precision': (lambda d, s: own(with_wrapper(d, AMP, dtype='bfloat16'), {**CWD, **KD}), None),
+    'accumulation': (lambda d, s: own(with_wrapper(s, 'OptimWrapper', accumulative_counts=2), dict(
+        loss_game=dict(type='SKDHolisticLoss', at='@logits'))), None),
+    'grey student': (lambda d, s: own(grey(d), CWD, teacher_of(d)), None),
+    'without the own losses': (lambda d, s: own(d, CWD, task_loss_weight=0), None),
+    'folded norms': (lambda d, s: own(Config({**d, 'efficient_conv_bn_eval': ['backbone']}), CWD), None),
+    'folded norms at a tap': (
+        lambda d, s: own(Config({**d, 'efficient_conv_bn_eval': ['backbone']}), dict(
+            loss_hint=dict(type='FitNetLoss', at='backbone.layer3'))), "efficient_conv_bn_eval flattens 'backbone'"),
+    'an optimizer that is none': (lambda d, s: own(with_wrapper(d, 'OptimWraper'), CWD), 'OptimWraper'),
+    'a hook that nobody finds': (lambda d, s: own(d, CWD, seed='a'), "seed='a' must be a whole number"),
+}
+
+
+@pytest.mark.parametrize('name', AGREE)
+def test_check_and_training_agree(coco_root, cityscapes_root, tmp_path, monkeypatch, name):
+    # mmengine refuses mixed precision without an accelerator, although torch has it on the CPU.
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+    make, refusal = AGREE[name]
+    cfg = make(detector(coco_root, tmp_path / 'det'), segmentor(cityscapes_root, tmp_path / 'seg'))
+    random_samples = cfg.train_dataloader.dataset.data_root not in (str(coco_root), str(cityscapes_root))
+    report = check(copy.deepcopy(cfg), SHAPE if random_samples else (64, 64))
+    names = list(cfg.custom_hooks[0].losses)
+    if refusal is not None:
+        with pytest.raises(Exception, match=refusal) as caught:
+            train(cfg, cfg.custom_hooks)
+        assert any(re.search(refusal, problem) for problem in report.problems), report.problems
+        if not isinstance(caught.value, KeyError):  # a registry's own words, before the hook is asked
+            assert all(problem in str(caught.value) for problem in report.problems)
+        return
+    assert report.problems == [] and not any('no gradient' in warning for warning in report.warnings), report.warnings
+    assert all(term.gradient > 0 for term in report.step.terms)
+    if random_samples:
+        _, look, _ = train_one_step(cfg, tmp_path)
+        losses, gradients = [look.losses], look.gradients
+    else:
+        runner, record = train(cfg, cfg.custom_hooks)
+        losses, gradients = record.losses, {key[1]: 1.0 for key in distill_hook(runner).distiller.watch.proven
+                                            if key[0] == 'student'}
+    assert all(math.isfinite(value) for step in losses for value in step.values())
+    assert all(gradients[name] > 0 for name in names)

@@ -19,8 +19,10 @@ from typing import Any, Dict, NoReturn, Optional, Sequence
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import get_object_from_string
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
+from kd_mm.hosts.models import scope_of_config
 
 #: Entries of ``meta`` that describe the weights and not the run that made them.
 META = ('dataset_meta', 'epoch', 'iter', 'experiment_name', 'time', 'mmengine_version')
@@ -54,15 +56,37 @@ def student_config(path: Optional[str], meta: Dict[str, Any]) -> Config:
         fail('the checkpoint stores no config. Give it with --config')
     if not cfg.get('model'):
         fail(f'{path or "the stored config"} has no `model`. Give the config of the student with --config')
+    cfg = Config(findable(cfg.to_dict()))
     if cfg.get('custom_hooks'):
-        cfg.custom_hooks = [hook for hook in cfg.custom_hooks
-                            if not str(hook.get('type', '')).startswith('kd_mm.')]
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not is_ours(hook)]
+    if cfg.get('default_hooks'):
+        cfg.default_hooks = {name: hook for name, hook in cfg.default_hooks.items() if not is_ours(hook)}
     return cfg
+
+
+def is_ours(hook: Any) -> bool:
+    """Whether the type of a hook is from kd_mm."""
+    return hasattr(hook, 'get') and str(hook.get('type', '')).startswith('kd_mm.')
+
+
+def findable(value: Any) -> Any:
+    """A config with classes as text, all of which the registries find.
+
+    In a new-style config a class becomes the path of its module, and mmengine does not find one whose module has the
+    name of a function of its package (``mmdet.models.losses.smooth_l1_loss``).
+    """
+    if isinstance(value, dict):
+        kind = value.get('type')
+        found = {key: findable(item) for key, item in value.items()}
+        if isinstance(kind, str) and kind.count('.') > 1 and get_object_from_string(kind) is None:
+            found['type'] = f'{kind.split(".")[0]}.{kind.split(".")[-1]}'
+        return found
+    return type(value)(map(findable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def build_student(cfg: Config) -> torch.nn.Module:
     """The stock model of a config, built by its host alone."""
-    scope = cfg.get('default_scope') or 'mmengine'
+    scope = scope_of_config(cfg) or 'mmengine'
     try:
         with DefaultScope.overwrite_default_scope(scope):
             return MODELS.build(copy.deepcopy(cfg.model))
@@ -101,7 +125,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     state = {key: value.detach().cpu().clone() for key, value in state_dict_of(checkpoint).items()
              if isinstance(value, torch.Tensor)}
     cfg = student_config(args.config, meta)
-    check_strict(build_student(cfg), state, args.checkpoint)
+    model = build_student(cfg)
+    check_strict(model, state, args.checkpoint)
     kept = {key: meta[key] for key in META if key in meta}
     exported = dict(meta=dict(kept, cfg=cfg.pretty_text), state_dict=state)
 
@@ -118,7 +143,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             os.remove(temporary)
     dropped = [key for key in checkpoint if key not in ('meta', 'state_dict')]
     print(f'{args.out}: {len(state)} tensors, {osp.getsize(args.out) / 2**20:.1f} MiB '
-          f'(was {osp.getsize(args.checkpoint) / 2**20:.1f}); loads strictly into {cfg.model.type}; '
+          f'(was {osp.getsize(args.checkpoint) / 2**20:.1f}); loads strictly into {type(model).__name__}; '
           f'dropped {", ".join(dropped) or "nothing"}')
 
 

@@ -20,6 +20,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from kd_mm.engine.hook import folder_of
 from kd_mm.lab.configs import hook_arguments, hook_entries
 from kd_mm.lab.models import scope_of
 
@@ -70,7 +71,7 @@ def learn(args: argparse.Namespace, cfg: Config) -> List[str]:
     torch.manual_seed(args.seed)
     with scope_of(cfg):
         try:
-            teacher = learning.frozen_teacher(arguments, cfg.get('default_scope'), device)
+            teacher = learning.frozen_teacher(arguments, cfg.get('default_scope'), device, folder_of(cfg))
             data = Runner.build_dataloader(cfg.train_dataloader, seed=args.seed)
             steps = args.iters if args.iters is not None else max(lesson.learner.iters for lesson in lessons)
             print(f'{", ".join(lesson.name for lesson in lessons)}: {steps} steps with {teacher.name}', flush=True)

@@ -16,6 +16,7 @@ from typing import Optional, Sequence
 from mmengine.config import Config, DictAction
 from torch import nn
 
+from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.models import build_model, load_config, scope_of_config
 from kd_mm.lab.configs import hook_entries, read_config
 from kd_mm.lab.models import build_student, scope_of
@@ -43,7 +44,7 @@ def build(cfg: Config, teacher: bool) -> nn.Module:
     if not entries or not entries[0].get('teacher'):
         raise ValueError("--teacher: custom_hooks has no kd_mm.DistillHook with a teacher. Give the teacher's config "
                          'itself, without --teacher')
-    return build_model(load_config(entries[0]['teacher'])[0], scope_of_config(cfg))
+    return build_model(load_config(entries[0]['teacher'], folder_of(cfg))[0], scope_of_config(cfg))
 
 
 def print_table(rows: Sequence[Output]) -> None:

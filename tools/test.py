@@ -15,9 +15,19 @@ import os.path as osp
 from typing import Any, Optional, Sequence
 
 from mmengine.config import Config
-from train import add_shared_arguments, build_runner, check_data, fail, init_cpu_processes, load_config, prepare_args
+from train import (
+    add_shared_arguments,
+    build_runner,
+    check_data,
+    end_processes,
+    fail,
+    init_cpu_processes,
+    load_config,
+    prepare_args,
+)
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.models import scope_of_config
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -80,7 +90,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg = load_config(args)
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         fail(f'no such checkpoint: {args.checkpoint} (looked at {osp.abspath(args.checkpoint)})')
-    detector = cfg.default_scope == 'mmdet'
+    detector = scope_of_config(cfg) == 'mmdet'
     if args.out and detector and not args.out.endswith(('.pkl', '.pickle')):
         fail(f'--out {args.out}: predictions of a detector go into a .pkl file')
     check_data(cfg, ('test', ))
@@ -98,6 +108,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()
+    end_processes()
 
 
 if __name__ == '__main__':

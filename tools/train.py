@@ -23,6 +23,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.models import scope_of_config
+from kd_mm.lab.configs import apply_options, faults
 
 HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '
@@ -70,7 +71,10 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     options = args.cfg_options or {}
     old_root = cfg.get('data_root')
-    cfg.merge_from_dict(options)
+    try:
+        apply_options(cfg, options)
+    except ValueError as error:
+        fail(error)
     if 'data_root' in options and isinstance(old_root, str):
         move_data_root(cfg, old_root, str(options['data_root']))
     cfg.launcher = args.launcher
@@ -231,6 +235,16 @@ def init_cpu_processes(cfg: Config) -> None:
                                      find_unused_parameters=cfg.get('find_unused_parameters', False))
 
 
+def end_processes() -> None:
+    """Leave the process group together, at the end of a run that went well.
+
+    A process that ends with the group alive aborts where another one's threads still use it.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def build_runner(cfg: Config) -> Any:
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
@@ -242,11 +256,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    found = faults(cfg)
+    if found:
+        fail('\n'.join(found))
     check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
     set_start(cfg, args.resume, args.overwrite)
     allow_mmengine_checkpoints()
     init_cpu_processes(cfg)
     build_runner(cfg).train()
+    end_processes()
 
 
 if __name__ == '__main__':

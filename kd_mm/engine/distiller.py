@@ -6,15 +6,16 @@ student's features on the way; and the distillation terms are added to the retur
 usual.
 """
 
-import functools
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_mm.engine.agreement import Agreement
+from kd_mm.engine.attach import attach
 from kd_mm.engine.balance import Balance, tasks_of
-from kd_mm.engine.preflight import Preflight
+from kd_mm.engine.preflight import Preflight, taken
+from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.step import Evaluation, Step
 from kd_mm.engine.term import STUDENT, Term, mirrored
 from kd_mm.engine.watch import Watch
@@ -54,6 +55,7 @@ class Distiller(nn.Module):
         classes: the student's class names, if known.
         scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
         max_steps: iterations of the whole training, 0 if unknown; schedules that count from the end need it.
+        folder: that of the student's config: relative paths of teachers are looked for there after the current folder.
 
     Raises:
         ValueError: the configuration is wrong; all problems in one message.
@@ -64,7 +66,7 @@ class Distiller(nn.Module):
     def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, seed: int = 0, classes: Optional[Sequence[str]] = None,
-                 scope: Optional[str] = None, max_steps: int = 0):
+                 scope: Optional[str] = None, max_steps: int = 0, folder: Optional[str] = None):
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
@@ -93,7 +95,7 @@ class Distiller(nn.Module):
                 self.problems.add(error)
         self.teachers: Dict[str, Teacher] = build_teachers(
             student, teacher, teacher_ckpt, teacher_strict, teachers, self.problems, scope=scope, seed=seed,
-            classes=self.classes)
+            classes=self.classes, folder=folder)
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
         #: the step in progress, see :class:`kd_mm.engine.step.Step`.
         self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)
@@ -102,16 +104,17 @@ class Distiller(nn.Module):
             self._mirror(term, losses.get(term.name))
         for term in self.current.terms:
             self._make_taps(term)
-        self.agreement = Agreement(self.problems, self.classes_of)
             if term.loss.weight.auto is not None and task_loss_weight == 0 and term.learner == STUDENT:
                 self.problems.add(f"{term.title}: loss_weight='auto' holds the term at a share of the student's own "
                                   'losses, and task_loss_weight=0 leaves none. Give a number')
+        self.agreement = Agreement(self.problems, self.classes_of)
         self.balance.start(self.current.terms)
         self._check_data()
         if self.teacher is not None:
             for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
                 self.problems.add(problem)
-        preflight = Preflight(self.current, self.problems, self.agreement)
+        # With the weight 0 the student's own losses are not computed, or taken as none.
+        preflight = Preflight(self.current, self.problems, self.agreement, with_losses=task_loss_weight != 0)
         if self.teachers or any(SELF in term.sources for term in self.all_terms()):
             preflight.run()
         self._loss_only = preflight.loss_only
@@ -253,30 +256,38 @@ class Distiller(nn.Module):
             problems.add(problem)
         problems.raise_any()
 
+    def start_peers(self, optim_wrapper: Any, scale: float = 1.0) -> None:
+        """Make the optimizers of the peers: before the first step, when the weights are there.
+
+        Args:
+            optim_wrapper: the config of the student's, for peers that have none of their own.
+            scale: of the learning rates (``auto_scale_lr``).
+
+        Raises:
+            ValueError: there is none, it cannot be built, or it scales losses.
+        """
+        for peer in self.peers.values():
+            peer.start_optimizer(optim_wrapper, self.max_steps, scale)
+
     def attach(self) -> None:
         """Put the two hooks on the student.
 
         Raises:
             RuntimeError: a distiller is attached already.
         """
-        if self._handles or any(getattr(hook, '_kd_mm', False) for hook in self.student._forward_hooks.values()):
-            raise RuntimeError('a distiller is already attached to this student')
-        before = functools.partial(_before_forward, self)
-        after = functools.partial(_after_forward, self)
-        before._kd_mm = after._kd_mm = True  # type: ignore[attr-defined]
-        self._handles = [self.student.register_forward_pre_hook(before, with_kwargs=True),
-                         self.student.register_forward_hook(after, with_kwargs=True, always_call=True)]
+        self._handles = attach(self)
 
     def detach(self) -> None:
         """Take the hooks off and free what was captured; doing it twice is harmless."""
-        self._clear()
+        self.clear()
         for handle in self._handles:
             handle.remove()
         self._handles = []
         for opponent in self.opponents():
             opponent.forget()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Restore the models and free what a step recorded; doing it twice is harmless."""
         self.current.clear()
         self._restore_task_loss()
         self._opened = False
@@ -289,7 +300,7 @@ class Distiller(nn.Module):
 
     def begin(self, inputs: Any, data_samples: Any) -> None:
         """Teach and start collecting: called before the student's training forward."""
-        self._clear()
+        self.clear()
         self.raise_if_not_finite()
         if not self.active_terms() and not self.peers:
             return
@@ -318,17 +329,22 @@ class Distiller(nn.Module):
             self._skipped.off()
             self._skipped = None
 
+    def evaluate(self) -> List[Tuple[Comparison, Evaluation]]:
+        """What the terms of both directions compare and what they make of it; called after :meth:`begin` and the
+        student's training forward."""
+        self._restore_task_loss()
+        if not self._opened:
+            return []
+        self.current.hear()
+        return [(comparison, self.current.evaluate(comparison)) for comparison in self.current.read()]
+
     def end(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         """The student's loss dict with the distillation terms; called after its training forward."""
-        self._restore_task_loss()
-        found: List[Evaluation] = []
-        if self._opened:
-            self.current.hear()
-            found = [self.current.evaluate(comparison) for comparison in self.current.read()]
-            self.watch.gradients(self.current, found)
-            found = self.weigh(losses, found)
+        found = [evaluation for _, evaluation in self.evaluate()]
+        self.watch.gradients(self.current, found)
+        found = self.weigh(losses, found)
         result = self.add(losses, found)
-        self._clear()
+        self.clear()
         return result
 
     def weigh(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> List[Evaluation]:
@@ -355,7 +371,7 @@ class Distiller(nn.Module):
         for evaluation in own:
             term = evaluation.term
             if term.name in result:
-                raise ValueError(f'the student already has a loss named {term.name!r}; rename the distillation loss')
+                raise ValueError(taken(term.name))
             result[term.name] = evaluation.total
             weights = evaluation.weights
             result[f'kd_weight_{term.label}'] = evaluation.total.new_tensor(sum(weights) / len(weights))
@@ -425,36 +441,3 @@ def _total(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().mean()
     return torch.stack([item.detach().mean() for item in value]).sum()
-
-
-def _arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Any, str]:
-    """inputs, data_samples and mode of a host model's forward."""
-    names = ('inputs', 'data_samples', 'mode')
-    given = dict(zip(names, args))
-    given.update({name: kwargs[name] for name in names if name in kwargs})
-    return given.get('inputs'), given.get('data_samples'), given.get('mode', 'tensor')
-
-
-# A compiled train_step (compile=True) breaks here and goes on: which taps are armed changes from step to step.
-@torch.compiler.disable
-def _before_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: Any) -> None:
-    inputs, data_samples, mode = _arguments(args, kwargs)
-    # A copy of the student (an EMA model made while attached) carries the hooks too, and is none of our business.
-    if module is distiller.student and module.training and mode == 'loss':
-        distiller.begin(inputs, data_samples)
-
-
-@torch.compiler.disable
-def _after_forward(distiller: Distiller, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    if module is not distiller.student or not module.training or _arguments(args, kwargs)[2] != 'loss':
-        return None
-    if not isinstance(output, dict):  # the forward raised
-        distiller._clear()
-        return None
-    try:
-        return distiller.end(output)
-    except BaseException:
-        distiller._clear()
-        raise
-
-

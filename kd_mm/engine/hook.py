@@ -1,5 +1,6 @@
 """Runner life cycle <-> Distiller: the only file that knows the Runner."""
 
+import os
 from collections.abc import Collection
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -85,27 +86,25 @@ class DistillHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Build and check everything, and give the extras to the optimizer (training only)."""
         if not isinstance(runner, Runner):
-            raise RuntimeError(f'kd_mm.DistillHook works with mmengine.runner.Runner; {type(runner).__name__} and its '
-                               'strategies (DeepSpeed, FSDP, ColossalAI) are not supported. Use a plain Runner')
+            raise RuntimeError(other_runner(type(runner).__name__))
         # before_run fires for val() and test() too, before and after training, and then there is nothing to build.
         if self.distiller is not None or not self._trains(runner):
             return
-        if sum(isinstance(hook, DistillHook) for hook in runner.hooks) > 1:
-            raise ValueError('custom_hooks lists kd_mm.DistillHook twice; put all losses into the `losses` of one')
+        count = sum(isinstance(hook, DistillHook) for hook in runner.hooks)
+        if count > 1:
+            raise ValueError(listed(count))
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
-            raise RuntimeError('kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported')
-        kinds = [kind.__name__ for kind in type(getattr(_unwrap(runner.model), 'data_preprocessor', None)).__mro__]
-        if 'MultiBranchDataPreprocessor' in kinds:
-            raise ValueError('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) '
-                             'are not supported. Distil the detector inside, on one branch')
+            raise RuntimeError(SEVERAL_OPTIMIZERS)
+        if multi_branch(_unwrap(runner.model)):
+            raise ValueError(MULTI_BRANCH)
         dataset = runner.train_dataloader.dataset
         if hasattr(dataset, '__len__') and len(dataset) == 0:
             raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
                              'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
         self.distiller = Distiller(
             _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
-            **self.config)
-        self._check_folded(runner)
+            folder=folder_of(runner.cfg), **self.config)
+        check_folded(self.distiller, runner.cfg)
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
         for teacher in self.distiller.teachers.values():
@@ -127,18 +126,6 @@ class DistillHook(Hook):
     def _trains(runner: Runner) -> bool:
         loop = getattr(runner, '_train_loop', None)
         return loop is not None and not isinstance(loop, dict) and not isinstance(runner.optim_wrapper, dict)
-
-    def _check_folded(self, runner: Runner) -> None:
-        """Refuse taps inside modules that the Runner is about to flatten (``efficient_conv_bn_eval``)."""
-        assert self.distiller is not None
-        folded = runner.cfg.get('efficient_conv_bn_eval') or ()
-        for module in [folded] if isinstance(folded, str) else folded:
-            for term in self.distiller.all_terms():
-                inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
-                if inside:
-                    raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
-                                     f'is not called as a module any more. Tap {module!r} or what comes after it, or '
-                                     'leave the option out')
 
     def _add_parameters(self, runner: Runner) -> None:
         """A parameter group for the extras that every scheduler treats like the student's own.
@@ -193,11 +180,8 @@ class DistillHook(Hook):
                     if new:
                         average.steps.fill_(max(runner.iter, 1))  # at 0 the student is copied
             teacher.start(self._resumed)
-        for peer in self.distiller.peers.values():
-            if not (peer.optim_cfg or runner.cfg.get('optim_wrapper')):
-                raise ValueError('PeerTeacher: the Runner was made without a config, so the peer needs an optimizer of '
-                                 "its own: teacher=dict(type='PeerTeacher', config=..., optim_wrapper=dict(...))")
-            peer.start_optimizer(runner.cfg.get('optim_wrapper'), runner.max_iters, _lr_scale(runner))
+        if self.distiller.peers:
+            self.distiller.start_peers(runner.cfg.get('optim_wrapper'), _lr_scale(runner))
         self.distiller.attach()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -249,9 +233,61 @@ class DistillHook(Hook):
             self._early = side, None if average is None else dict(average)
 
 
+#: Refusals that training and ``tools/check_config.py`` share, word by word.
+SEVERAL_OPTIMIZERS = 'kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported'
+MULTI_BRANCH = ('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) are not '
+                'supported. Distil the detector inside, on one branch')
+
+
+def other_runner(name: str) -> str:
+    """The refusal of another Runner."""
+    return (f'kd_mm.DistillHook works with mmengine.runner.Runner; {name} and its strategies (DeepSpeed, FSDP, '
+            'ColossalAI) are not supported. Use a plain Runner')
+
+
+def listed(count: int) -> str:
+    """The refusal of several distillation hooks."""
+    return (f'the config lists kd_mm.DistillHook {count} times (custom_hooks and default_hooks together); put all '
+            'losses into the `losses` of one')
+
+
+def multi_branch(model: nn.Module) -> bool:
+    """Whether a model takes semi-supervised data, of several branches."""
+    kinds = type(getattr(model, 'data_preprocessor', None)).__mro__
+    return any(kind.__name__ == 'MultiBranchDataPreprocessor' for kind in kinds)
+
+
+def one_text(names: str) -> str:
+    """The warning about class names that are text."""
+    return (f'metainfo=dict(classes={names!r}) of the training data is text, and is taken as one class (or as a '
+            f'file of names). A tuple of one name needs a comma: classes=({names!r}, )')
+
+
+def folder_of(cfg: Any) -> Optional[str]:
+    """The folder of a config's file; None if it was made in memory."""
+    file = getattr(cfg, 'filename', None)
+    return os.path.dirname(os.path.abspath(file)) if file else None
+
+
+def check_folded(distiller: Distiller, cfg: Any) -> None:
+    """Refuse taps inside modules that the Runner is about to flatten (``efficient_conv_bn_eval``).
+
+    Raises:
+        ValueError: naming the term and the module.
+    """
+    folded = cfg.get('efficient_conv_bn_eval') or ()
+    for module in [folded] if isinstance(folded, str) else folded:
+        for term in distiller.all_terms():
+            inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
+            if inside:
+                raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
+                                 f'is not called as a module any more. Tap {module!r} or what comes after it, or '
+                                 'leave the option out')
+
+
 def guesses(distiller: Distiller) -> List[str]:
-    """What the distiller found out by itself and nobody wrote, as sentences: classes left out, tokens as maps."""
-    notes = []
+    """What the distiller found out by itself, as sentences: which files, classes left out, tokens as maps."""
+    notes = [f'teacher file {text}' for teacher in distiller.teachers.values() for text in teacher.files]
     for term in distiller.current.terms:
         for source, pairs in term.chosen.items():
             sides = (('student', term.learner), ('teacher', distiller.current.source_of(term, source)))
@@ -339,8 +375,7 @@ def _classes(dataset: Any) -> Optional[List[str]]:
     """Class names of the training data, if known."""
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if isinstance(names, str):
-        print_log(f'kd_mm: metainfo=dict(classes={names!r}) of the training data is text, and is taken as one class. A '
-                  f'tuple of one name needs a comma: classes=({names!r}, )', 'current', level=30)
+        print_log(f'kd_mm: {one_text(names)}', 'current', level=30)
     return as_names(names) if names is not None and len(names) else None
 
 

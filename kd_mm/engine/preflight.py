@@ -55,6 +55,19 @@ def random_data(student: Any, shape: Tuple[int, int]) -> Dict[str, Any]:
     return student.data_preprocessor(data, False)
 
 
+def taken(name: str) -> str:
+    """The refusal of a term that is named like a loss of the student."""
+    return f'the student already has a loss named {name!r}; rename the distillation loss'
+
+
+def _training_but_for_leaves(model: nn.Module) -> List[nn.Module]:
+    """Put all modules that hold others into training mode, which norms and dropouts do not; those that were."""
+    holders = [module for module in model.modules() if next(module.children(), None) is not None]
+    for module in holders:
+        module.training = True
+    return holders
+
+
 class Preflight:
     """One forward of each model in eval mode; it changes no random state, no statistics and no gradient.
 
@@ -64,10 +77,11 @@ class Preflight:
         step: knows the models, the terms of both directions, and their taps.
         problems: gets what is wrong.
         agreement: says whether both sides of a logit loss mean the same.
+        with_losses: whether the student's own losses take part in the training.
     """
 
-    def __init__(self, step: Step, problems: Problems, agreement: Agreement):
-        self.step, self.problems, self.agreement = step, problems, agreement
+    def __init__(self, step: Step, problems: Problems, agreement: Agreement, with_losses: bool = True):
+        self.step, self.problems, self.agreement, self.with_losses = step, problems, agreement, with_losses
         #: student taps that no tensor forward reaches: label assignment and what belongs to it.
         self.loss_only: List[str] = []
         #: images, data samples and batch of the last pass.
@@ -102,6 +116,31 @@ class Preflight:
                         f'{_given(term, records[term.learner], term.student_paths, "student")}, '
                         f'{_given(term, records[step.source_of(term, term.sources[0])], term.teacher_paths, "teacher")}'
                         f'. Tap maps (N, C, H, W), such as \'@neck\' ({type(error).__name__}: {error})'))
+            shape = batch.targets.input_shape
+            own = self._own_losses(shape) if self.with_losses and shape is not None else []
+            for term in terms:
+                if term.learner == STUDENT and term.name in own:
+                    self.problems.add(taken(term.name))
+
+    def _own_losses(self, shape: Tuple[int, int]) -> List[str]:
+        """Names of the losses that the student gives by itself; none where random targets do not do for them.
+
+        Those of a segmentor have the names of its heads in front, which no term can have.
+        """
+        if task_of(self.step.student) != 'detection':
+            return []
+        student = self.step.student
+        for size in dict.fromkeys(((64, 64), shape)):
+            try:
+                # Losses count, average and remember in buffers and lists: those of a copy, which shares the parameters.
+                copied = copy.deepcopy(student, {id(parameter): parameter for parameter in student.parameters()})
+                data = random_data(copied, size)
+                _training_but_for_leaves(copied)
+                with torch.no_grad():
+                    return list(copied(data['inputs'], data['data_samples'], mode='loss'))
+            except Exception:  # models raise anything; the first step looks again
+                continue
+        return []
 
     def _usable(self, term: Term) -> bool:
         """Whether nothing wrong with the term was found so far."""
@@ -336,9 +375,7 @@ class Preflight:
             tap.arm(image_size(inputs))
         # Some heads return in training only what their loss takes (VFNet); norms and dropouts are leaves, and stay in
         # eval. DDOD counts the positives it has seen in plain lists, which no mode stops.
-        holders = [module for module in model.modules() if next(module.children(), None) is not None]
-        for module in holders:
-            module.training = True
+        holders = _training_but_for_leaves(model)
         counts = [(value, list(value)) for module in model.modules() for value in vars(module).values()
                   if type(value) is list]
         try:

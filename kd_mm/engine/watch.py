@@ -22,7 +22,8 @@ class Watch:
 
     def __init__(self) -> None:
         self._pending: List[Tuple[Tensor, List[str], int]] = []
-        self._proven: Set[Key] = set()  # terms that were seen to have a gradient
+        #: terms that were seen to have a gradient
+        self.proven: Set[Key] = set()
         self._idle: Dict[Key, int] = {}  # steps of the others so far
 
     def values(self, values: Sequence[Tensor], names: Sequence[str], step: int) -> None:
@@ -65,10 +66,10 @@ class Watch:
         """
         for evaluation in found:
             key = (evaluation.term.learner, evaluation.term.name)
-            if key in self._proven:
+            if key in self.proven:
                 continue
             if step.has_gradient(evaluation):
-                self._proven.add(key)
+                self.proven.add(key)
                 self._idle.pop(key, None)
                 continue
             self._idle[key] = self._idle.get(key, 0) + 1

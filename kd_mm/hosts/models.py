@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.registry import MODELS as ENGINE_MODELS
 from torch import nn
 
+from kd_mm.hosts.files import find, places
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
 
 _TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
@@ -42,12 +43,13 @@ def scope_of_config(cfg: Any) -> Optional[str]:
     return host if host in _TASKS else None
 
 
-def load_config(source: Any) -> Tuple[Config, str, Optional[str]]:
+def load_config(source: Any, folder: Optional[str] = None) -> Tuple[Config, str, Optional[str]]:
     """Config of a teacher, a name for messages, and the path of its file.
 
     Args:
         source: path of a config file, ``mmdet::`` or ``mmseg::`` name of an installed one, a config or a dict; a dict
             is a whole config (with ``model``) or that of the model alone (with ``type``).
+        folder: where a relative path is looked for after the current folder: that of the config which names it.
 
     Raises:
         FileNotFoundError: no such file or installed config.
@@ -55,10 +57,12 @@ def load_config(source: Any) -> Tuple[Config, str, Optional[str]]:
     """
     if isinstance(source, (str, os.PathLike)):
         source = os.fspath(source)
-        path = str(zoo_config(source)) if '::' in source else os.path.expanduser(source)
+        path = str(zoo_config(source)) if '::' in source else find(source, folder)[0] or ''
         if not os.path.isfile(path):
-            raise FileNotFoundError(f'teacher config {source!r} does not exist (looked at {os.path.abspath(path)}; a '
-                                    'relative path is taken from the current folder, not from that of the config)')
+            rule = 'not' if folder is None else 'then'
+            raise FileNotFoundError(f'teacher config {source!r} does not exist (looked at '
+                                    f'{" and ".join(places(source, folder))}; a relative path is taken from the '
+                                    f'current folder, {rule} from that of the config)')
         cfg, name, found = Config.fromfile(path), source, path
     elif isinstance(source, (Config, dict)):
         content = source if isinstance(source, Config) else Config(copy.deepcopy(dict(source)))

@@ -60,6 +60,8 @@ def resolve(model: nn.Module, path: str, side: str = 'model') -> Tuple[Any, str]
             parent = '.'.join(parts[:position])
             children = [name for name, _ in owner.named_children()] if isinstance(owner, nn.Module) else []
             hint = f' Closest: {", ".join(map(repr, close))}.' if close else ''
+            if close and side.split()[0] in ('student', 'teacher'):
+                hint += f' Where it has another path than the other model: {side.split()[0]}_at={close[0]!r}.'
             inside = f' {parent or type(model).__name__} has: {", ".join(children)}.' if children else ''
             raise KeyError(f'{side} has no module {path!r}.{hint}{inside} '
                            'List all: python tools/list_taps.py CONFIG')

@@ -7,17 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any, List, Optional, Tuple
 
 from mmengine.config import Config
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.hook import MULTI_BRANCH, SEVERAL_OPTIMIZERS, check_folded, folder_of, multi_branch, one_text
+from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.lab.configs import (
     ASSUMED_EPOCH,
     all_random,
     dropped_hooks,
+    faults,
     hook_arguments,
     hook_entries,
     training_length,
-    unsupported,
     without_download,
 )
 from kd_mm.lab.models import build_student, make_distiller, probe_step, random_batch, scope_of
@@ -68,19 +73,24 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         report.problems.append("custom_hooks has no kd_mm.DistillHook: this config trains without distillation. Add "
                                "dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks")
         return report
+    names = ((cfg.get('train_dataloader') or {}).get('dataset') or {}).get('metainfo', {}).get('classes')
+    if isinstance(names, str):
+        report.warnings.append(one_text(names))
     problems = Problems()
-    for problem in unsupported(cfg):
+    for problem in faults(cfg):
         problems.add(problem)
     with scope_of(cfg), preserved_random_state(0):
         try:
             report.student = build_student(cfg, device)
         except Exception as error:  # the registry and the models raise anything
             problems.add(f'the student of this config cannot be built: {type(error).__name__}: {error}')
+        else:
+            _look_at_training(cfg, report.student, problems)
         for entry in entries:
             arguments = hook_arguments(entry, problems)
             if teacher_random:
                 arguments = all_random(arguments)
-            arguments, missing = without_download(arguments)
+            arguments, missing = without_download(arguments, folder_of(cfg))
             if missing:
                 report.warnings.append(missing)
             teachers: Any = arguments.get('teachers')
@@ -90,14 +100,31 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
                 continue
             try:
                 report.distiller = make_distiller(cfg, report.student, arguments)
+                check_folded(report.distiller, cfg)
             except Exception as error:
-                found = getattr(error, 'found', None)
-                for problem in found or [f'the distiller cannot be built: {type(error).__name__}: {error}']:
+                for problem in _sentences(error, 'the distiller cannot be built'):
                     problems.add(problem)
         if not problems.found and report.student is not None and report.distiller is not None:
             _try_step(report, cfg, shape, batch, device, problems)
     report.problems = problems.found
     return report
+
+
+def _look_at_training(cfg: Config, student: nn.Module, problems: Problems) -> None:
+    """What the Runner and the hook need of the student and of its optimizer."""
+    if multi_branch(student):
+        problems.add(MULTI_BRANCH)
+    if cfg.get('optim_wrapper') and SEVERAL_OPTIMIZERS not in problems.found:
+        try:
+            build_optim_wrapper(student, in_full_precision(cfg.optim_wrapper))
+        except Exception as error:
+            problems.add(f'the optim_wrapper of this config cannot be built: {type(error).__name__}: {error}')
+
+
+def _sentences(error: Exception, what: str) -> List[str]:
+    """Errors that say what to do as they are, others after what was tried."""
+    found = getattr(error, 'found', None)
+    return found or [str(error) if isinstance(error, ValueError) else f'{what}: {type(error).__name__}: {error}']
 
 
 def _try_step(report: Report, cfg: Config, shape: Tuple[int, int], batch: int, device: Any,
@@ -106,9 +133,22 @@ def _try_step(report: Report, cfg: Config, shape: Tuple[int, int], batch: int, d
     assert student is not None and distiller is not None
     for teacher in distiller.teachers.values():
         report.warnings.extend(teacher.notes)
+    wrapper = cfg.get('optim_wrapper') or {}
+    try:
+        distiller.start_peers(wrapper)
+        # As the Runner does it after the distiller was built.
+        for option, turn_on in (('activation_checkpointing', turn_on_activation_checkpointing),
+                                ('efficient_conv_bn_eval', turn_on_efficient_conv_bn_eval)):
+            if cfg.get(option) is not None:
+                turn_on(student, cfg[option])
+    except Exception as error:
+        for problem in _sentences(error, 'the training cannot be started'):
+            problems.add(problem)
+        return
     try:
         distiller.step = probe_step(distiller)
-        report.step = dry_step(student, distiller, random_batch(student, batch, shape, device))
+        report.step = dry_step(student, distiller, random_batch(student, batch, shape, device),
+                               autocast(wrapper, device))
     except Exception as error:
         problems.add(f'a training step on random images of {shape[0]}x{shape[1]} fails: {type(error).__name__}: '
                      f'{error} (if the model needs another size, give --shape H W)')

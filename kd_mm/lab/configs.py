@@ -7,9 +7,10 @@ from urllib.parse import urlparse
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import HOOKS as ENGINE_HOOKS
 from torch import nn
 
-from kd_mm.engine.hook import DistillHook, argument_faults
+from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, listed, other_runner
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.hosts.zoo import package_folder, zoo_config
@@ -28,14 +29,14 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is for no host of kd_mm, or has no model.
+        ValueError: it is for no host of kd_mm, or has no model, or an option leads nowhere.
     """
     path = os.fspath(path)
     file = str(zoo_config(path)) if '::' in path else os.path.expanduser(path)
     if not os.path.isfile(file):
         raise FileNotFoundError(f'no such config: {path} (looked at {os.path.abspath(file)})')
     cfg = Config.fromfile(file)
-    cfg.merge_from_dict(options or {})
+    apply_options(cfg, options or {})
     if not cfg.get('model') or 'type' not in cfg.model:
         raise ValueError(f'{path} has no `model` with a `type`')
     if scope_of_config(cfg) not in HOSTS:
@@ -46,10 +47,69 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
     return cfg
 
 
+def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
+    """Change a config as ``--cfg-options`` says.
+
+    Raises:
+        ValueError: an option leads nowhere; it is named, with what is there.
+    """
+    for option in options:
+        _follow(cfg, option)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'--cfg-options {" ".join(options)}: {error.args[0]}') from error
+
+
+def _follow(cfg: Config, option: str) -> None:
+    """Refuse an option with an index that its list does not have, or with a key below a plain value."""
+    place: Any = cfg
+    parts = option.split('.')
+    for position, part in enumerate(parts):
+        before, where = f'--cfg-options {option}=...', '.'.join(parts[:position])
+        if isinstance(place, list):
+            there = ', '.join(f'{index} ({_type_name(item)})' for index, item in enumerate(place)) or 'none'
+            if not part.isdigit() or int(part) >= len(place):
+                raise ValueError(f'{before}: {part!r} is no index of the list {where}. It has: {there}')
+            place = place[int(part)]
+        elif hasattr(place, 'keys'):
+            following = parts[position + 1:position + 2]
+            if part not in place and following and following[0].isdigit():
+                close = [key for key in place if isinstance(place.get(key), list)]
+                raise ValueError(f'{before}: {where or "the config"} has no list {part!r} for the index {following[0]}.'
+                                 f' Its lists: {", ".join(close) or "none"}')
+            if part not in place:
+                return  # a new key, as the host takes it
+            place = place[part]
+        else:
+            raise ValueError(f'{before}: {where}={place!r} has nothing below it that an option could change. Give the '
+                             f'whole value: {where}=...')
+
+
 def hook_entries(cfg: Config) -> List[Dict[str, Any]]:
-    """The entries of ``custom_hooks`` and ``default_hooks`` that are distillation hooks."""
+    """The entries of ``custom_hooks`` and ``default_hooks`` that are distillation hooks, or are meant as such."""
     entries = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
-    return [entry for entry in entries if hasattr(entry, 'get') and _type_name(entry) == DistillHook.__name__]
+    return [entry for entry in entries if hasattr(entry, 'get') and _is_distillation(entry, scope_of_config(cfg))]
+
+
+def _is_distillation(entry: Dict[str, Any], scope: Optional[str]) -> bool:
+    """Whether the Runner makes a distillation hook of an entry, or cannot although it is named like one."""
+    found = _hook_class(entry, scope)
+    if found is None:
+        return _type_name(entry) == DistillHook.__name__
+    return isinstance(found, type) and issubclass(found, DistillHook)
+
+
+def _hook_class(entry: Dict[str, Any], scope: Optional[str]) -> Any:
+    """What the Runner finds for the ``type`` of a hook; None if nothing."""
+    kind = entry.get('type')
+    if not isinstance(kind, str):
+        return kind
+    try:
+        with ENGINE_HOOKS.switch_scope_and_registry(scope) as registry:
+            return registry.get(kind)
+    except Exception:  # a registry raises anything for a path that leads nowhere
+        return None
 
 
 def _type_name(entry: Any) -> str:
@@ -132,21 +192,33 @@ def unsupported(cfg: Config) -> List[str]:
     """Problems of the config that the hook would meet in the Runner, as sentences."""
     problems = []
     entries = hook_entries(cfg)
-    for name in dict.fromkeys(entry['type'] for entry in entries if isinstance(entry['type'], str)):
-        if not name.startswith('kd_mm.'):
-            problems.append(f'custom_hooks: the Runner does not find type={name!r}; write type=\'kd_mm.DistillHook\'')
+    for entry in entries:
+        if _hook_class(entry, scope_of_config(cfg)) is None:
+            problems.append(f'custom_hooks: the Runner does not find type={entry.get("type")!r}; write '
+                            "type='kd_mm.DistillHook'")
     if len(entries) > 1:
-        problems.append(f'custom_hooks lists kd_mm.DistillHook {len(entries)} times; put all losses into the `losses` '
-                        'of one')
+        problems.append(listed(len(entries)))
     runner = cfg.get('runner_type')
-    if runner is not None and _type_name(dict(type=runner)) != 'Runner':
-        problems.append(f'runner_type={runner!r}: kd_mm.DistillHook works with mmengine.runner.Runner only; the '
-                        'strategies of FlexibleRunner (DeepSpeed, FSDP, ColossalAI) are not supported')
+    if entries and runner is not None and _type_name(dict(type=runner)) != 'Runner':
+        problems.append(other_runner(_type_name(dict(type=runner))))
     wrapper = cfg.get('optim_wrapper') or {}
-    if _type_name(wrapper) == 'OptimWrapperDict' or (wrapper and 'optimizer' not in wrapper and any(
-            hasattr(part, 'get') and 'optimizer' in part for part in wrapper.values())):
-        problems.append('optim_wrapper has several optimizers (OptimWrapperDict), which are not supported')
-    return problems
+    if entries and (_type_name(wrapper) == 'OptimWrapperDict' or (wrapper and 'optimizer' not in wrapper and any(
+            hasattr(part, 'get') and 'optimizer' in part for part in wrapper.values()))):
+        problems.append(SEVERAL_OPTIMIZERS)
+    return list(dict.fromkeys(problems))
+
+
+def faults(cfg: Config) -> List[str]:
+    """What is wrong with the distillation hook of a config and can be told before anything is built, as sentences.
+
+    ``tools/train.py`` and ``tools/check_config.py`` both stop at it; a config without the hook has no faults.
+    """
+    problems = Problems()
+    for problem in unsupported(cfg):
+        problems.add(problem)
+    for entry in hook_entries(cfg):
+        hook_arguments(entry, problems)
+    return problems.found
 
 
 def hook_arguments(entry: Dict[str, Any], problems: Problems) -> Dict[str, Any]:
@@ -176,8 +248,12 @@ def all_random(arguments: Dict[str, Any]) -> Dict[str, Any]:
                                      for name, entry in arguments['teachers'].items()})
 
 
-def without_download(arguments: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[str]]:
+def without_download(arguments: Dict[str, Any], folder: Optional[str] = None) -> Tuple[Dict[str, Any], Optional[str]]:
     """``arguments`` with teacher weights that are on this machine.
+
+    Args:
+        arguments: of the hook.
+        folder: of the config.
 
     Returns:
         The arguments, and a sentence if the weights would have to be fetched; they are random then.
@@ -187,14 +263,14 @@ def without_download(arguments: Dict[str, Any]) -> Tuple[Dict[str, Any], Optiona
             return arguments, None
         entries, notes = {}, []
         for name, entry in arguments['teachers'].items():
-            found, note = without_download(dict(entry)) if hasattr(entry, 'get') else (entry, None)
+            found, note = without_download(dict(entry), folder) if hasattr(entry, 'get') else (entry, None)
             entries[name] = found
             notes.extend([note] if note else [])
         return dict(arguments, teachers=entries), '; '.join(notes) or None
     source = arguments.get('teacher_ckpt')
     if source is None and not isinstance(arguments.get('teacher'), nn.Module):
         try:
-            path = load_config(arguments.get('teacher'))[2]
+            path = load_config(arguments.get('teacher'), folder)[2]
         except Exception:  # a teacher's config may raise anything when it is read
             return arguments, None  # building reports it
         source = default_weights(path)

@@ -26,6 +26,7 @@ from kd_mm.losses.base.loss import KDLoss, Pretrained
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import MODELS, choices
 from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.sources import weights_file
 
 #: The learning rate ends at this fraction of the first one.
 FINAL_RATE = 1e-4
@@ -284,10 +285,11 @@ def _again(batches: Iterable[Any]) -> Any:
             raise ValueError('the training data are empty')
 
 
-def frozen_teacher(arguments: Dict[str, Any], scope: Optional[str], device: Any = 'cpu') -> Teacher:
-    """The teacher of a hook's arguments, fed by its own preprocessor."""
-    teacher = Teacher.build(arguments['teacher'], nn.Identity(), arguments.get('teacher_ckpt'),
-                            arguments.get('teacher_strict', True), scope, arguments.get('seed', 0))
+def frozen_teacher(arguments: Dict[str, Any], scope: Optional[str], device: Any = 'cpu',
+                   folder: Optional[str] = None) -> Teacher:
+    """The teacher of a hook's arguments, fed by its own preprocessor; ``folder`` is that of the config."""
+    teacher = Teacher.build(arguments['teacher'], nn.Identity(), weights_file(arguments.get('teacher_ckpt'), folder),
+                            arguments.get('teacher_strict', True), scope, arguments.get('seed', 0), folder)
     teacher.model.to(device)
     return teacher
 

@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.models import build_model, class_names, scope_of_config
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.lab.configs import training_length
@@ -66,7 +67,7 @@ def make_distiller(cfg: Config, student: nn.Module, arguments: Dict[str, Any]) -
         ConfigProblems: the configuration is wrong.
     """
     return Distiller(student, classes=class_names(cfg), scope=scope_of_config(cfg),
-                     max_steps=training_length(cfg)[0], **arguments)
+                     max_steps=training_length(cfg)[0], folder=folder_of(cfg), **arguments)
 
 
 def probe_step(distiller: Distiller) -> int:

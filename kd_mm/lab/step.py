@@ -1,8 +1,9 @@
 """One training step on random images, term by term."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -104,12 +105,15 @@ def _shares(distiller: Distiller, losses: Dict[str, Any], found: Sequence[Evalua
     return {evaluation.term.name: pull.share for evaluation, pull in zip(own, pulls) if pull.share is not None}
 
 
-def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any]) -> StepReport:
-    """One training step with the distiller attached, term by term; no weight is changed.
+def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any],
+             context: Optional[ContextManager[Any]] = None) -> StepReport:
+    """One training step as with the distiller attached, term by term; no weight of the student is changed.
 
     Args:
         student: the model; it is put into training mode and left without gradients.
+        distiller: its peers have their optimizers; they make their own update.
         data: one preprocessed batch.
+        context: in which the losses are computed (mixed precision). Default none.
 
     Raises:
         Anything that the step raises.
@@ -123,15 +127,18 @@ def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any]) -> 
         reports.append(TermReport(
             term.name, type(term.loss).__name__, term.student_paths, term.teacher_paths, describe_adapter(term),
             type(term.region).__name__ if term.region is not None else 'none', parameter_count(term)))
-    step = distiller.current
-    with step.open(data['inputs'], copy.deepcopy(data['data_samples'])):
-        own_losses = student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
-        step.hear()
-        comparisons = step.read()
-        evaluations = distiller.weigh(own_losses, [step.evaluate(comparison) for comparison in comparisons])
-        found = {evaluation.term: evaluation for evaluation in evaluations}
-        shares = _shares(distiller, own_losses, evaluations)
-        losses = distiller.add(own_losses, evaluations)
+    try:  # what the two hooks of an attached distiller do, with a look at what they compare
+        with context or nullcontext():
+            distiller.begin(data['inputs'], copy.deepcopy(data['data_samples']))
+            own_losses = student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
+            pairs = distiller.evaluate()
+            evaluations = distiller.weigh(own_losses, [evaluation for _, evaluation in pairs])
+            shares = _shares(distiller, own_losses, evaluations)
+            losses = distiller.add(own_losses, evaluations)
+    finally:
+        distiller.clear()
+    found = {evaluation.term: (comparison, evaluation)
+             for (comparison, _), evaluation in zip(pairs, evaluations)}
     total, log = student.parse_losses(losses)  # type: ignore[operator]
 
     def backward(value: Tensor) -> None:
@@ -144,8 +151,7 @@ def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any]) -> 
         assert isinstance(term, Term)
         if term not in found:
             continue
-        comparison = next(comparison for comparison in comparisons if comparison.term is term)
-        evaluation = found[term]
+        comparison, evaluation = found[term]
         report.levels = [
             LevelReport(s, t, weight, weight * float(level.detach())) for s, t, weight, level in zip(
                 level_shapes(comparison.student), level_shapes(comparison.teacher), evaluation.weights,

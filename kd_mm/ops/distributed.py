@@ -4,7 +4,7 @@ DDP knows the parameters that are there when it wraps the student; adapters come
 once at the end of each backward pass, in one message, in an order that is the same on every rank.
 """
 
-from typing import Any, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,20 @@ def mean(value: Tensor) -> Tensor:
     value = value.detach().clone()
     dist.all_reduce(value)
     return value / world_size()
+
+
+def not_finite(value: Tensor) -> List[int]:
+    """The ranks on which a scalar is not finite, the same list on every rank.
+
+    Example:
+        >>> not_finite(torch.tensor(1.0)), not_finite(torch.tensor(float('nan')))
+        ([], [0])
+    """
+    flags = torch.zeros(world_size(), device=value.device)
+    flags[rank()] = float(not bool(torch.isfinite(value.detach()).all()))
+    if world_size() > 1:
+        dist.all_reduce(flags)
+    return [int(index) for index in flags.nonzero()]
 
 
 def average_gradients(parameters: Sequence[Tensor]) -> None:

@@ -38,6 +38,8 @@ class Teacher:
         self.model: Any = model
         self.name, self.classes = name, classes
         self.notes: List[str] = []
+        #: which files relative paths turned out to be, as sentences
+        self.files: List[str] = []
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         model.eval()
@@ -96,7 +98,7 @@ class Teacher:
 
     @classmethod
     def build(cls, source: Any, student: nn.Module, checkpoint: Optional[str] = None, strict: bool = True,
-              scope: Optional[str] = None, seed: int = 0) -> 'Teacher':
+              scope: Optional[str] = None, seed: int = 0, folder: Optional[str] = None) -> 'Teacher':
         """Build a teacher from a config.
 
         Args:
@@ -107,18 +109,19 @@ class Teacher:
             strict: whether the weights must fit exactly.
             scope: registry scope where the config names none: the student's.
             seed: of the weights of a random teacher.
+            folder: where a relative path is looked for after the current folder.
 
         Raises:
             FileNotFoundError, ValueError: nothing there, or it does not fit; the message names the mend.
         """
-        return cls.from_spec(TeacherSpec(source, student, checkpoint, strict, scope, seed))
+        return cls.from_spec(TeacherSpec(source, student, checkpoint, strict, scope, seed, folder=folder))
 
     @classmethod
     def from_spec(cls, spec: TeacherSpec) -> 'Teacher':
         """The same from a :class:`~kd_mm.teachers.spec.TeacherSpec`."""
         if isinstance(spec.source, nn.Module):
             return cls(spec.source, spec.student, type(spec.source).__name__)
-        cfg, name, path = load_config(spec.source)
+        cfg, name, path = load_config(spec.source, spec.folder)
         with spec.drawn():
             try:
                 model = build_model(cfg, spec.scope)

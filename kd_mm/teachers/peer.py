@@ -6,11 +6,11 @@ import re
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from kd_mm.hosts.models import build_model, class_names, load_config, task_of
+from kd_mm.hosts.optim import in_full_precision, precision, wrapper_class
 from kd_mm.hosts.taps import Tap
 from kd_mm.ops import distributed
 from kd_mm.ops.modes import eval_mode
@@ -51,7 +51,7 @@ class PeerTeacher(Teacher):
     @classmethod
     def create(cls, spec: TeacherSpec, config: Any, optim_wrapper: Any = None) -> 'PeerTeacher':
         """Build a peer; the spec's checkpoint is where it starts from (None: as its config says)."""
-        cfg, name, _ = load_config(config)
+        cfg, name, _ = load_config(config, spec.folder)
         with spec.drawn():
             model = build_model(cfg, spec.scope, pretrained=spec.checkpoint is None)
             if task_of(model) != task_of(spec.student):
@@ -73,16 +73,21 @@ class PeerTeacher(Teacher):
         """Make the optimizer, from its own config or the student's; ``scale`` is that of ``auto_scale_lr``.
 
         Raises:
-            ValueError: the optimizer scales losses.
+            ValueError: there is no config, the optimizer scales losses, or it cannot be built.
         """
-        cfg = ConfigDict(copy.deepcopy(dict(self.optim_cfg or student_cfg)))
-        if str(cfg.get('type', '')).startswith('Amp'):
-            if str(cfg.get('dtype', '')) != 'bfloat16':
-                raise ValueError('PeerTeacher: loss scaling (AmpOptimWrapper in float16) is not supported; use '
-                                 "dtype='bfloat16', or give the peer an optim_wrapper of its own")
-            cfg = ConfigDict({k: v for k, v in cfg.items() if k not in ('dtype', 'loss_scale', 'use_fp16')},
-                             type='OptimWrapper')
-        self.wrapper = build_optim_wrapper(self.model, cfg)
+        cfg = self.optim_cfg or student_cfg
+        if not cfg:
+            raise ValueError('PeerTeacher: the Runner was made without a config, so the peer needs an optimizer of its '
+                             "own: teacher=dict(type='PeerTeacher', config=..., optim_wrapper=dict(...))")
+        if precision(cfg) not in (None, 'bfloat16'):
+            raise ValueError(f'PeerTeacher: loss scaling ({wrapper_class(cfg).__name__} in {precision(cfg)}) is not '
+                             "supported; use dtype='bfloat16', or give the peer an optim_wrapper of its own")
+        try:
+            self.wrapper = build_optim_wrapper(self.model, in_full_precision(cfg))
+        except Exception as error:  # the registry and the optimizers raise anything
+            whose = 'its own optim_wrapper' if self.optim_cfg else "the student's optim_wrapper"
+            raise ValueError(f'PeerTeacher: the optimizer of the peer {self.name}, made from {whose}, cannot be built: '
+                             f'{type(error).__name__}: {error}') from error
         extras = [parameter for parameter in self.terms.parameters() if parameter.requires_grad]
         if extras:
             self.wrapper.optimizer.add_param_group({'params': extras})
@@ -140,8 +145,11 @@ class PeerTeacher(Teacher):
         task = total.detach()
         total = sum(losses, total)
         self._losses = {}
-        if not torch.isfinite(total):
-            raise FloatingPointError(f'the loss of the peer {self.name} is not finite at step {step}')
+        # All ranks stop together: one that goes on would wait for the others' gradients for ever.
+        ranks = distributed.not_finite(total)
+        if ranks:
+            where = f' (on rank {", ".join(map(str, ranks))})' if distributed.world_size() > 1 else ''
+            raise FloatingPointError(f'the loss of the peer {self.name} is not finite at step {step}{where}')
         for group in self.wrapper.optimizer.param_groups:
             group['lr'] = group['initial_lr'] * self.rate
         # A scope of its own: the student's step may be inside no_sync or an accumulation.

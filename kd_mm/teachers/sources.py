@@ -32,13 +32,14 @@ from typing import Any, Dict, Optional, Sequence
 
 from torch import nn
 
+from kd_mm.hosts.files import find, is_relative, places
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import TEACHERS
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.plain import build_plain
-from kd_mm.teachers.spec import TeacherSpec
+from kd_mm.teachers.spec import OWN, RANDOM, TeacherSpec
 
 SELF = 'self'
 STUDENT = 'student'
@@ -125,7 +126,7 @@ def build_teacher(spec: TeacherSpec) -> Teacher:
 
 def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], strict: bool, teachers: Any,
                    problems: Problems, scope: Optional[str] = None, seed: int = 0,
-                   classes: Optional[Sequence[str]] = None) -> Dict[str, Teacher]:
+                   classes: Optional[Sequence[str]] = None, folder: Optional[str] = None) -> Dict[str, Teacher]:
     """All teachers of a config by name; what is wrong goes to ``problems``.
 
     ``teacher='self'`` needs none.
@@ -154,11 +155,36 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
                 problems.add(f"{where}the student itself is always there; losses name it with teacher='self'")
             continue
         try:
+            checkpoint = weights_file(entry.get('teacher_ckpt'), folder)
             built[name] = build_teacher(TeacherSpec(
-                source, student, entry.get('teacher_ckpt'), entry.get('teacher_strict', True), scope, seed, classes))
+                source, student, checkpoint, entry.get('teacher_strict', True), scope, seed, classes, folder))
+            given = (_config_of(source), entry.get('teacher_ckpt'))
+            built[name].files += [find(path, folder)[1] for path in given
+                                  if is_relative(path) and path not in (STUDENT, RANDOM, OWN)]
         except Exception as error:  # the registry and the models raise anything
             problems.add(where + _in_words(error, source))
     return built
+
+
+def weights_file(path: Any, folder: Optional[str]) -> Any:
+    """A checkpoint beside the config, where the current folder has none; everything else as it is.
+
+    Raises:
+        FileNotFoundError: neither has it.
+    """
+    if folder is None or not is_relative(path) or path in (RANDOM, OWN):
+        return path
+    found = find(path, folder)[0]
+    if found is None:
+        raise FileNotFoundError(f'no such checkpoint: {path} (looked at {" and ".join(places(path, folder))})')
+    return path if os.path.exists(os.path.expanduser(path)) else found
+
+
+def _config_of(source: Any) -> Any:
+    """The path of a teacher's or peer's config, if it is given as one."""
+    if hasattr(source, 'get'):
+        return source.get('config') if 'model' not in source else None
+    return source
 
 
 def _in_words(error: Exception, source: Any) -> str:
@@ -168,7 +194,7 @@ def _in_words(error: Exception, source: Any) -> str:
     if (isinstance(error, ValueError) and re.search(r'\b(teacher|peer|EMATeacher|PeerTeacher)', text)) or (
             isinstance(error, FileNotFoundError) and text.startswith('teacher ')):
         return text
-    config: Any = source.get('config') if hasattr(source, 'get') and 'model' not in source else None
+    config: Any = _config_of(source) if hasattr(source, 'get') else None
     named = next((item for item in (source, config) if isinstance(item, (str, os.PathLike))), None)
     if named is None:
         content: Any = config if hasattr(config, 'get') else source if hasattr(source, 'get') else {}

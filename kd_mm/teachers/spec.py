@@ -27,6 +27,7 @@ class TeacherSpec:
         scope: registry scope where a config names none: the student's.
         seed: of weights that are drawn. Default 0.
         classes: class names of the student, if known.
+        folder: of the config, where relative paths are looked for after the current folder; None if unknown.
     """
 
     source: Any
@@ -36,6 +37,7 @@ class TeacherSpec:
     scope: Optional[str] = None
     seed: int = 0
     classes: Optional[Sequence[str]] = None
+    folder: Optional[str] = None
 
     @property
     def class_names(self) -> Optional[List[str]]:
@@ -49,8 +51,12 @@ class TeacherSpec:
             isinstance(self.checkpoint, str) and self.checkpoint in (RANDOM, OWN))
 
     def drawn(self) -> Any:
-        """A context in which weights are drawn from :attr:`seed`, and the run's own random numbers stay as they are."""
-        return preserved_random_state(self.seed)
+        """A context in which weights are drawn from :attr:`seed`, and the run's own random numbers stay as they are.
+
+        Not from the seed itself: the Runner may have drawn the student from the same one, and of two equal networks
+        neither learns.
+        """
+        return preserved_random_state((self.seed * 1_000_003 + 7_919) % (2**63 - 25))
 
     def load(self, model: nn.Module, what: str = 'teacher', loaded: Any = None) -> List[str]:
         """Load the file of :attr:`checkpoint` into a model; nothing to do where there is none.

@@ -73,6 +73,14 @@ def test_shared_proposals_and_a_rank_without_objects(tmp_path):
                 torch.testing.assert_close(second[part][key], value, rtol=0, atol=0, msg=key)
 
 
+def test_a_peer_that_breaks_on_one_rank_stops_all(cityscapes_root, tmp_path):
+    """A rank that went on would wait for the gradients of the other."""
+    ranks = run([str(WORKER.with_name('ddp_peer_worker.py')), str(cityscapes_root), str(tmp_path / 'two')],
+                tmp_path / 'two', 2)
+    for rank in ranks:
+        assert rank['iter'] == 1 and 'is not finite at step 1 (on rank 1)' in rank['message'], ranks
+
+
 def launch_teachers(root, out, kind, batch, counts, ranks):
     return run([str(WORKER.with_name('ddp_teachers_worker.py')), str(root), str(out), kind, str(batch), str(counts),
                 'pytorch' if ranks > 1 else 'none'], out, ranks)

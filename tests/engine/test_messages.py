@@ -49,8 +49,9 @@ def test_a_slip_in_the_teachers_config(det, tmp_path, slip, message, form):
 
 
 def test_whose_relative_path_is_meant(det):
-    with pytest.raises(ValueError, match=r"teacher config 'no/such.py' does not exist \(looked at /.*no/such.py; a "
-                                         'relative path is taken from the current folder, not from that of the config'):
+    with pytest.raises(ValueError, match=r"teacher config 'no/such.py' does not exist \(looked at /.*no/such.py "
+                                         'and /.*/no/such.py; a relative path is taken from the current folder, then '
+                                         'from that of the config'):
         train(det, [hook('no/such.py', CWD)])
 
 

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from mmdet import registry as mmdet_registry
 from mmengine.config import Config
 from mmengine.model import PretrainedInit
@@ -112,3 +113,17 @@ def test_no_scope_and_no_host(tmp_path):
     (tmp_path / 'other.py').write_text("model = dict(type='RetinaNet')\n")
     with pytest.raises(ValueError, match="default_scope=None, and model.type='RetinaNet' is no class of theirs"):
         read_config(str(tmp_path / 'other.py'))
+
+
+def test_the_student_is_exported(folder, monkeypatch, capsys):
+    """With the stored config, in which classes are paths, and with the file; neither keeps the hook."""
+    monkeypatch.delenv('RANK', raising=False)
+    path, work = str(folder / 'student.py'), folder / 'trained'
+    tool('train').main([path, '--work-dir', str(work)])
+    for name, more in (('stored.pth', []), ('file.pth', ['--config', path])):
+        tool('export_student').main([str(work / 'iter_2.pth'), str(folder / name), *more])
+        assert 'loads strictly into RetinaNet' in capsys.readouterr().out
+        exported = torch.load(folder / name, weights_only=True)
+        assert 'kd_mm' not in exported['meta']['cfg']
+        model = build_model(Config.fromstring(exported['meta']['cfg'], '.py'), None)
+        model.load_state_dict(exported['state_dict'])

@@ -142,7 +142,7 @@ def test_a_hook_among_the_default_hooks(det):
     assert check(det, (64, 64)).problems == []
     det.custom_hooks = [hook(teacher_of(det), CWD)]
     assert any('2 times' in problem for problem in check(det, (64, 64)).problems)
-    with pytest.raises(ValueError, match='lists kd_mm.DistillHook twice'):
+    with pytest.raises(ValueError, match='lists kd_mm.DistillHook 2 times'):
         train(det, det.custom_hooks)
 
 

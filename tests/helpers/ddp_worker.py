@@ -45,3 +45,5 @@ def main(root, out, batch, counts, launcher):
 
 if __name__ == '__main__':
     main(*sys.argv[1:])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -9,8 +9,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
+from kd_mm.engine.hook import DistillHook
 from kd_mm.hosts.models import load_config
 from kd_mm.hosts.synthetic import synthetic_batch
+from kd_mm.lab import check as inspection
 from kd_mm.registry import MODELS
 
 SHAPE = (64, 128)
@@ -132,6 +134,22 @@ def quick_init():
     finally:
         for name, function in own.items():
             setattr(torch.Tensor, name, function)
+
+
+def check_with(cfg, runner, monkeypatch):
+    """The report of the check of a config that a Runner has trained, on the models that are built already.
+
+    What the check would build them from must be what the hook was given.
+    """
+    hook = next(hook for hook in runner.hooks if isinstance(hook, DistillHook))
+
+    def as_built(config, student, arguments):
+        assert student is runner.model and arguments == hook.config
+        return hook.distiller
+
+    monkeypatch.setattr(inspection, 'build_student', lambda *_: runner.model)
+    monkeypatch.setattr(inspection, 'make_distiller', as_built)
+    return inspection.check(cfg, SHAPE)
 
 
 class LookAtStep(Hook):

@@ -11,9 +11,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from stock import TOOLS, det_config, seg_config, tool, write_stock_cityscapes, write_stock_coco
 
 from kd_mm.hosts.checkpoint import load_file
@@ -93,6 +95,22 @@ def test_commands_of_a_user(tasks):
     finish(several)
     check_distilled(det, det['tmp'] / 'det_ours')
     check_distilled(seg, seg['tmp'] / 'seg_ours')
+
+
+@pytest.mark.parametrize('which', [TRAIN, TEST], ids=['train', 'test'])
+def test_the_process_group_ends_with_the_run(tasks, tmp_path, monkeypatch, which):
+    """Left alone it may abort a process at its end; the run itself is in the test above."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(which, 'build_runner', lambda cfg: SimpleNamespace(train=list, test=list))
+        (tmp_path / 'weights.pth').write_text('')
+        weights = [str(tmp_path / 'weights.pth')] if which is TEST else []
+        which.main([tasks['seg']['plain'], *weights, '--work-dir', str(tmp_path / 'run'), '--cfg-options',
+                    f'data_root={tasks["seg"]["root"]}'])
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize('name', ['det', 'seg'])

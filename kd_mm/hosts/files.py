@@ -1,0 +1,39 @@
+"""Where a file that a config names may lie: below the current folder, or beside the config."""
+
+import os
+from typing import Any, List, Optional, Tuple
+
+
+def is_relative(path: Any) -> bool:
+    """Whether this is the relative path of a local file, and no URL, installed config or absolute path.
+
+    Example:
+        >>> is_relative('teacher.py'), is_relative('mmdet::gfl/gfl_r50_fpn_1x_coco.py'), is_relative('https://x.org/a')
+        (True, False, False)
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return False
+    text = os.fspath(path)
+    return '::' not in text and '://' not in text and not os.path.isabs(os.path.expanduser(text))
+
+
+def places(path: Any, folder: Optional[str]) -> List[str]:
+    """Absolute paths at which a file is looked for, the first one first.
+
+    Args:
+        path: as it is written.
+        folder: that of the config which names it; None if it is not known.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    tried = [os.path.abspath(path)]
+    if folder is not None and is_relative(path):
+        tried.append(os.path.abspath(os.path.join(folder, path)))
+    return list(dict.fromkeys(tried))
+
+
+def find(path: Any, folder: Optional[str]) -> Tuple[Optional[str], str]:
+    """The first of :func:`places` that exists (None if none does), and a sentence that says where it was found."""
+    tried = places(path, folder)
+    found = next((place for place in tried if os.path.exists(place)), None)
+    where = 'the current folder' if found == tried[0] else 'the folder of the config'
+    return found, f'{os.fspath(path)} is {found}, in {where}'
