@@ -85,6 +85,8 @@ class AICSDLoss(KDLoss):
         matrix: 'kl' (default) or 'released'.
         mask_ignored: leave out the pixels whose label is ignored, where the data has labels. Default True; 'released'
             never does in the first term.
+        standardise: mean and deviation of a cell's logits in the second term are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: factor of the three terms, see :class:`KDLoss`. Default 1.
 
     With a region the distributions are over its cells and the pixels are weighted by it.
@@ -112,18 +114,20 @@ class AICSDLoss(KDLoss):
     logits = True
 
     def __init__(self, similarity: float = 100.0, pixel: float = 20.0, channel: float = 0.0, tau: float = 1.0,
-                 matrix: str = 'kl', mask_ignored: bool = True, loss_weight: Any = 1.0):
+                 matrix: str = 'kl', mask_ignored: bool = True, standardise: bool = False,
+                 loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         given = {'similarity': similarity, 'pixel': pixel, 'channel': channel}
         self.factors = {name: from_zero('AICSDLoss', name, value) for name, value in given.items()}
         self.tau = positive('AICSDLoss', 'tau', tau)
         self.matrix = one_of('AICSDLoss', 'matrix', matrix, SIMILARITIES)
         self.mask_ignored = boolean('AICSDLoss', 'mask_ignored', mask_ignored)
+        self.standardise = boolean('AICSDLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
         # Rows of K numbers of length 1, 0 in their own column: of two classes each has one entry, which is 1.
-        least = 2 if self.factors['pixel'] or self.factors['channel'] else 3
+        least = 2 if (self.factors['pixel'] and not self.standardise) or self.factors['channel'] else 3
         needs_channels('AICSDLoss', student, least,
                        'it compares classes with each other. Use SigmoidKDLoss or CWDLoss')
 
@@ -144,7 +148,8 @@ class AICSDLoss(KDLoss):
         if self.matrix == 'kl':
             gap = (inter_class_divergence(student, mask) - inter_class_divergence(teacher, mask)).square()
             similarity = gap.sum() / (images * student.shape[1]**2)
-        pixel = self.tau**2 * mean_divergence(student, teacher, mask, self.tau, reduction='element_mean')
+        pixel = self.tau**2 * mean_divergence(student, teacher, mask, self.tau, reduction='element_mean',
+                                             standardise=self.standardise)
         channel = (channel_affinity(student, mask) - channel_affinity(teacher, mask)).square()
         return {'similarity': similarity, 'pixel': pixel, 'channel': channel.sum() / (images * student.shape[1])}
 

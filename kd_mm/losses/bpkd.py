@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.losses.base.loss import KDLoss, needs_channels
+from kd_mm.losses.base.loss import KDLoss, needs_classes
 from kd_mm.losses.cwd import channel_wise_divergence
 from kd_mm.ops.blocks import BLOCK, sum_in_blocks
-from kd_mm.ops.checks import from_zero, positive
+from kd_mm.ops.checks import boolean, from_zero, positive
 from kd_mm.ops.divergences import softmax_divergence
 from kd_mm.ops.functional import nonzero
 from kd_mm.regions.edge import class_edges, label_edges, odd_width, window_classes
@@ -39,6 +39,8 @@ class BPKDLoss(KDLoss):
         body: weight of the bodies, not negative. Default 5, as :class:`CWDLoss`; not tuned.
         tau: temperature of both, above 0. Default 1.
         width: width of the window that finds edges, in pixels of the label map, odd. Default 7.
+        standardise: mean and deviation of a cell's logits in the first term are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
     Pixels labelled as ignored belong to neither.  A region multiplies both shares.  For one of the terms alone, or
@@ -67,17 +69,17 @@ class BPKDLoss(KDLoss):
     needs_seg_map = True
 
     def __init__(self, edge: float = 1.0, body: float = 5.0, tau: float = 1.0, width: int = 7,
-                 loss_weight: Any = 1.0):
+                 standardise: bool = False, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.factors = {'edge': from_zero('BPKDLoss', 'edge', edge), 'body': from_zero('BPKDLoss', 'body', body)}
         self.tau = positive('BPKDLoss', 'tau', tau)
         self.width = odd_width('BPKDLoss', width)
+        self.standardise = boolean('BPKDLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
         if not self.factors['body']:
-            needs_channels('BPKDLoss', student, 2,
-                           'the softmax over one class is always 1. Use body above 0 or SigmoidKDLoss')
+            needs_classes('BPKDLoss', student, self.standardise, 'Use body above 0 or SigmoidKDLoss')
 
     def terms(self, student: Tensor, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Dict[str, Tensor]:
         """The two terms without their weights: edge and body."""
@@ -100,7 +102,8 @@ class BPKDLoss(KDLoss):
             found += (sizes > 0).sum()
 
         def edge_sum(one: Tensor, other: Tensor, shares: Tensor) -> Tuple[Tensor]:
-            return ((softmax_divergence(one, other, self.tau).sum(dim=1, keepdim=True) * shares).sum(), )
+            return ((softmax_divergence(one, other, self.tau, standardise=self.standardise).sum(
+                dim=1, keepdim=True) * shares).sum(), )
 
         def body_sums(one: Tensor, other: Tensor, kinds: Tensor, rows: Tensor, factors: Tensor,
                       labelled: Tensor) -> Tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ from typing import Any, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.losses.base.loss import KDLoss, needs_channels
-from kd_mm.ops.checks import number, one_of, positive
+from kd_mm.losses.base.loss import KDLoss, needs_classes
+from kd_mm.ops.checks import boolean, number, one_of, positive
+from kd_mm.ops.divergences import standardise_logits
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
 from kd_mm.types.targets import row_targets
@@ -15,7 +16,7 @@ DIVISORS = ('sampled', 'positive')
 
 
 def weighted_cross_entropy(student: Tensor, teacher: Tensor, background_weight: float = 1.5,
-                           tau: float = 1.0) -> Tensor:
+                           tau: float = 1.0, standardise: bool = False) -> Tensor:
     """``-sum_c w_c p_t,c log p_s,c`` of each row, ``p = softmax(z / tau)``; ``w`` is 1 but for the last class: (M,).
 
     Args:
@@ -23,6 +24,7 @@ def weighted_cross_entropy(student: Tensor, teacher: Tensor, background_weight: 
         teacher: logits of the same rows.
         background_weight: ``w`` of the background.
         tau: temperature, above 0.
+        standardise: both sides go through :func:`kd_mm.ops.divergences.standardise_logits` first.
 
     Example:
         >>> import torch
@@ -30,6 +32,8 @@ def weighted_cross_entropy(student: Tensor, teacher: Tensor, background_weight: 
         >>> round(weighted_cross_entropy(z, z, 2.0).item(), 4)  # (1/2 + 2 * 1/2) log 2
         1.0397
     """
+    if standardise:
+        student, teacher = standardise_logits(student), standardise_logits(teacher)
     terms = -F.softmax(teacher / tau, dim=1) * F.log_softmax(student / tau, dim=1)
     return terms.sum(dim=1) + (background_weight - 1) * terms[:, -1]
 
@@ -75,6 +79,8 @@ class ChenClassLoss(KDLoss):
     Args:
         background_weight: ``w`` of the background, above 0. Default 1.5 [recalled].
         tau: temperature, above 0. Default 1 (the paper: none is best for detection).
+        standardise: mean and deviation of a row's logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: see :class:`KDLoss`. Default 1: ``(1 - mu) / mu``.
 
     Inputs are rows (M, K + 1), the background last.
@@ -98,19 +104,20 @@ class ChenClassLoss(KDLoss):
     logits = True
     rows_only = True
 
-    def __init__(self, background_weight: float = 1.5, tau: float = 1.0, loss_weight: Any = 1.0):
+    def __init__(self, background_weight: float = 1.5, tau: float = 1.0, standardise: bool = False,
+                 loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.background_weight = positive('ChenClassLoss', 'background_weight', background_weight)
         self.tau = positive('ChenClassLoss', 'tau', tau)
+        self.standardise = boolean('ChenClassLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
-        needs_channels('ChenClassLoss', student, 2,
-                       'the softmax over one class is always 1. The background needs a logit of its own')
+        needs_classes('ChenClassLoss', student, self.standardise, 'The background needs a logit of its own')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
-        rows = weighted_cross_entropy(student, teacher, self.background_weight, self.tau)
+        rows = weighted_cross_entropy(student, teacher, self.background_weight, self.tau, self.standardise)
         return self.tau**2 * rows.sum() / max(len(rows), 1)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.losses.base.head import HeadLoss
-from kd_mm.losses.ld import distribution_divergence
+from kd_mm.losses.ld import distribution_divergence, enough_bins
 from kd_mm.ops.boxes import giou_loss
 from kd_mm.ops.checks import boolean, factors, one_of, positive, whole
 from kd_mm.ops.divergences import quality_focal, sigmoid_divergence_sum
@@ -50,6 +50,8 @@ class CrossKDLoss(HeadLoss):
         beta: exponent of the class factor, 0 or at least 1. Default 1 [C]; its gradient is kept [C].
         divergence: of the classes: 'cross_entropy' (default [C]) or 'kl' (less the teacher's entropy).
         tau: temperature of the distributions, above 0. Default 1 [C].
+        standardise: mean and deviation of a box side's logits, where the heads predict distributions, are made equal
+            before the temperature, see :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: see :class:`KDLoss`. Default 1.
 
     In a config ``at='bbox_head'``: heads with ``cls_convs`` and ``reg_convs`` (RetinaNet, FCOS, ATSS, GFL, PAA, DDOD,
@@ -76,7 +78,8 @@ class CrossKDLoss(HeadLoss):
 
     def __init__(self, index: Optional[int] = None, stage: str = 'pre_activation', align: bool = True,
                  class_weight: float = 1.0, box_weight: Optional[float] = None, quality_weight: float = 1.0,
-                 beta: float = 1.0, divergence: str = 'cross_entropy', tau: float = 1.0, loss_weight: Any = 1.0):
+                 beta: float = 1.0, divergence: str = 'cross_entropy', tau: float = 1.0,
+                 standardise: bool = False, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.index = None if index is None else whole('CrossKDLoss', 'index', index)
         self.align = boolean('CrossKDLoss', 'align', align)
@@ -88,6 +91,7 @@ class CrossKDLoss(HeadLoss):
         self.sides_weight = 1.0 if box_weight is None else 1 / 4
         self.beta, self.divergence = quality_focal('CrossKDLoss', beta, divergence)
         self.tau = positive('CrossKDLoss', 'tau', tau)
+        self.standardise = boolean('CrossKDLoss', 'standardise', standardise)
         self.cross_head = CrossHead(index, self.stage, align)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
@@ -97,6 +101,8 @@ class CrossKDLoss(HeadLoss):
             raise ValueError(f'CrossKDLoss: only one of {student.name} and {teacher.name} predicts distributions')
         if student.distributions is None and self.factors['box']:
             student.boxes, teacher.boxes  # noqa: B018  (raises where they are not known)
+        if student.distributions is not None and self.factors['box'] and self.standardise:
+            enough_bins('CrossKDLoss', student.distributions[0].shape[-1], True)
 
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
         assert student.assignment is not None
@@ -126,5 +132,6 @@ class CrossKDLoss(HeadLoss):
                     for own, theirs, weight in zip(student.boxes, teacher.boxes, weights)]
         # Of this rank alone, as published: the sum is over the very rows that it divides.
         total = nonzero(torch.stack([weight.sum() for weight in weights]).sum())
-        return [self.sides_weight * (distribution_divergence(own, theirs, self.tau) * weight[..., None]).sum() / total
-                for own, theirs, weight in zip(student.distributions, teacher.distributions, weights)]
+        sides = [distribution_divergence(own, theirs, self.tau, standardise=self.standardise)
+                 for own, theirs in zip(student.distributions, teacher.distributions)]
+        return [self.sides_weight * (level * weight[..., None]).sum() / total for level, weight in zip(sides, weights)]

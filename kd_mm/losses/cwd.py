@@ -6,7 +6,8 @@ from torch import Tensor
 
 from kd_mm.losses.base.loss import KDLoss
 from kd_mm.ops.blocks import sum_in_blocks
-from kd_mm.ops.checks import entries, one_of, positive, whole
+from kd_mm.ops.checks import boolean, entries, one_of, positive, whole
+from kd_mm.ops.divergences import standardise_logits
 from kd_mm.ops.functional import spatial_log_softmax
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import KDBatch
@@ -16,7 +17,7 @@ DIVISORS = ('teacher', 'student')
 
 
 def channel_wise_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, divergence: str = 'kl',
-                            mask: Optional[Tensor] = None) -> Tensor:
+                            mask: Optional[Tensor] = None, standardise: bool = False) -> Tensor:
     """Divergence of the distributions over space, one for each image and channel.
 
     ``sum_i p_t(i) * (log p_t(i) - log p_s(i))`` over the H*W cells, ``p = softmax(F / tau)`` over the cells.  With a
@@ -29,6 +30,8 @@ def channel_wise_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, 
         tau: temperature, above 0.
         divergence: 'kl' or 'cross_entropy' (without the teacher's entropy).
         mask: (N, 1, H, W), or (N, C, H, W) with one for each channel, not negative, or None.
+        standardise: mean and deviation over the cells of each image and channel are made equal first, see
+            :func:`kd_mm.ops.divergences.standardise_logits`.
 
     Returns:
         (N, C), not multiplied by tau squared; 0 for an image whose mask is empty.
@@ -39,6 +42,9 @@ def channel_wise_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, 
         >>> channel_wise_divergence(x + 5, x).abs().max().item() < 1e-5
         True
     """
+    if standardise:
+        cells = None if mask is None else mask.flatten(2)
+        student, teacher = (standardise_logits(side.flatten(2), 2, cells).view_as(side) for side in (student, teacher))
     log_s, filled = spatial_log_softmax(student, tau, mask)
     log_t, _ = spatial_log_softmax(teacher, tau, mask)
     terms = log_t.exp() * (log_t - log_s if divergence == 'kl' else -log_s)
@@ -62,6 +68,8 @@ class CWDLoss(KDLoss):
         tau: temperature, above 0. Default 1 [C: mmrazor]; TorchDistiller and CIRKD use 4.
         divergence: 'kl' or 'cross_entropy'. Default 'kl'.
         divisor: 'teacher' (the channels that are compared) or 'student' (those before the adapter). Default 'teacher'.
+        standardise: mean and deviation of the cells of each channel are made equal before the temperature, see
+            :func:`channel_wise_divergence`. Default False.
         student_channels: channels of the student before the adapter, a number or one a level; only for
             ``divisor='student'``, the loss cannot see them.
         loss_weight: see :class:`KDLoss`. Default 5 [C: mmrazor and pppppM, segmentation logits]; mmrazor's FPN recipe
@@ -87,10 +95,12 @@ class CWDLoss(KDLoss):
     takes = (4, )
 
     def __init__(self, tau: float = 1.0, divergence: str = 'kl', divisor: str = 'teacher',
-                 student_channels: Optional[Union[int, Sequence[int]]] = None, loss_weight: Any = 5.0):
+                 student_channels: Optional[Union[int, Sequence[int]]] = None, standardise: bool = False,
+                 loss_weight: Any = 5.0):
         super().__init__(loss_weight)
         self.tau = positive('CWDLoss', 'tau', tau)
         self.divergence = one_of('CWDLoss', 'divergence', divergence, DIVERGENCES)
+        self.standardise = boolean('CWDLoss', 'standardise', standardise)
         self.divisor = one_of('CWDLoss', 'divisor', divisor, DIVISORS)
         if (self.divisor == 'student') != (student_channels is not None):
             raise ValueError(f"CWDLoss: divisor={divisor!r} and student_channels={student_channels!r}; "
@@ -104,7 +114,7 @@ class CWDLoss(KDLoss):
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
         def total_of(one: Tensor, other: Tensor, weights: Optional[Tensor]) -> Tuple[Tensor]:
-            return (channel_wise_divergence(one, other, self.tau, self.divergence, weights).sum(), )
+            return (channel_wise_divergence(one, other, self.tau, self.divergence, weights, self.standardise).sum(), )
 
         total, = sum_in_blocks(total_of, 'channels', student, teacher, mask)
         images = total.new_tensor(float(max(student.shape[0], 1)))

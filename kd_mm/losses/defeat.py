@@ -5,8 +5,8 @@ from typing import Any, Dict, Optional, Sequence
 import torch
 from torch import Tensor
 
-from kd_mm.losses.base.loss import KDLoss, needs_channels
-from kd_mm.ops.checks import factors, from_zero, positive
+from kd_mm.losses.base.loss import KDLoss, needs_classes
+from kd_mm.ops.checks import boolean, factors, from_zero, positive
 from kd_mm.ops.divergences import softmax_divergence
 from kd_mm.ops.functional import apply_weights
 from kd_mm.regions.base import RegionMask
@@ -26,7 +26,7 @@ def half_mean(gap: Tensor, mask: Tensor) -> Tensor:
 
 
 def decoupled_divergence(student: Tensor, teacher: Tensor, labels: Tensor, background: Optional[int] = None,
-                         tau: float = 1.0) -> Dict[str, Tensor]:
+                         tau: float = 1.0, standardise: bool = False) -> Dict[str, Tensor]:
     """Divergence of class scores, averaged over foreground rows and over background rows.
 
     ``tau^2 * (1 / rows) * sum over rows of KL(softmax(z_t / tau) || softmax(z_s / tau))``, for each of the two groups;
@@ -39,6 +39,7 @@ def decoupled_divergence(student: Tensor, teacher: Tensor, labels: Tensor, backg
         background: index of the background; None for the last column. (The authors' code takes the highest label that
             occurs, which is a foreground class in a batch without background.)
         tau: temperature, above 0.
+        standardise: both sides go through :func:`kd_mm.ops.divergences.standardise_logits` first.
 
     Returns:
         The terms ``'fg'`` and ``'bg'``, unweighted.
@@ -49,7 +50,7 @@ def decoupled_divergence(student: Tensor, teacher: Tensor, labels: Tensor, backg
         >>> abs(terms['fg'].item()) < 1e-5, abs(terms['bg'].item()) < 1e-5
         (True, True)
     """
-    rows = tau**2 * softmax_divergence(student, teacher.detach(), tau).sum(dim=1)
+    rows = tau**2 * softmax_divergence(student, teacher.detach(), tau, standardise=standardise).sum(dim=1)
     is_background = labels == (student.shape[1] - 1 if background is None else background)
     return {name: (rows * group).sum() / group.sum().clamp(min=1)
             for name, group in (('fg', ~is_background), ('bg', is_background))}
@@ -131,6 +132,8 @@ class DeFeatClassLoss(KDLoss):
         fg: weight of the foreground, from 0. Default 2 [C].
         bg: weight of the background, from 0. Default 2 [C].
         tau: temperature, above 0. Default 1 [C].
+        standardise: mean and deviation of a row's logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: see :class:`KDLoss`. Default 1.
 
     Inputs are rows (M, K + 1), the background last, with ``KDBatch.row_labels``.
@@ -155,17 +158,18 @@ class DeFeatClassLoss(KDLoss):
     logits = True
     rows_only = True
 
-    def __init__(self, fg: float = 2.0, bg: float = 2.0, tau: float = 1.0, loss_weight: Any = 1.0):
+    def __init__(self, fg: float = 2.0, bg: float = 2.0, tau: float = 1.0, standardise: bool = False,
+                 loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.factors = dict(zip(('fg', 'bg'), factors('DeFeatClassLoss', fg=fg, bg=bg)))
         self.tau = positive('DeFeatClassLoss', 'tau', tau)
+        self.standardise = boolean('DeFeatClassLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
-        needs_channels('DeFeatClassLoss', student, 2,
-                       'the softmax over one class is always 1. The background needs a logit of its own')
+        needs_classes('DeFeatClassLoss', student, self.standardise, 'The background needs a logit of its own')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Dict[str, Tensor]:
         labels = row_labels(batch, len(student), level).to(student.device)
-        return decoupled_divergence(student, teacher, labels, tau=self.tau)
+        return decoupled_divergence(student, teacher, labels, tau=self.tau, standardise=self.standardise)

@@ -6,9 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.losses.base.query import QueryLoss, class_costs, class_divergence, image_shapes, paired_box_losses
+from kd_mm.losses.base.query import (
+    QueryLoss,
+    check_standardised,
+    class_costs,
+    class_divergence,
+    image_shapes,
+    paired_box_losses,
+)
 from kd_mm.ops.boxes import frames, intersection, to_centre, to_corners
-from kd_mm.ops.checks import entries, factors, from_zero, number, one_of, positive, whole
+from kd_mm.ops.checks import boolean, entries, factors, from_zero, number, one_of, positive, whole
 from kd_mm.ops.divergences import DIVERGENCES
 from kd_mm.ops.functional import nonzero, unit_vectors
 from kd_mm.ops.matching import hungarian, pair_costs, take_queries
@@ -63,6 +70,8 @@ class DETRDistillLogitsLoss(QueryLoss):
         match_weights: factors of the three costs of the matching. Default (1, 5, 2) [C].
         divergence: of the classes: 'cross_entropy' (default [C]; not 0 at equality, but its gradient is) or 'kl' (less
             the teacher's entropy).
+        standardise: mean and deviation of a query's class logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False, and only for softmax classes.
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
     In a config ``at='bbox_head'``: any two DETR-type detectors of the same classes and number of decoder layers; the
@@ -88,7 +97,7 @@ class DETRDistillLogitsLoss(QueryLoss):
 
     def __init__(self, class_weight: float = 1.0, l1_weight: float = 5.0, giou_weight: float = 2.0,
                  match_weights: Tuple[float, float, float] = (1.0, 5.0, 2.0), divergence: str = 'cross_entropy',
-                 loss_weight: Any = 1.0):
+                 standardise: bool = False, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         name = type(self).__name__
         self.factors = dict(zip(('class', 'l1', 'giou'), factors(
@@ -98,6 +107,12 @@ class DETRDistillLogitsLoss(QueryLoss):
             raise ValueError(f'{name}: match_weights={match_weights!r} must be three factors: class, L1, GIoU, and one '
                              'above 0')
         self.divergence = one_of(name, 'divergence', divergence, DIVERGENCES)
+        self.standardise = boolean(name, 'standardise', standardise)
+
+    def check_shapes(self, student: Any, teacher: Any) -> None:
+        super().check_shapes(student, teacher)
+        if self.standardise and self.factors['class']:
+            check_standardised('DETRDistillLogitsLoss', student, student.logits)
 
     @torch.no_grad()
     def match(self, student: QueryView, teacher: QueryView) -> Tensor:
@@ -114,7 +129,8 @@ class DETRDistillLogitsLoss(QueryLoss):
         frame = frames(image_shapes(batch, partner.shape[1]), student.boxes)
         wanted = take_queries(clipped(teacher.boxes), partner)
         l1, giou = paired_box_losses(student.boxes, wanted, frame)
-        classes = class_divergence(student, student.logits, take_queries(teacher.logits, partner), self.divergence)
+        classes = class_divergence(student, student.logits, take_queries(teacher.logits, partner), self.divergence,
+                                   self.standardise)
         return {name: list((values * paired).sum(dim=(1, 2)) / pairs)
                 for name, values in (('class', classes), ('l1', l1), ('giou', giou)) if self.factors[name]}
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
 from kd_mm.ops.blocks import sum_in_blocks
 from kd_mm.ops.checks import boolean, from_zero, one_of, positive, whole
+from kd_mm.ops.divergences import standardise_logits
 from kd_mm.ops.functional import apply_weights, nonzero, safe_sqrt
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
@@ -125,6 +126,8 @@ class DISTLoss(KDLoss):
             quiet; equal inputs give about 1e-7 instead of 0.
         mask_ignored: leave out the pixels whose label is ignored, where the data has labels (no reference does).
             Default True.
+        standardise: mean and deviation of a cell's logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False, and only with 'softmax'.
         loss_weight: see :class:`KDLoss`. Default 1 [C: detection and segmentation; 0.4 on an auxiliary head, 2 for
             ImageNet].
 
@@ -153,7 +156,8 @@ class DISTLoss(KDLoss):
     logits = True
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, activation: str = 'softmax',
-                 anchors: int = 1, eps: float = 1e-8, mask_ignored: bool = True, loss_weight: Any = 1.0):
+                 anchors: int = 1, eps: float = 1e-8, mask_ignored: bool = True,
+                 standardise: bool = False, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.factors = {'inter': from_zero('DISTLoss', 'beta', beta), 'intra': from_zero('DISTLoss', 'gamma', gamma)}
         self.eps = positive('DISTLoss', 'eps', eps)
@@ -161,6 +165,10 @@ class DISTLoss(KDLoss):
         self.activation = one_of('DISTLoss', 'activation', activation, ACTIVATIONS)
         self.anchors = whole('DISTLoss', 'anchors', anchors)
         self.mask_ignored = boolean('DISTLoss', 'mask_ignored', mask_ignored)
+        self.standardise = boolean('DISTLoss', 'standardise', standardise)
+        if self.standardise and self.activation != 'softmax':
+            raise ValueError(f"DISTLoss: standardise=True and activation={self.activation!r}: independent scores have "
+                             "no mean to take away. Use activation='softmax'")
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
@@ -169,13 +177,14 @@ class DISTLoss(KDLoss):
                 raise ValueError(f'DISTLoss: anchors={self.anchors}, but the logits are {tuple(tensor.shape)}')
         if self.activation == 'softmax' or not self.factors['intra']:
             # Across the classes the correlation of two numbers with two others is 1 or -1.
-            needs_channels('DISTLoss', student, self.anchors * (2 if self.factors['intra'] else 3),
+            needs_channels('DISTLoss', student, self.anchors * (2 if self.factors['intra'] and not self.standardise
+                                                                else 3),
                            "it correlates scores that compete. Use activation='sigmoid' with gamma above 0, "
                            'SigmoidKDLoss or CWDLoss')
 
     def scores(self, logits: Tensor) -> Tensor:
         """Class scores of logits."""
-        logits = logits / self.tau
+        logits = (standardise_logits(logits) if self.standardise else logits) / self.tau
         return logits.softmax(dim=1) if self.activation == 'softmax' else logits.sigmoid()
 
     def split(self, logits: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
 from kd_mm.ops.blocks import sum_in_blocks
 from kd_mm.ops.checks import boolean, from_zero, one_of, positive
+from kd_mm.ops.divergences import standardise_logits
 from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
@@ -17,7 +18,8 @@ from kd_mm.types.targets import row_labels, seg_map
 TARGETS = ('labels', 'teacher_argmax')
 
 
-def decoupled_terms(student: Tensor, teacher: Tensor, target: Tensor, tau: float = 1.0) -> Tuple[Tensor, Tensor]:
+def decoupled_terms(student: Tensor, teacher: Tensor, target: Tensor, tau: float = 1.0,
+                    standardise: bool = False) -> Tuple[Tensor, Tensor]:
     """The two parts of a softmax divergence, one number for each row or pixel.
 
     TCKD is ``KL(b_t || b_s)`` of the two outcomes "target class or not", NCKD is ``KL`` of the softmax over the other
@@ -28,6 +30,7 @@ def decoupled_terms(student: Tensor, teacher: Tensor, target: Tensor, tau: float
         teacher: logits of the same shape.
         target: class indices in 0..K-1, (M,) or (N, H, W).
         tau: temperature, above 0.
+        standardise: both sides go through :func:`kd_mm.ops.divergences.standardise_logits` first.
 
     Returns:
         TCKD and NCKD, each of the shape of ``target``, not multiplied by tau squared.
@@ -40,6 +43,8 @@ def decoupled_terms(student: Tensor, teacher: Tensor, target: Tensor, tau: float
     index = target[:, None]
     hidden = torch.zeros_like(student, dtype=torch.bool).scatter_(1, index, True)
     sides = []
+    if standardise:
+        student, teacher = standardise_logits(student), standardise_logits(teacher)
     for logits in (student / tau, teacher / tau):
         whole = logits.logsumexp(dim=1)
         # A finite stand-in for -inf, whose differences are no NaN.
@@ -79,6 +84,9 @@ class DKDLoss(KDLoss):
         target: 'labels' (default [C]) or 'teacher_argmax'.
         mask_ignored: with 'teacher_argmax', leave out the pixels whose label is ignored, where the data has labels.
             Default True.
+        standardise: mean and deviation of a cell's logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False; True with tau=2, alpha=9 and
+            beta=72 [C: logit-standardization-KD, classification].
         loss_weight: see :class:`KDLoss`. Default 1 [C].
 
     A region weights the pixels; RoI rows take none.
@@ -104,17 +112,18 @@ class DKDLoss(KDLoss):
     logits = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.25, tau: float = 1.0, target: str = 'labels',
-                 mask_ignored: bool = True, loss_weight: Any = 1.0):
+                 mask_ignored: bool = True, standardise: bool = False, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.factors = {'tckd': from_zero('DKDLoss', 'alpha', alpha), 'nckd': from_zero('DKDLoss', 'beta', beta)}
         self.tau = positive('DKDLoss', 'tau', tau)
         self.target = one_of('DKDLoss', 'target', target, TARGETS)
         self.mask_ignored = boolean('DKDLoss', 'mask_ignored', mask_ignored)
+        self.standardise = boolean('DKDLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
-        # With two classes there is one that is not the target: nothing to rank.
-        needs_channels('DKDLoss', student, 2 if self.factors['tckd'] else 3,
+        # With two classes there is one that is not the target: nothing to rank. Two standardised logits never change.
+        needs_channels('DKDLoss', student, 2 if self.factors['tckd'] and not self.standardise else 3,
                        'there are no other classes to rank. Use SigmoidKDLoss')
 
     def targets(self, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor],
@@ -142,7 +151,8 @@ class DKDLoss(KDLoss):
         target, weights = self.targets(teacher, batch, mask, level)
 
         def sums(one: Tensor, other: Tensor, index: Tensor, shares: Tensor) -> Tuple[Tensor, ...]:
-            return tuple((term * shares[:, 0]).sum() for term in decoupled_terms(one, other, index[:, 0], self.tau))
+            return tuple((term * shares[:, 0]).sum() for term in decoupled_terms(
+                one, other, index[:, 0], self.tau, self.standardise))
 
         found = sum_in_blocks(sums, 'cells', student, teacher, target[:, None], weights[:, None])
         return {name: self.tau**2 * value / nonzero(weights.sum()) for name, value in zip(('tckd', 'nckd'), found)}

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from kd_mm.losses.base.head import HeadLoss
-from kd_mm.losses.ld import distribution_divergence
+from kd_mm.losses.ld import distribution_divergence, enough_bins
 from kd_mm.ops.boxes import intersection
-from kd_mm.ops.checks import positive
+from kd_mm.ops.checks import boolean, positive
 from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import KDBatch
@@ -65,6 +65,8 @@ class GOLSDLoss(HeadLoss):
 
     Args:
         tau: temperature, above 0. Default 5 [C].
+        standardise: mean and deviation of a side's logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: see :class:`KDLoss`. Default 1.5 [C].
 
     Inputs are two :class:`kd_mm.types.dense.DenseView` with ``distributions``, the student's with boxes and the host's
@@ -90,9 +92,10 @@ class GOLSDLoss(HeadLoss):
     joint = True
     needs_boxes = True
 
-    def __init__(self, tau: float = 5.0, loss_weight: Any = 1.5):
+    def __init__(self, tau: float = 5.0, standardise: bool = False, loss_weight: Any = 1.5):
         super().__init__(loss_weight)
         self.tau = positive('GOLSDLoss', 'tau', tau)
+        self.standardise = boolean('GOLSDLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         super().check_shapes(student, teacher)
@@ -104,9 +107,7 @@ class GOLSDLoss(HeadLoss):
         if bins[0] != bins[1]:
             raise ValueError(f'GOLSDLoss: {bins[0]} bins of {student.name} and {bins[1]} of {teacher.name}: reg_max '
                              'must be the same')
-        if min(bins[0]) < 2:
-            raise ValueError(f'GOLSDLoss: {bins[0]} bins of {student.name}: the distribution over one bin is always 1; '
-                             'reg_max must be above 0')
+        enough_bins('GOLSDLoss', min(bins[0]), self.standardise)
         if student.assignment.objects is None:
             raise ValueError(f'GOLSDLoss: {student.name} does not tell which object a positive prior belongs to')
 
@@ -130,5 +131,5 @@ class GOLSDLoss(HeadLoss):
         matched = torch.cat([host.positive(level) for level in range(len(student))], dim=1)
         counted = torch.cat([weight > 0 for weight in host.weights], dim=1)
         own, theirs = torch.cat(student.distributions, dim=1), torch.cat(teacher.distributions, dim=1)
-        sides = distribution_divergence(own, theirs, self.tau).mean(dim=-1)
+        sides = distribution_divergence(own, theirs, self.tau, standardise=self.standardise).mean(dim=-1)
         return {'': [balanced_mean(self.weights(student, teacher, matched, batch) * sides, matched, counted)]}

@@ -4,7 +4,7 @@ from typing import Any, Optional, Tuple
 
 from torch import Tensor
 
-from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
+from kd_mm.losses.base.loss import KDLoss, labelled, needs_classes
 from kd_mm.ops.blocks import sum_in_blocks
 from kd_mm.ops.checks import boolean, one_of, positive
 from kd_mm.ops.divergences import softmax_divergence
@@ -17,7 +17,7 @@ DIVERGENCES = ('kl', 'cross_entropy')
 
 
 def mean_divergence(student: Tensor, teacher: Tensor, mask: Optional[Tensor], tau: float = 1.0, divergence: str = 'kl',
-                    reduction: str = 'pixel_mean') -> Tensor:
+                    reduction: str = 'pixel_mean', standardise: bool = False) -> Tensor:
     """Sum of :func:`softmax_divergence` over classes and pixels, weighted by ``mask`` (N, 1, H, W), divided by:
 
     ===============  ==============================================================================================
@@ -36,7 +36,7 @@ def mean_divergence(student: Tensor, teacher: Tensor, mask: Optional[Tensor], ta
         tensor(0.6931)
     """
     def total_of(one: Tensor, other: Tensor, weights: Optional[Tensor]) -> Tuple[Tensor]:
-        return (apply_weights(softmax_divergence(one, other, tau, divergence), weights).sum(), )
+        return (apply_weights(softmax_divergence(one, other, tau, divergence, standardise), weights).sum(), )
 
     total, = sum_in_blocks(total_of, 'cells', student, teacher, mask)
     count, classes = student.shape[:2]
@@ -75,6 +75,9 @@ class SoftmaxKDLoss(KDLoss):
         tau_squared: multiply by tau squared, which keeps the size of the gradient when tau changes. Default True.
         mask_ignored: leave out the pixels whose label is ignored, where the data has labels (no reference does; the
             student is not supervised there and the teacher was not either). Default True.
+        standardise: mean and deviation of a cell's logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False; True with tau=2 and loss_weight=9 [C:
+            logit-standardization-KD, classification].
         loss_weight: see :class:`KDLoss`. Default 1 [C: CIRKD's lambda_kd].
 
     Inputs are logits (N, K, H, W) or (M, K).  A region weights the pixels; RoI rows take none.
@@ -84,8 +87,8 @@ class SoftmaxKDLoss(KDLoss):
         By default, over the valid pixels; summed over levels.
 
     Raises:
-        ValueError: an option is not among its choices, tau is not positive, there is one class only, or a region is
-            given for RoI rows.
+        ValueError: an option is not among its choices, tau is not positive, there is one class only (two with
+            ``standardise``), or a region is given for RoI rows.
 
     Example:
         >>> import torch
@@ -100,21 +103,23 @@ class SoftmaxKDLoss(KDLoss):
     logits = True
 
     def __init__(self, tau: float = 1.0, reduction: str = 'pixel_mean', divergence: str = 'kl',
-                 tau_squared: bool = True, mask_ignored: bool = True, loss_weight: Any = 1.0):
+                 tau_squared: bool = True, mask_ignored: bool = True, standardise: bool = False,
+                 loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.tau = positive('SoftmaxKDLoss', 'tau', tau)
         self.reduction = one_of('SoftmaxKDLoss', 'reduction', reduction, REDUCTIONS)
         self.divergence = one_of('SoftmaxKDLoss', 'divergence', divergence, DIVERGENCES)
         self.factor = self.tau**2 if boolean('SoftmaxKDLoss', 'tau_squared', tau_squared) else 1.0
         self.mask_ignored = boolean('SoftmaxKDLoss', 'mask_ignored', mask_ignored)
+        self.standardise = boolean('SoftmaxKDLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
-        needs_channels('SoftmaxKDLoss', student, 2,
-                       'the softmax over one class is always 1. Use SigmoidKDLoss or CWDLoss')
+        needs_classes('SoftmaxKDLoss', student, self.standardise, 'Use SigmoidKDLoss or CWDLoss')
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:
         if self.mask_ignored:
             mask = labelled(student, batch, mask)
-        return self.factor * mean_divergence(student, teacher, mask, self.tau, self.divergence, self.reduction)
+        return self.factor * mean_divergence(student, teacher, mask, self.tau, self.divergence, self.reduction,
+                                             self.standardise)

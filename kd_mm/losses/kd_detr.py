@@ -5,9 +5,9 @@ from typing import Any, Dict, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from kd_mm.losses.base.query import QueryLoss, class_divergence, image_shapes, paired_box_losses
+from kd_mm.losses.base.query import QueryLoss, check_standardised, class_divergence, image_shapes, paired_box_losses
 from kd_mm.ops.boxes import frames
-from kd_mm.ops.checks import factors, one_of, whole
+from kd_mm.ops.checks import boolean, factors, one_of, whole
 from kd_mm.ops.divergences import DIVERGENCES
 from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
@@ -44,6 +44,8 @@ class KDDETRLoss(QueryLoss):
         giou_weight: ``w_g``, from 0. Default 2 [recalled].
         weights: 'foreground' (default [P]) or 'none'.
         divergence: of the classes: 'kl' (default) or 'cross_entropy'.
+        standardise: mean and deviation of a query's class logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False, and only for softmax classes.
         loss_weight: see :class:`KDLoss`. Default 1.
 
     In a config ``at='bbox_head'``: two detectors of one kind (DETR, Conditional DETR, DAB-DETR, Deformable DETR of one
@@ -71,7 +73,7 @@ class KDDETRLoss(QueryLoss):
 
     def __init__(self, points: Sequence[str] = POINTS, general: int = 300, class_weight: float = 1.0,
                  l1_weight: float = 5.0, giou_weight: float = 2.0, weights: str = 'foreground',
-                 divergence: str = 'kl', loss_weight: Any = 1.0):
+                 divergence: str = 'kl', standardise: bool = False, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         kinds = (points, ) if isinstance(points, str) else points
         if not isinstance(kinds, (list, tuple)) or not kinds:
@@ -82,6 +84,12 @@ class KDDETRLoss(QueryLoss):
             'KDDETRLoss', class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)))
         self.weights = one_of('KDDETRLoss', 'weights', weights, WEIGHTS)
         self.divergence = one_of('KDDETRLoss', 'divergence', divergence, DIVERGENCES)
+        self.standardise = boolean('KDDETRLoss', 'standardise', standardise)
+
+    def check_shapes(self, student: Any, teacher: Any) -> None:
+        super().check_shapes(student, teacher)
+        if self.standardise and self.factors['class']:
+            check_standardised('KDDETRLoss', student, student.logits)
 
     def shared_pass(self, student: QueryView, teacher: QueryView, batch: KDBatch) -> Tuple[QueryView, QueryView]:
         if student.decode is None or teacher.decode is None or teacher.points is None:
@@ -105,7 +113,7 @@ class KDDETRLoss(QueryLoss):
         total = nonzero(weight.sum(dim=(1, 2)))
         frame = frames(image_shapes(batch, weight.shape[1]), student.boxes)
         l1, giou = paired_box_losses(student.boxes, teacher.boxes, frame)
-        classes = class_divergence(student, student.logits, teacher.logits, self.divergence)
+        classes = class_divergence(student, student.logits, teacher.logits, self.divergence, self.standardise)
         return {name: list((values * weight).sum(dim=(1, 2)) / total)
                 for name, values in (('class', classes), ('l1', l1), ('giou', giou)) if self.factors[name]}
 

@@ -19,7 +19,8 @@ from kd_mm.types.targets import batch_boxes
 BINS = ('sum', 'mean')
 
 
-def distribution_divergence(student: Tensor, teacher: Tensor, tau: float = 10.0, bins: str = 'sum') -> Tensor:
+def distribution_divergence(student: Tensor, teacher: Tensor, tau: float = 10.0, bins: str = 'sum',
+                            standardise: bool = False) -> Tensor:
     """``tau^2 * KL`` between the distributions of box sides, one number a side.
 
     Args:
@@ -27,6 +28,7 @@ def distribution_divergence(student: Tensor, teacher: Tensor, tau: float = 10.0,
         teacher: (..., B).
         tau: temperature, above 0. Default 10 [C].
         bins: 'sum' over the bins, which is the KL divergence, or their 'mean', as published (B times smaller).
+        standardise: both sides go through :func:`kd_mm.ops.divergences.standardise_logits` first.
 
     Returns:
         (...,).
@@ -36,9 +38,21 @@ def distribution_divergence(student: Tensor, teacher: Tensor, tau: float = 10.0,
         >>> distribution_divergence(z, z).abs().max().item() < 1e-4
         True
     """
-    terms = softmax_divergence(student.flatten(0, -2), teacher.flatten(0, -2), tau)
+    terms = softmax_divergence(student.flatten(0, -2), teacher.flatten(0, -2), tau, standardise=standardise)
     total = terms.sum(dim=1) if bins == 'sum' else terms.mean(dim=1)
     return tau**2 * total.view(student.shape[:-1])
+
+
+def enough_bins(owner: str, bins: int, standardise: bool) -> None:
+    """Raise a ValueError where the distributions over so few bins are the same for every student.
+
+    Two standardised logits are always the same two numbers, up to their order.
+    """
+    if bins < 2:
+        raise ValueError(f'{owner}: the box distribution over {bins} bin is always 1; reg_max must be above 0')
+    if standardise and bins < 3:
+        raise ValueError(f'{owner}: standardise=True leaves nothing but the order of {bins} bins; use '
+                         'standardise=False, or reg_max above 1')
 
 
 def valuable_region(anchors: Rows, boxes: Tensor, real: Tensor, valid: Tensor, gamma: float = 0.25,
@@ -128,6 +142,8 @@ class LDLoss(HeadLoss):
         topk: candidates a level for its threshold. Default 9 [C].
         bins: 'sum' (default) or 'mean', see :func:`distribution_divergence`.
         normalise: divide by the sum of the weights. Default True.
+        standardise: mean and deviation of a side's logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: see :class:`KDLoss`. Default 0.75 [ours: about the published size, at 50 summed weights a GPU].
 
     Inputs are two :class:`kd_mm.types.dense.DenseView` with distributions; the student's with the host's assignment.
@@ -156,7 +172,7 @@ class LDLoss(HeadLoss):
 
     def __init__(self, tau: float = 10.0, main_weight: float = 1.0, valuable_weight: float = 0.25,
                  gamma: float = 0.25, topk: int = 9, bins: str = 'sum', normalise: bool = True,
-                 loss_weight: Any = 0.75):
+                 standardise: bool = False, loss_weight: Any = 0.75):
         super().__init__(loss_weight)
         self.tau = positive('LDLoss', 'tau', tau)
         self.factors = dict(zip(('main', 'valuable'), factors(
@@ -164,6 +180,7 @@ class LDLoss(HeadLoss):
         self.gamma, self.topk = number('LDLoss', 'gamma', gamma, 0, 1), whole('LDLoss', 'topk', topk)
         self.bins = one_of('LDLoss', 'bins', bins, BINS)
         self.normalise = boolean('LDLoss', 'normalise', normalise)
+        self.standardise = boolean('LDLoss', 'standardise', standardise)
         self.needs_boxes = self.factors['valuable'] > 0
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
@@ -175,9 +192,7 @@ class LDLoss(HeadLoss):
             if s.shape != t.shape:
                 raise ValueError(f'LDLoss, level {level}: box distributions {tuple(s.shape)} and {tuple(t.shape)} '
                                  'differ; both heads need the same reg_max')
-            if s.shape[3] < 2:
-                raise ValueError(f'LDLoss, level {level}: box distributions {tuple(s.shape)} of one bin are always 1; '
-                                 'reg_max must be above 0')
+            enough_bins('LDLoss', s.shape[3], self.standardise)
 
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
         assert student.assignment is not None
@@ -197,7 +212,7 @@ class LDLoss(HeadLoss):
         result = []
         for own, theirs, weight in zip(student.distributions, teacher.distributions, weights):
             inside = weight > 0
-            sides = distribution_divergence(own[inside], theirs[inside], self.tau, self.bins)
+            sides = distribution_divergence(own[inside], theirs[inside], self.tau, self.bins, self.standardise)
             # A level without rows must stay connected.
             result.append((sides * weight[inside][:, None].to(sides.dtype)).sum() / divisor + own.sum() * 0)
         return result

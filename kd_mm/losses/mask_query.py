@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.losses.base.head import HeadLoss
-from kd_mm.ops.checks import entries, factors, from_zero, whole
+from kd_mm.losses.base.query import check_standardised
+from kd_mm.ops.checks import boolean, entries, factors, from_zero, whole
 from kd_mm.ops.divergences import sigmoid_divergence, softmax_divergence
 from kd_mm.ops.functional import nonzero
 from kd_mm.ops.matching import hungarian, take_queries
@@ -57,6 +58,8 @@ class MaskQueryLoss(HeadLoss):
         dice_weight: ``w_d``, from 0. Default 5 [the host's]. For soft masks it is not 0 at equality.
         match_weights: factors of the three costs. Default (2, 5, 5) [the host's own matching].
         points: places an image, at least 1. Default 12544 [the host's number].
+        standardise: mean and deviation of a query's class logits are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: see :class:`KDLoss`. Default 1.
 
     In a config ``at='panoptic_head'`` (mmdet) or ``at='decode_head'`` (mmseg): two mask transformers with the same
@@ -84,7 +87,7 @@ class MaskQueryLoss(HeadLoss):
 
     def __init__(self, class_weight: float = 2.0, mask_weight: float = 5.0, dice_weight: float = 5.0,
                  match_weights: Tuple[float, float, float] = (2.0, 5.0, 5.0), points: int = 12544,
-                 loss_weight: Any = 1.0):
+                 standardise: bool = False, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.factors = dict(zip(('class', 'mask', 'dice'), factors(
             'MaskQueryLoss', class_weight=class_weight, mask_weight=mask_weight, dice_weight=dice_weight)))
@@ -93,6 +96,7 @@ class MaskQueryLoss(HeadLoss):
             raise ValueError(f'MaskQueryLoss: match_weights={match_weights!r} must be three factors: class, mask, '
                              'dice, and one above 0')
         self.points = whole('MaskQueryLoss', 'points', points)
+        self.standardise = boolean('MaskQueryLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:
         if not isinstance(student, MaskQueryView) or not isinstance(teacher, MaskQueryView):
@@ -106,6 +110,8 @@ class MaskQueryLoss(HeadLoss):
         if student.logits.shape[3] < 2:
             raise ValueError(f'MaskQueryLoss: {student.name} has one class logit; an object class and "no object" are '
                              'needed')
+        if self.standardise:
+            check_standardised('MaskQueryLoss', student, student.logits)
 
     def draw_points(self, images: int, batch: KDBatch) -> Tensor:
         """(N, P, 2), (x, y) in 0..1 of the padded input, inside each image."""
@@ -145,7 +151,8 @@ class MaskQueryLoss(HeadLoss):
         wanted = take_queries(teacher.logits, partner)
         paired = (partner >= 0).to(wanted)
         sure = (1 - wanted.softmax(dim=-1)[..., -1]) * paired
-        classes = softmax_divergence(student.logits.flatten(0, 2), wanted.flatten(0, 2)).sum(dim=1).view_as(paired)
+        classes = softmax_divergence(student.logits.flatten(0, 2), wanted.flatten(0, 2),
+                                     standardise=self.standardise).sum(dim=1).view_as(paired)
         result = {'class': list((classes * paired).sum(dim=(1, 2)) / nonzero(paired.sum(dim=(1, 2))))}
         compared = [self.compare(layer, take_queries(target[None], chosen[None])[0])
                     for layer, target, chosen in zip(own, theirs, partner)]

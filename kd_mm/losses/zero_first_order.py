@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mm.losses.base.loss import KDLoss, labelled, needs_channels
+from kd_mm.losses.base.loss import KDLoss, labelled, needs_classes
 from kd_mm.ops.blocks import BLOCK, sum_in_blocks
 from kd_mm.ops.checks import boolean, from_zero, positive
+from kd_mm.ops.divergences import standardise_logits
 from kd_mm.ops.functional import apply_weights, nonzero, weighted_mean
 from kd_mm.registry import MODELS
 from kd_mm.types.batch import Features, KDBatch
@@ -125,6 +126,8 @@ class ZeroFirstOrderLoss(KDLoss):
             1 loses against the plain student, and 0 gains most.
         tau: temperature of the probabilities, above 0. Default 1.
         mask_ignored: leave out the pixels whose label is ignored, where the data has labels. Default True.
+        standardise: mean and deviation of a cell's logits in the first term are made equal before the temperature, see
+            :func:`kd_mm.ops.divergences.standardise_logits`. Default False.
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
     A region weights the pixels, and pixels outside are nobody's neighbours.
@@ -148,18 +151,18 @@ class ZeroFirstOrderLoss(KDLoss):
     logits = True
 
     def __init__(self, zero: float = 1.0, first: float = 0.1, tau: float = 1.0, mask_ignored: bool = True,
-                 loss_weight: Any = 1.0):
+                 standardise: bool = False, loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         self.factors = {'zero': from_zero('ZeroFirstOrderLoss', 'zero', zero),
                         'first': from_zero('ZeroFirstOrderLoss', 'first', first)}
         self.tau = positive('ZeroFirstOrderLoss', 'tau', tau)
         self.mask_ignored = boolean('ZeroFirstOrderLoss', 'mask_ignored', mask_ignored)
+        self.standardise = boolean('ZeroFirstOrderLoss', 'standardise', standardise)
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)
         if not self.factors['first']:
-            needs_channels('ZeroFirstOrderLoss', student, 2,
-                           'the softmax over one class is always 1. Use first above 0 or SigmoidKDLoss')
+            needs_classes('ZeroFirstOrderLoss', student, self.standardise, 'Use first above 0 or SigmoidKDLoss')
 
     def terms(self, student: Tensor, teacher: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Dict[str, Tensor]:
         """The two terms without their weights: zero and first."""
@@ -169,6 +172,8 @@ class ZeroFirstOrderLoss(KDLoss):
             mask = labelled(student, batch, mask)
 
         def zero_sum(one: Tensor, other: Tensor, weights: Optional[Tensor]) -> Tuple[Tensor]:
+            if self.standardise:
+                one, other = standardise_logits(one), standardise_logits(other)
             gap = ((one / self.tau).softmax(dim=1) - (other / self.tau).softmax(dim=1)).square()
             return (apply_weights(gap, weights).sum(), )
 

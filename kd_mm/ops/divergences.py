@@ -8,10 +8,44 @@ from torch import Tensor
 
 from kd_mm.ops.blocks import sum_in_blocks
 from kd_mm.ops.checks import from_zero, one_of
-from kd_mm.ops.functional import apply_weights
+from kd_mm.ops.functional import apply_weights, safe_sqrt
 
 
-def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, divergence: str = 'kl') -> Tensor:
+def standardise_logits(logits: Tensor, dim: int = 1, mask: Optional[Tensor] = None, eps: float = 1e-7) -> Tensor:
+    """``(z - mean) / (std + eps)`` over what a softmax is over, with the unbiased deviation.
+
+    Standardised logits of student and teacher have the same mean and scale, so that their order and their shape alone
+    are compared (Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024).  Equal logits become 0 with
+    gradient 0; the authors' code has a gradient of ``1 / eps`` there.
+
+    Args:
+        logits: any shape.
+        dim: of the classes (bins, cells). Default 1.
+        mask: weights that can be broadcast to the logits, not negative; mean and deviation are those of the weighted
+            entries, and ``n / (n - 1)`` counts those whose weight is not 0. None: 1 for all.
+        eps: added to the deviation. Default 1e-7 [C].
+
+    Example:
+        >>> standardise_logits(torch.tensor([[0., 1., 2.], [5., 5., 5.]])).round().tolist()
+        [[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    if mask is None:
+        centred = logits - logits.mean(dim=dim, keepdim=True)
+        spread = centred.square().sum(dim=dim, keepdim=True) / max(logits.shape[dim] - 1, 1)
+    else:
+        weights = mask.to(logits.dtype).expand_as(logits)
+        total = weights.sum(dim=dim, keepdim=True)
+        total = torch.where(total > 0, total, torch.ones_like(total))
+        centred = logits - (logits * weights).sum(dim=dim, keepdim=True) / total
+        count = (weights > 0).sum(dim=dim, keepdim=True)
+        spread = (centred.square() * weights).sum(dim=dim, keepdim=True) / total
+        spread = spread * count / (count - 1).clamp(min=1)
+    std = safe_sqrt(spread)
+    return torch.where(std > 0, centred / (std + eps), centred * 0)
+
+
+def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, divergence: str = 'kl',
+                       standardise: bool = False) -> Tensor:
     """Terms of the divergence between two softmax distributions over dimension 1, one an element.
 
     ``p_t * (log p_t - log p_s)`` (kl) or ``-p_t * log p_s`` (cross_entropy), ``p = softmax(z / tau)``.
@@ -21,6 +55,7 @@ def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, diver
         teacher: logits of the same shape.
         tau: temperature, above 0.
         divergence: 'kl' or 'cross_entropy'.
+        standardise: both sides go through :func:`standardise_logits` first.
 
     Returns:
         Terms of the shape of ``student``; their sum over dimension 1 is the divergence. Not multiplied by tau squared.
@@ -31,6 +66,8 @@ def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0, diver
         >>> softmax_divergence(z, z).abs().sum().item() < 1e-6
         True
     """
+    if standardise:
+        student, teacher = standardise_logits(student), standardise_logits(teacher)
     log_s = F.log_softmax(student / tau, dim=1)
     log_t = F.log_softmax(teacher / tau, dim=1)
     return log_t.exp() * (log_t - log_s if divergence == 'kl' else -log_s)

@@ -312,6 +312,24 @@ def needs_channels(owner: str, features: Features, least: int, reason: str, side
                              f'and {least} are needed, or nothing is learned: {reason}')
 
 
+def needs_classes(owner: str, features: Features, standardise: bool, mend: str, what: str = 'class') -> None:
+    """Raise a ValueError where a softmax over so few classes (bins) is the same for every student.
+
+    Two standardised logits are always the same two numbers, up to their order.
+
+    Args:
+        owner: class name of the loss.
+        features: L tensors (N, K, ...) or (M, K).
+        standardise: whether the logits are standardised first.
+        mend: what to use instead.
+        what: the things that the softmax is over.
+    """
+    reason = f'the softmax over one {what} is always 1'
+    if standardise:
+        reason = f'standardise=True leaves nothing but the order of two. Use standardise=False with two; {reason}'
+    needs_channels(owner, features, 3 if standardise else 2, f'{reason}. {mend}')
+
+
 def labelled(logits: Tensor, batch: KDBatch, mask: Optional[Tensor]) -> Optional[Tensor]:
     """Region weights with the ignored pixels set to 0; None when nothing is to be left out.
 

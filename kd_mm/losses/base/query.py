@@ -64,7 +64,8 @@ class QueryLoss(HeadLoss):
                 'same. Use a feature loss, or a teacher trained on these classes')
 
 
-def class_divergence(student: QueryView, logits: Tensor, target: Tensor, divergence: str) -> Tensor:
+def class_divergence(student: QueryView, logits: Tensor, target: Tensor, divergence: str,
+                     standardise: bool = False) -> Tensor:
     """Divergence of class scores, summed over the classes, one number a query.
 
     Args:
@@ -72,11 +73,29 @@ def class_divergence(student: QueryView, logits: Tensor, target: Tensor, diverge
         logits: (..., K).
         target: (..., K), the teacher's logits.
         divergence: 'kl' or 'cross_entropy'.
+        standardise: of a softmax, see :func:`kd_mm.ops.divergences.softmax_divergence`.
     """
     if student.sigmoid:
         return sigmoid_divergence(logits, target, divergence=divergence).sum(dim=-1)
-    terms = softmax_divergence(logits.flatten(0, -2), target.flatten(0, -2), divergence=divergence)
+    terms = softmax_divergence(logits.flatten(0, -2), target.flatten(0, -2), divergence=divergence,
+                               standardise=standardise)
     return terms.sum(dim=-1).view(logits.shape[:-1])
+
+
+def check_standardised(owner: str, view: Any, logits: Tensor) -> None:
+    """Raise a ValueError for a head whose class logits ``standardise=True`` has nothing to do with.
+
+    Args:
+        owner: class name of the loss.
+        view: of the head.
+        logits: (..., K).
+    """
+    if getattr(view, 'sigmoid', False):
+        raise ValueError(f'{owner}: standardise=True is for softmax classes, and {view.name} has independent (sigmoid) '
+                         'ones. Use standardise=False')
+    if logits.shape[-1] < 3:
+        raise ValueError(f'{owner}: standardise=True leaves nothing but the order of the {logits.shape[-1]} logits of '
+                         f'{view.name}. Use standardise=False')
 
 
 def class_costs(student: QueryView, teacher: QueryView) -> Tensor:
