@@ -6,15 +6,18 @@
 # STACK=onedl    the maintained forks of the hosts instead of the published ones
 # PYTHON=...     the interpreter for the virtual environment
 # JOBS=2         tests side by side
+# COVERAGE=0     tests without measuring which lines of kd_mm they run: a fifth quicker
 # QUICK=1        demo in under 3 minutes;   SEEDS=3   demo with mean and spread
 
 STACK ?= upstream
 PYTHON ?= python3
 SEEDS ?= 1
 JOBS ?= 2
+COVERAGE ?= 1
 ARGS ?=
 VENV := $(if $(filter upstream,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
+MEASURE := $(filter-out 0,$(COVERAGE))
 PLAIN := tests/test_examples.py tests/ops/test_functional.py tests/regions tests/adapters tests/test_golden.py
 
 .PHONY: demo test sweep lint env clean
@@ -33,9 +36,10 @@ sweep: env
 	@$(RUN) tools/studies/sweep.py $(ARGS)
 
 test: lint
-	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(if $(MEASURE),--cov=kd_mm --cov-report=) $(ARGS)
 	@# Once more what prints or compares numbers, with the plain kernels of torch, as on a processor without AVX.
 	@ATEN_CPU_CAPABILITY=default KD_MM_TEST_THREADS=2 $(RUN) -m pytest --durations=0 --durations-min=5 $(PLAIN)
+	@$(if $(MEASURE),$(RUN) tools/dev/coverage_summary.py,:)
 
 clean:
 	rm -rf work_dirs .venv .venv-onedl

@@ -22,6 +22,6 @@ setup(
     extras_require={
         'det': ['mmengine>=0.10', 'mmcv>=2.0', 'mmdet>=3.0'],
         'seg': ['mmengine>=0.10', 'mmcv>=2.0', 'mmsegmentation>=1.0', 'ftfy', 'regex'],
-        'dev': ['pytest', 'ruff', 'mypy'],
+        'dev': ['pytest', 'pytest-cov', 'ruff', 'mypy'],
     },
 )

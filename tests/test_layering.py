@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,16 @@ def test_no_host_is_imported(statement):
 def test_the_hall_imports_nothing_heavy():
     code = 'import kd_mm, sys; assert kd_mm.__version__ and not {"torch", "mmengine"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize('category', ['UserWarning', 'DeprecationWarning', 'RuntimeWarning'])
+def test_a_warning_of_our_own_is_an_error_in_tests(category):
+    code = f'import warnings\nwarnings.warn("odd", {category})'
+    for name in ('kd_mm', 'kd_mm.losses.any'):
+        with pytest.raises(Warning, match='odd'):
+            exec(code, {'__name__': name})
+    with warnings.catch_warnings(record=True):
+        exec(code, {'__name__': 'kd_mm_of_somebody_else'})
 
 
 def stem(name):

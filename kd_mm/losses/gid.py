@@ -68,7 +68,10 @@ def normalised_distances(rows: Tensor) -> Tensor:
     """
     # By inner products: the differences of all pairs would be M times as large as the rows.
     squares = rows.square().sum(dim=1)
-    gap = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clamp(min=0)
+    both = squares[:, None] + squares[None]
+    gap = both - 2 * rows @ rows.T
+    # Equal rows differ by rounding here, on one processor and not on the next, and must not count in the mean.
+    gap = torch.where(gap > 16 * torch.finfo(gap.dtype).eps * both, gap, torch.zeros_like(gap))
     distances = safe_sqrt(gap * (1 - torch.eye(len(rows), device=rows.device, dtype=rows.dtype)))
     mean = distances.sum() / nonzero((distances > 0).sum().to(rows.dtype))
     return distances / nonzero(mean)

@@ -10,6 +10,9 @@ from kd_mm.types.dense import DenseView
 BATCH = KDBatch(input_shape=(16, 48), boxes=[
     torch.tensor([[0.0, 0.0, 16.0, 16.0], [16.0, 0.0, 32.0, 16.0], [32.0, 0.0, 48.0, 16.0]])])
 
+SWEEP = {'GIDLoss': dict(skip=dict(
+    test_the_batch_twice_is_what_the_reduction_says='a box and its copy are one more pair, at distance 0'))}
+
 
 def maps(*values):
     return torch.tensor(values).double().repeat_interleave(2).expand(1, 1, 2, 6).contiguous()
@@ -42,6 +45,25 @@ def test_equal_rows_have_a_finite_gradient():
     rows = torch.ones(4, 3, requires_grad=True)
     normalised_distances(rows).sum().backward()
     assert rows.grad.isfinite().all()
+
+
+def test_the_batch_twice_has_pairs_of_a_box_and_its_copy():
+    """They are at distance 0 on both sides: a sum 4 times as large over 2M (2M - 1) pairs instead of M (M - 1)."""
+    loss = build(dict(type='GIDLoss', size=1))
+    student, teacher = (torch.randn(1, 600, 2, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    boxes = BATCH.targets.boxes[0]
+    once = loss.terms(0, student, teacher, BATCH)['relation'].item()
+    twice = loss.terms(0, student.repeat(2, 1, 1, 1), teacher.repeat(2, 1, 1, 1),
+                       KDBatch(input_shape=(16, 48), boxes=[boxes, boxes]))['relation'].item()
+    assert once > 0 and twice == pytest.approx(once * 2 * (len(boxes) - 1) / (2 * len(boxes) - 1), rel=1e-3)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_equal_rows_are_at_distance_0_and_not_in_the_mean(dtype):
+    rows = torch.randn(5, 600, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    twice = normalised_distances(torch.cat([rows, rows]))
+    assert torch.equal(twice[:5, 5:].diagonal(), torch.zeros(5, dtype=dtype))
+    torch.testing.assert_close(twice[:5, :5], normalised_distances(rows), rtol=1e-4, atol=0)
 
 
 def test_instances_are_where_the_predictions_differ():

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Print how many lines of a package the tests have run: the total, and each file below 90 % with the lines it misses.
 
-    python -m pytest --cov=kd_mm --cov-report= && python tools/dev/coverage_summary.py
+    python -m pytest --cov=kd_mm --cov-report=; python tools/dev/coverage_summary.py
 
-`make test COVERAGE=1` does both.  Lines that only subprocesses run (ranks of DDP, tools as commands) count as missed.
+`make test` does both.  Lines that only subprocesses run (ranks of DDP, tools as commands) count as missed.
 """
 
 import argparse
