@@ -175,11 +175,12 @@ class LookAtStep(Hook):
         self.losses = {name: float(value) for name, value in outputs.items()}
 
 
-def train_one_step(cfg, work_dir, ignored=True):
+def train_one_step(cfg, work_dir, ignored=True, gradients=True):
     """One real training step of a config, data, downloads and schedule overridden.
 
     Args:
         ignored: whether segmentation labels have pixels of 255.
+        gradients: whether to look at the gradient of each term, for one more backward pass of each.
 
     Returns:
         tuple: the Runner, what :class:`LookAtStep` saw, the names of the distillation losses.
@@ -193,7 +194,7 @@ def train_one_step(cfg, work_dir, ignored=True):
         labels = sample.gt_sem_seg.data
         labels[labels == 255] = 0
     names = list(cfg.custom_hooks[kd_index(cfg)].losses)
-    look = LookAtStep(names)
+    look = LookAtStep(names if gradients else ())
     runner.register_hook(look)
     try:
         with quick_init():
