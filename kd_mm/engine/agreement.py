@@ -41,6 +41,10 @@ class Agreement:
                 problem = (f'{term.title}: classes={term.classes!r}, but there are no classes at student '
                            f'{term.reader.where("student")} and teacher {term.reader.where("teacher")}: '
                            f'{self._found(term)}. Remove classes')
+        elif term.classes is not None and any(meaning.background is not None for meaning in _known(term)):
+            problem = (f'{term.title}: classes={term.classes!r} picks channels of maps without a background, and at '
+                       f'student {term.reader.where("student")} and teacher {term.reader.where("teacher")} there are: '
+                       f'{"; ".join(dict.fromkeys(meaning.text() for meaning in _known(term)))}. Use a feature loss')
         elif term.classes is not None and ours and theirs:
             try:
                 term.map_classes(source, ours, theirs)
@@ -61,8 +65,7 @@ class Agreement:
 
     @staticmethod
     def _found(term: Term) -> str:
-        kinds = [meaning for side in term.reader.meanings.values() for meaning in side.values() if meaning is not None]
-        return '; '.join(dict.fromkeys(meaning.text() for meaning in kinds if meaning.kind != CLASSES))
+        return '; '.join(dict.fromkeys(meaning.text() for meaning in _known(term) if meaning.kind != CLASSES))
 
     def levels(self, comparison: Comparison, student: Sequence[Optional[Meaning]],
                teacher: Sequence[Optional[Meaning]], source: str) -> bool:
@@ -109,6 +112,11 @@ class Agreement:
 
     def _named(self, name: str, meaning: Meaning) -> str:
         return f' ({names_text(self.classes_of(name))})' if meaning.kind == CLASSES else ''
+
+
+def _known(term: Term) -> List[Meaning]:
+    """What the channels of both sides mean, as far as the tables say."""
+    return [meaning for side in term.reader.meanings.values() for meaning in side.values() if meaning is not None]
 
 
 def _seen(meaning: Meaning, tensor: Tensor, term: Term) -> Meaning:

@@ -157,6 +157,13 @@ def test_numbers_of_classes_without_names():
     assert "classes='common'" in text
 
 
+def test_classes_are_not_picked_beside_a_background():
+    """Six anchors of two classes and the background are 18 channels, as many as nine anchors of two classes."""
+    text = refusal(ssd_config(2), ssd_config(2), names=(('a', 'b'), ('b', 'a')), classes='common')
+    assert "classes='common' picks channels of maps without a background" in text
+    assert '3 class logits, the last of them the background, softmax, of SSDHead' in text
+
+
 def test_segmentors(tmp_path):
     """A softmax over two classes, a sigmoid for each of two, and one sigmoid for both."""
     def binary(out_channels, sigmoid):
