@@ -12,8 +12,10 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from kd_mm.engine.classes import class_problems, names
 from kd_mm.engine.preflight import Preflight
 from kd_mm.engine.readers.base import Comparison
+from kd_mm.engine.shares import GradientShares
 from kd_mm.engine.step import Evaluation, Step
 from kd_mm.engine.term import STUDENT, Term, mirrored
 from kd_mm.engine.watch import Watch
@@ -95,6 +97,8 @@ class Distiller(nn.Module):
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
         #: the step in progress, see :class:`kd_mm.engine.step.Step`.
         self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)
+        #: weights that follow the student's gradients.
+        self.shares = GradientShares(student, self.current)
         for term in self.all_terms():
             self._choose_sources(term)
             self._mirror(term, losses.get(term.name))
@@ -235,25 +239,23 @@ class Distiller(nn.Module):
                         self.problems.add(error)
                 elif term.classes is not None and name != term.learner:
                     self.problems.add(f'{term.title}: classes={term.classes!r} needs the class names of both models; '
-                                      f'student: {_names(ours)}, teacher: {_names(theirs)}')
-                elif term.of_classes and ours and theirs and list(ours) != list(theirs):
-                    self.problems.add(f'{term.title}: a logit loss needs the same classes in the same order. '
-                                      f'Student ({len(ours)}): {_names(ours)}. '
-                                      f'Teacher ({len(theirs)}): {_names(theirs)}. Give classes=\'common\' (or the '
-                                      'names to compare), use a feature loss, or a teacher trained on these classes')
+                                      f'student: {names(ours)}, teacher: {names(theirs)}')
+                elif term.classes is None:
+                    for problem in class_problems(term, ours, theirs):
+                        self.problems.add(problem)
 
     def _check_classes(self, comparison: Comparison) -> None:
         """Raise a ValueError where the logits of the two sides are not of the same classes."""
         term: Term = comparison.term
-        if not term.loss.logits or term.of_heads:  # a head loss compares them itself
+        if not term.loss.logits or term.loss.grows or term.of_heads:  # a head loss compares them itself
             return
         for level, (s, t) in enumerate(zip(comparison.student, comparison.teacher)):
             if s.shape[1] != t.shape[1]:
                 theirs = self.classes_of(self.current.source_of(term, term.sources[0]))
                 raise ValueError(
                     f'{term.title}, level {level}: a logit loss needs the same classes, but the student has '
-                    f'{s.shape[1]} logits ({_names(self.classes_of(term.learner))}) and the teacher {t.shape[1]} '
-                    f'({_names(theirs)}). Use a feature loss, or a teacher trained on these classes')
+                    f'{s.shape[1]} logits ({names(self.classes_of(term.learner))}) and the teacher {t.shape[1]} '
+                    f'({names(theirs)}). Use a feature loss, or a teacher trained on these classes')
 
     # ------------------------------------------------------------------ life
 
@@ -294,6 +296,7 @@ class Distiller(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.shares.stop()
         for opponent in self.opponents():
             opponent.forget()
 
@@ -431,12 +434,6 @@ class Distiller(nn.Module):
             FloatingPointError: naming term, level and step.
         """
         self.watch.raise_if_not_finite()
-
-
-def _names(classes: Optional[Sequence[str]]) -> str:
-    if not classes:
-        return 'classes unknown'
-    return ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')
 
 
 def _total(value: Any) -> Tensor:
