@@ -35,6 +35,7 @@ PARTNERS = {('CWDLoss', 'student_channels'): dict(divisor='student')}
 ACCEPTED = {
     ('ChenBoxLoss', 'margin', -1): 'the student may be asked to be better than the teacher',
     ('CosineSchedule', 'end', -1): 'counts back from the end of training',
+    ('GradientShareSchedule', 'final', -1): 'counts back from the end of training',
 }
 NAN, INF = math.nan, math.inf
 

@@ -79,6 +79,7 @@ BASES = {
     'pidnet-s': 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
     'pspnet-mv2 ade20k': 'mmseg::mobilenet_v2/mobilenet-v2-d8_pspnet_4xb4-160k_ade20k-512x512.py',
     'pspnet-r50 ade20k': 'mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
+    'pspnet-r50 voc12aug': 'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512.py',
     'segformer-b0 ade20k': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
 }
 
@@ -154,7 +155,8 @@ def test_one_training_step(path, tmp_path, monkeypatch):
 
     assert look.steps == 1
     assert all(math.isfinite(value) for value in look.losses.values()), look.losses
-    assert any('loss' in name and name not in names for name in look.losses if name != 'loss')
+    own = any('loss' in name and name not in names for name in look.losses if name != 'loss')
+    assert own == (load(path).custom_hooks[kd_index(cfg)].get('task_loss_weight', 1) != 0)
     for name in names:
         adversarial = hasattr(MODELS.get(cfg.custom_hooks[kd_index(cfg)].losses[name].type), 'opponents')
         assert look.losses[name] > 0 or adversarial, look.losses  # a score has no sign of its own

@@ -447,8 +447,8 @@ def test_few_classes_are_refused_or_teach(name, classes):
 
 #: Losses that see differences between cells alone: a map of one cell teaches nothing. The dry pass cannot tell, its
 #: images are smaller than those of the training.
-ONE_CELL = {'ATLoss', 'CIRKDChannelLoss', 'CIRKDMiniBatchLoss', 'CWDLoss', 'DSDLoss', 'IDDLoss', 'IFVDLoss', 'NSTLoss',
-            'RKDLoss', 'SKDPairwiseLoss'}
+ONE_CELL = {'ATLoss', 'CanKDLoss', 'CIRKDChannelLoss', 'CIRKDMiniBatchLoss', 'CWDLoss', 'DSDLoss', 'IDDLoss',
+            'IFVDLoss', 'NSTLoss', 'RelationKLLoss', 'RKDLoss', 'SKDPairwiseLoss'}
 
 
 @pytest.mark.parametrize('name', [name for name in LOSSES
@@ -507,7 +507,8 @@ def test_logit_losses_of_one_channel(binary):
     with pytest.raises(ValueError) as caught:
         Distiller(student, teacher_of(binary), losses, scope='mmseg', teacher_ckpt='random')
     refused = {name for name in LOGIT_LOSSES if f'loss_{name}: ' in str(caught.value)}
-    assert refused == {'SoftmaxKDLoss', 'DISTLoss', 'AICSDLoss', 'DKDLoss'}
+    assert refused == {'SoftmaxKDLoss', 'DISTLoss', 'AICSDLoss', 'DKDLoss', 'MiBCELoss', 'MiBKDLoss',
+                       'PLOPPseudoLabelLoss'}
     assert 'has 1 channel(s) and 2 are needed, or nothing is learned: the softmax over one class is always 1. Use ' \
         'SigmoidKDLoss or CWDLoss' in str(caught.value)
     Distiller(student, teacher_of(binary), {key: loss for key, loss in losses.items() if loss['type'] not in refused},

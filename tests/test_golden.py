@@ -27,8 +27,10 @@ FILES = sorted(path.relative_to(ROOT / 'golden').with_suffix('').as_posix()
 def test_vector(name):
     report = check_golden.check_file(ROOT / 'golden' / f'{name}.npz')
     assert report.status == 'ok', report.problems
-    assert report.compared >= 3
-    assert report.errors['loss'] <= 1e-9 and report.errors['gradients'] <= 1e-9
+    # A table of weights has no gradient.
+    kinds = ('loss', ) if name == 'det/gam' else ('loss', 'gradients')
+    assert report.compared >= len(kinds) + 1
+    assert all(report.errors[kind] <= 1e-9 for kind in kinds)
 
 
 def test_every_file_has_a_recipe_and_every_recipe_a_file():

@@ -24,6 +24,7 @@ methods = dict(
         adapter=dict(type='ConvAdapter', bias=False, always=True, norm=True), loss_weight=0.05))),
     at=dict(losses=dict(loss_at=dict(type='ATLoss', at='neck', reduction='cell_sum', loss_weight=1.0))),
     bckd=dict(losses=dict(loss_bckd=dict(type='BCKDLoss', at='bbox_head'))),
+    cankd=dict(losses=dict(loss_cankd=dict(type='CanKDLoss', at='neck', loss_weight=10.0))),
     cc=dict(losses=dict(loss_cc=dict(type='CCLoss', at='neck', limit=1024, loss_weight=5.0))),
     crosskd=dict(losses=dict(loss_crosskd=dict(type='CrossKDLoss', at='bbox_head'))),
     cwd=dict(losses=dict(loss_cwd=dict(type='CWDLoss', at='neck', tau=1.0, loss_weight=10.0))),
@@ -31,6 +32,9 @@ methods = dict(
         type='DeFeatLoss', at='neck', adapter=dict(type='ConvAdapter', kernel_size=3, always=True), fg=3.0, bg=12.0,
         foreground=dict(type='LevelBoxRegion', strides=strides)))),
     dist=dict(losses=dict(loss_dist=dict(type='DISTLoss', at=head, activation='sigmoid'))),
+    dsi=dict(losses=dict(loss_dsi=dict(
+        type='DSILoss', at='neck', adapter=dict(type='ConvAdapter', always=True), loss_weight=5.0))),
+    erd=dict(losses=dict(loss_erd=dict(type='ERDLoss', at='bbox_head'))),
     fbkd=dict(losses=dict(loss_fbkd=dict(
         type='FBKDLoss', at='neck', feature=7e-5 * CHANNELS, channel=4e-3, spatial=4e-3, nonlocal_=7e-5 * CHANNELS,
         tau=0.5, pool=[4, 2, 1]))),
@@ -74,6 +78,10 @@ methods = dict(
         type='PFILoss', at='neck', region=dict(type='PredictionGapRegion', logits_at=head), loss_weight=1.5))),
     pkd=dict(losses=dict(loss_pkd=dict(type='PKDLoss', at='neck', loss_weight=10.0))),
     pkt=dict(losses=dict(loss_pkt=dict(type='PKTLoss', at='neck', limit=1024, loss_weight=30000.0))),
+    queue_kl=dict(losses=dict(loss_queue=dict(
+        type='QueueKLLoss', at='neck', size=128, adapter=dict(type='ConvAdapter', always=True), loss_weight=1.0))),
+    relation_kl=dict(losses=dict(loss_relation=dict(
+        type='RelationKLLoss', at='neck', adapter=dict(type='ConvAdapter', always=True), loss_weight=1.0))),
     reviewkd=dict(losses=dict(loss_reviewkd=dict(type='ReviewKDLoss', at='neck', channels=48, loss_weight=1.0))),
     rkd=dict(losses=dict(loss_rkd=dict(
         type='RKDLoss', at='neck', region=dict(type='GTBoxRegion'), limit=128, loss_weight=0.1))),

@@ -31,6 +31,8 @@ methods = dict(
     aicsd=dict(losses=dict(loss_aicsd=dict(type='AICSDLoss', at=logits, similarity=100.0, pixel=20.0))),
     at=dict(losses=dict(loss_at=dict(type='ATLoss', at=hidden, loss_weight=10000.0 * UNITS))),
     bpkd=dict(losses=dict(loss_bpkd=dict(type='BPKDLoss', at=logits))),
+    cankd=dict(losses=dict(loss_cankd=dict(
+        type='CanKDLoss', at='backbone', levels=[-1], adapter=dict(type='ConvAdapter'), loss_weight=10.0))),
     cirkd=dict(losses=dict(loss_kd=loss_kd, loss_minibatch=loss_minibatch, loss_memory=loss_memory)),
     cirkd_v2=dict(losses=dict(
         loss_kd=loss_kd, loss_minibatch=loss_minibatch, loss_memory=loss_memory,
@@ -81,6 +83,9 @@ methods = dict(
     zero_first_order=dict(losses=dict(loss_zero_first=dict(type='ZeroFirstOrderLoss', at=logits))),
 )
 left_out = dict(
+    mib='is for a student that knows more classes than its teacher, with a background class; this data has none',
+    plop='its labels are for a student that knows more classes than its teacher, with a background class; this data '
+         'has none',
     mask_query='compares queries of mask transformers; the student here has none',
 )
 notes = dict(

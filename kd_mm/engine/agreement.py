@@ -8,6 +8,7 @@ from torch import Tensor
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import Term
 from kd_mm.hosts.meaning import CLASSES, OBJECTNESS, Meaning, differences
+from kd_mm.ops.classes import is_background
 from kd_mm.ops.problems import Problems
 
 #: Class names of a model, if known, by the name of the model.
@@ -53,6 +54,15 @@ class Agreement:
         elif term.classes is not None and name != term.learner:
             problem = (f'{term.title}: classes={term.classes!r} needs the class names of both models; student: '
                        f'{names_text(ours)}, teacher: {names_text(theirs)}')
+        elif term.loss.needs_background and ours and not is_background(ours[0]):
+            problem = (f'{term.title}: {type(term.loss).__name__} needs the background as first class, which holds what '
+                       f"a model does not know; the first of {names_text(ours)} is none (it is called 'background' or "
+                       'the like). For data without one use a feature loss, such as LocalPODLoss')
+        elif term.of_classes and term.loss.grows and ours and theirs:
+            if list(ours)[:len(theirs)] != list(theirs):
+                problem = (f'{term.title}: {type(term.loss).__name__} needs a student whose classes begin with the '
+                           f"teacher's, in the same order. Student ({len(ours)}): {names_text(ours)}. "
+                           f'Teacher ({len(theirs)}): {names_text(theirs)}')
         elif term.of_classes and ours and theirs and list(ours) != list(theirs):
             same = ' (the same ones in another order)' if sorted(ours) == sorted(theirs) else ''
             problem = (f'{term.title}: a logit loss needs the same classes in the same order{same}. '
@@ -85,7 +95,7 @@ class Agreement:
         term: Term = comparison.term
         if term in self._told:
             return False
-        if not term.loss.logits or term.of_heads:  # a head loss compares them itself
+        if not term.loss.logits or term.loss.grows or term.of_heads:  # these compare them themselves
             return True
         sides = zip(comparison.student, comparison.teacher, [*student] or [None] * len(comparison.student),
                     [*teacher] or [None] * len(comparison.teacher))

@@ -16,6 +16,7 @@ from kd_mm.engine.attach import attach
 from kd_mm.engine.balance import Balance, tasks_of
 from kd_mm.engine.preflight import Preflight, taken
 from kd_mm.engine.readers.base import Comparison
+from kd_mm.engine.shares import GradientShares
 from kd_mm.engine.step import Evaluation, Step
 from kd_mm.engine.term import STUDENT, Term, mirrored
 from kd_mm.engine.watch import Watch
@@ -99,6 +100,8 @@ class Distiller(nn.Module):
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
         #: the step in progress, see :class:`kd_mm.engine.step.Step`.
         self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)
+        #: weights that follow the student's gradients.
+        self.shares = GradientShares(student, self.current)
         for term in self.all_terms():
             self._choose_sources(term)
             self._mirror(term, losses.get(term.name))
@@ -283,6 +286,7 @@ class Distiller(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.shares.stop()
         for opponent in self.opponents():
             opponent.forget()
 

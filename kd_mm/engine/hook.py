@@ -8,7 +8,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
@@ -183,6 +183,8 @@ class DistillHook(Hook):
         if self.distiller.peers:
             self.distiller.start_peers(runner.cfg.get('optim_wrapper'), _lr_scale(runner))
         self.distiller.attach()
+        self.distiller.shares.follow(runner.optim_wrapper.optimizer,
+                                     isinstance(runner.train_loop, EpochBasedTrainLoop))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.distiller is not None:
@@ -200,6 +202,10 @@ class DistillHook(Hook):
                 runner.message_hub.update_scalar(f'train/{name}', value)
             for teacher in self.distiller.teachers.values() if stepped else ():
                 teacher.after_step(runner.iter, runner.max_iters)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.distiller is not None:
+            self.distiller.shares.end_epoch()
 
     def after_train(self, runner: Runner) -> None:
         """Leave the student as a stock model."""

@@ -5,6 +5,19 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+#: What data sets call the class of everything that is none of the others.
+BACKGROUND = ('background', 'bg', '__background__', 'unlabeled', 'unlabelled', 'other', 'others', 'void')
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is the background, by its name.
+
+    Example:
+        >>> is_background('Background'), is_background('road')
+        (True, False)
+    """
+    return name.strip().lower() in BACKGROUND
+
 
 def common_classes(student: Sequence[str], teacher: Sequence[str],
                    wanted: Optional[Sequence[str]] = None) -> Tuple[List[int], List[int]]:

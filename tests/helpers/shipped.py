@@ -63,6 +63,8 @@ def lighter(teacher):
 def smallest_overrides(cfg, work_dir):
     """Overrides that replace data, downloads and schedule; nothing of the student's architecture."""
     dataset = cfg.train_dataloader.dataset
+    if 'datasets' in dataset:  # VOC with its additional labels is two of one kind
+        dataset = dataset.datasets[0]
     with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
         classes = registry.get(dataset.type).METAINFO['classes']
     name = f'test_{uuid.uuid4().hex}'

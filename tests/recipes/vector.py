@@ -150,6 +150,13 @@ class Vector:
         return dict(type='ConvAdapter', kernel_size=int(kernel[1]), always=True, bias='no bias' not in text,
                     norm='+ bn' in text, relu='+ relu' in text)
 
+    def as_maps(self, *patterns: str) -> None:
+        """Two more axes for arrays of rows and for weights of linear layers, by shell patterns: maps of one cell, and
+        weights of 1x1 convolutions."""
+        for name, value in self.arrays.items():
+            if value.ndim == 2 and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                self.arrays[name] = value[:, :, None, None]
+
     def only(self, name: str, *values: Any) -> None:
         """A hyper-parameter for which our code has these values and no others; a file need not have it.
 

@@ -77,7 +77,8 @@ class HeadLoss(KDLoss):
             raise ValueError(f'{name}: {len(student)} levels of {student.name} and {len(teacher)} of {teacher.name}; '
                              'the heads must have the same strides')
         for level, (s, t) in enumerate(zip(student.logits, teacher.logits)):
-            if self.logits and (s.shape[2] != t.shape[2] or student.sigmoid != teacher.sigmoid):
+            grown = self.grows and s.shape[2] > t.shape[2]
+            if self.logits and ((s.shape[2] != t.shape[2] and not grown) or student.sigmoid != teacher.sigmoid):
                 raise ValueError(
                     f'{name}, level {level}: {s.shape[2]} class logits of {student.name} '
                     f'({"sigmoid" if student.sigmoid else "softmax"}) and {t.shape[2]} of {teacher.name} '

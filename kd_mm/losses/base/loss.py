@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kd_mm.losses.base.learner import Learner
 from kd_mm.losses.base.opponent import Opponent
 from kd_mm.ops.functional import average_to, lift
+from kd_mm.ops.modulation import GradientShareSchedule
 from kd_mm.ops.schedules import Weight
 from kd_mm.types.batch import Features, KDBatch
 from kd_mm.types.dense import DenseView
@@ -107,6 +108,8 @@ class KDLoss(nn.Module):
         takes: numbers of dimensions that a level may have: 4 for maps (N, C, H, W), 2 for rows (M, C), 3 for tokens
             (N, L, C) that are no map. None if the method looks for itself; those of this package all say it.
         rows_only: the loss takes rows of proposals (M, ...), not maps.
+        grows: the student may know more classes than the teacher, whose own come first and in the same order.
+        needs_background: the first class is the background, which may hold classes that a model does not know.
         needs_boxes, needs_seg_map: the targets without which the loss means nothing.
 
     Attributes:
@@ -126,12 +129,17 @@ class KDLoss(nn.Module):
     pools_to: Optional[str] = None
     takes: Optional[Tuple[int, ...]] = None
     rows_only = False
+    grows = False
+    needs_background = False
     needs_boxes = False
     needs_seg_map = False
 
     def __init__(self, loss_weight: Any = 1.0):
         super().__init__()
         self.weight = Weight(loss_weight, 'loss_weight', type(self).__name__)
+        schedule = self.weight.schedule
+        #: of a weight that follows the gradients, for the state dict; None for numbers and pure schedules.
+        self.modulation = schedule.state if isinstance(schedule, GradientShareSchedule) else None
         self.factors: Dict[str, float] = {}
 
     def prepare(self, student: Features, teacher: Features) -> None:
