@@ -55,9 +55,9 @@ class Agreement:
             problem = (f'{term.title}: classes={term.classes!r} needs the class names of both models; student: '
                        f'{names_text(ours)}, teacher: {names_text(theirs)}')
         elif term.loss.needs_background and ours and not is_background(ours[0]):
-            problem = (f'{term.title}: {type(term.loss).__name__} needs the background as first class, which holds what '
-                       f"a model does not know; the first of {names_text(ours)} is none (it is called 'background' or "
-                       'the like). For data without one use a feature loss, such as LocalPODLoss')
+            problem = (f'{term.title}: {type(term.loss).__name__} needs the background as first class, which holds '
+                       f"what a model does not know; the first of {names_text(ours)} is none (it is called "
+                       "'background' or the like). For data without one use a feature loss, such as LocalPODLoss")
         elif term.of_classes and term.loss.grows and ours and theirs:
             if list(ours)[:len(theirs)] != list(theirs):
                 problem = (f'{term.title}: {type(term.loss).__name__} needs a student whose classes begin with the '
