@@ -22,6 +22,8 @@ BRANCHES: Dict[str, str] = {
     'vfnet_reg': BOXES, 'vfnet_reg_refine': BOXES, 'wh_head': BOXES}
 #: Of those, names that are towers of other heads; predictors of these alone.
 ONLY_OF: Dict[str, Tuple[str, ...]] = {'reg_convs': ('SSDHead', )}
+#: Heads whose class logits are made of queries (:func:`kd_mm.hosts.places.semantic_logits`), without the background.
+OF_QUERIES = ('MaskFormerHead', )
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def class_meaning(head: Any, proposals: bool = False) -> Meaning:
         proposals: whether it is the first stage of a detector, whose one class is any object.
     """
     name, count = type(head).__name__, int(getattr(head, 'num_classes', 0) or 0)
+    if any(cls.__name__ in OF_QUERIES for cls in type(head).__mro__):
+        return Meaning(CLASSES, name, count, sigmoid=False)
     if hasattr(head, 'loss_decode'):  # a segmentor's head; one channel of two classes is the second one's
         width = getattr(head, 'out_channels', None) or count
         losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from heads import CONFIGS, build_head, head_config
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from one_stage import as_teacher, ssd_config, yolov3_config
 from stock import segmentor
@@ -13,7 +14,8 @@ from two_stage import two_stage_config
 from kd_mm.engine.distiller import Distiller
 from kd_mm.hosts.meaning import BOXES, CLASSES, DISTRIBUTIONS, OBJECTNESS, QUALITY, Meaning, differences
 from kd_mm.hosts.models import build_model
-from kd_mm.hosts.places import DENSE, find, head_meaning, meaning_at
+from kd_mm.hosts.places import find, head_meaning, meaning_at
+from kd_mm.hosts.zoo import zoo_config
 
 CELLS = ('RBC', 'WBC', 'Platelets')
 ONE_ANCHOR = dict(ratios=[1.0])  # of RetinaNet: 3 scales, so 3 anchors a cell
@@ -222,4 +224,11 @@ def test_meanings_of_softmax_heads_and_picks():
     faster = built(two_stage_config('faster'))
     assert find(faster, '@logits').meaning == meaning_at(faster, 'rpn_head.rpn_cls')
     assert find(faster, '@logits').meaning.kind == OBJECTNESS
-    assert all(':' not in path for paths, _ in DENSE.values() for path in paths)
+
+
+def test_a_mask_transformer_means_the_same_as_a_segmentor(tmp_path):
+    """Its queries have a class for nothing; the logits that are made of them have none."""
+    cfg = Config.fromfile(str(zoo_config('mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py')))
+    queries = find(build_model(cfg, 'mmseg'), '@logits').meaning
+    assert queries == Meaning(CLASSES, 'Mask2FormerHead', 19, None, False)
+    assert not differences(queries.of(19), find(built(segmentor(tmp_path, tmp_path)), '@logits').meaning.of(19))
