@@ -37,6 +37,14 @@ def test_the_place_counts():
     assert not torch.allclose(turned, made((student, ), (teacher, ))[0][0], rtol=1e-3)
 
 
+def test_who_asks_from_where_counts():
+    """Of a map that is its own mirror both halves have the same cell; what they ask of it differs by their place."""
+    made, half = adapter(), torch.randn(1, 3, 2, 2).double()
+    student = torch.cat([half, half.flip(3)], dim=3)
+    found = made((student, ), (torch.zeros(1, 6, 1, 2).double(), ))[0][0]
+    assert not torch.allclose(found[..., 0], found[..., 1], rtol=1e-3)
+
+
 def test_places_do_not_depend_on_how_fine_a_grid_is():
     coarse, fine = grid_code(1, 2, 8, torch.zeros(1).double()), grid_code(3, 6, 8, torch.zeros(1).double())
     fine = fine.view(3, 6, 8)

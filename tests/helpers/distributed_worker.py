@@ -31,6 +31,15 @@ def main(out):
     distributed.broadcast(memory)
     for step in range(2):
         memory(student, teacher, KDBatch(seg_map=labels, step=step))
+    queue = build(dict(type='QueueKLLoss', size=9))
+    histogram = build(dict(type='PLOPPseudoLabelLoss', size='logits'))
+    running = build(dict(type='RunningStandardiseAdapter'))
+    for step in range(2):
+        queue(teacher[:1 + rank], teacher[:1 + rank], KDBatch(step=step))  # as many images as the rank has
+        histogram(torch.zeros_like(teacher), teacher, KDBatch(seg_map=labels * 0, step=step))
+        running((student, ), (teacher, ))
+    states = {name: dict(module.state_dict()) for name, module in (
+        ('queue', queue), ('histogram', histogram), ('running', running.statistics))}
     try:
         distributed.gather(torch.zeros(1 + rank, 3))
         message = ''
@@ -42,7 +51,7 @@ def main(out):
         parameter.grad = torch.full_like(parameter, 1.0 + rank)
     distributed.average_gradients(parameters)
     torch.save(dict(loss=mini.detach(), grad=leaf.grad, queues=memory.queues.state_dict(), message=message,
-                    averaged=[parameter.grad for parameter in parameters]),
+                    states=states, averaged=[parameter.grad for parameter in parameters]),
                f'{out}_{rank}.pth')
     dist.destroy_process_group()
 

@@ -75,6 +75,19 @@ def test_the_memory_is_equal_on_all_ranks_and_holds_the_images_of_all(ranks):
     assert sources.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
 
 
+def test_queues_histograms_and_statistics_are_those_of_all_images(ranks):
+    """Also where the ranks have different numbers of images, as at the end of an epoch."""
+    first, second = (rank['states'] for rank in ranks)
+    for name in first:
+        assert all(torch.equal(first[name][key], second[name][key]) for key in first[name]), name
+    student, teacher, labels = worker_module().make()
+    seen = torch.nn.functional.normalize(teacher[[0, 2, 3]].mean(dim=(2, 3)), dim=1)
+    torch.testing.assert_close(first['queue']['queues.0.rows'][:6], torch.cat([seen, seen]))
+    assert first['histogram']['histograms.0.counts'].sum() == 2 * labels.numel()
+    torch.testing.assert_close(first['running']['0.mean'], teacher.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(first['running']['0.variance'], teacher.var(dim=(0, 2, 3), unbiased=False))
+
+
 def test_unequal_shapes_are_an_error_on_every_rank(ranks):
     for rank in ranks:
         assert '(1, 3), (2, 3)' in rank['message'] and 'gather' in rank['message']
