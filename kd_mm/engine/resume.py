@@ -5,6 +5,7 @@ It lies under one key of the checkpoint::
     state_dict   adapters and generators, and the networks of opponents
     teachers     name -> state, of every teacher that changes; empty where an ``EMAHook`` holds the average
     opponents    <loss>/<number> -> state of the optimizer
+    speed        name -> what was decided about the form of each teacher; not in files of earlier versions
 
 What is saved and what the config needs must agree by name and shape in all three: a part that is silently left as it
 was built is a random one.
@@ -35,6 +36,9 @@ def side_state(distiller: Distiller) -> Dict[str, Any]:
         side['teachers'] = teachers
     if opponents:
         side['opponents'] = opponents
+    speed = {name: teacher.fast.state() for name, teacher in distiller.teachers.items() if teacher.fast.checked}
+    if speed:
+        side['speed'] = speed
     return side
 
 
@@ -65,6 +69,9 @@ def restore(distiller: Distiller, side: Optional[Mapping[str, Any]], average: Op
         distiller.teachers[name].load(state)
     for name, opponent in _opponents(distiller).items():
         opponent.load(opponents[name])
+    for name, state in side.get('speed', {}).items():
+        if name in distiller.teachers:
+            distiller.teachers[name].fast.load(state)
 
 
 def _changes(teacher: Teacher) -> bool:

@@ -98,6 +98,7 @@ class Tap:
         self._watch = True  # whether to look if originals are overwritten; not any more once one was
         self._records: List[Tuple[Tensor, Optional[Tensor], int]] = []  # value, what is watched, its version
         self._calls: List[Call] = []
+        self._given: Optional[Recorded] = None  # of put()
         self._taken: Dict[str, None] = {}  # what the note will say, each once
         # Texts, not exceptions: those would hold the frames of the model's forward.
         self._ambiguous: Optional[str] = None
@@ -140,13 +141,17 @@ class Tap:
     def clear(self) -> None:
         """Restore the module and forget what was recorded; doing it twice is harmless."""
         self.disarm()
-        self._records, self._calls, self._taken = [], [], {}
+        self._records, self._calls, self._taken, self._given = [], [], {}, None
         self._ambiguous = self._misfit = None
 
     @property
     def fired(self) -> bool:
         """Whether it has recorded a tensor since it was armed."""
-        return bool(self._records)
+        return bool(self._records or self._given)
+
+    def put(self, recorded: Recorded) -> None:
+        """Let the next :meth:`read` give this: what was read before, in another form."""
+        self._given = recorded
 
     def read(self) -> Recorded:
         """The recorded tensors, which the tap then forgets.
@@ -160,6 +165,9 @@ class Tap:
                 read as they were: there they stay tokens.
             ValueError: ``tokens`` does not fit, or is a stride and leaves two sizes possible.
         """
+        if self._given is not None:
+            given, self._given = self._given, None
+            return given
         records, calls, taken = self._records, tuple(self._calls), self._taken
         ambiguous, misfit = self._ambiguous, self._misfit
         self.clear()

@@ -35,6 +35,13 @@ def mean(value: Tensor) -> Tensor:
     return value / world_size()
 
 
+def everywhere(value: bool, device: Any) -> bool:
+    """Whether a truth value is true on every rank; the same answer on every rank."""
+    if world_size() == 1:
+        return value
+    return bool(mean(torch.tensor(float(value), device=device)) == 1)
+
+
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Average ``.grad`` over the ranks in one message; a parameter without gradient counts as zero.
 

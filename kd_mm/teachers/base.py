@@ -17,8 +17,10 @@ from kd_mm.hosts.models import build_model, class_names, default_weights, load_c
 from kd_mm.hosts.synthetic import input_channels
 from kd_mm.hosts.taps import StopForward, Tap
 from kd_mm.ops.functional import resize
+from kd_mm.teachers.fast import Fast
 from kd_mm.teachers.preprocess import _LUMA, Normalisation
 from kd_mm.teachers.spec import TeacherSpec
+from kd_mm.teachers.speed import EXACT, speed_of
 from kd_mm.types import targets
 from kd_mm.types.batch import KDBatch
 
@@ -55,6 +57,26 @@ class Teacher:
         self.size: Optional[Tuple[int, int]] = None
         self.calls: Dict[str, int] = {}
         self.runs = 0
+        self.go(EXACT)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether its weights stay as they are during the training."""
+        return type(self).after_step is Teacher.after_step
+
+    def go(self, speed: Any) -> None:
+        """Run in this form from now on.
+
+        Args:
+            speed: see :func:`kd_mm.teachers.speed.speed_of`.
+
+        Raises:
+            ValueError: there is no such form, or this teacher has no other than its own.
+        """
+        device = next(self.model.parameters(), torch.zeros(())).device
+        #: how it runs.
+        self.fast = Fast(self.model, speed_of(f'teacher {self.name}', speed, device), self._forward,
+                         f'teacher {self.name}', self.fixed)
 
     def _same_input(self) -> bool:
         own, wanted = self.channels
@@ -204,6 +226,24 @@ class Teacher:
         images = self.renormalise(inputs, batch)
         if self.size is not None:
             images = resize(images, self.size)
+        if full:
+            self._dry(images, data_samples, taps)
+        else:
+            self.fast.run(images, data_samples, taps)
+
+    def _dry(self, images: Tensor, data_samples: Any, taps: Sequence[Tap]) -> None:
+        """The first pass, to the end; it is watched where the form wants to know what feeds what."""
+        if not self.fast.watches:
+            self._forward(images, data_samples, taps, full=True)
+            return
+        try:
+            with self.fast.watching(images):
+                self._forward(images, data_samples, taps, full=True)
+        except Exception:  # the model's own error comes again
+            self._forward(images, data_samples, taps, full=True)
+
+    def _forward(self, images: Tensor, data_samples: Any, taps: Sequence[Tap], full: bool = False) -> None:
+        """A pass of the model as the host runs it."""
         pending = {tap.path: self.calls.get(tap.path, 0) for tap in taps}
         counted = not full and all(pending.values())
 

@@ -1,0 +1,92 @@
+"""``speed=`` of a teacher: in which form it runs."""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Mapping, Optional
+
+import torch
+
+from kd_mm.ops.checks import boolean, one_of, whole
+
+#: A fixed rule by model and device chooses the form, and each part must hold on the first batch.
+AUTO = 'auto'
+#: The host's own forward, bit for bit.
+EXACT = 'exact'
+#: ``precision`` by name.
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+#: How far a tap may be from the exact forward, relative to its largest value, for a form to be taken by itself.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Speed:
+    """In which form a teacher runs; the defaults are the host's own forward.
+
+    Attributes:
+        fold: batch norms in eval mode become part of the convolution before them, as does the activation after them
+            where the processor's library has one operation for both.
+        channels_last: images and maps are laid out with the channels innermost.
+        precision: ``'fp32'``, ``'bf16'`` or ``'fp16'``; None for that of the training.
+        chunk: how many images it sees at a time; None for all.
+        chosen: whether the form was chosen by itself: then what does not hold is dropped.
+    """
+
+    fold: bool = False
+    channels_last: bool = False
+    precision: Optional[str] = None
+    chunk: Optional[int] = None
+    chosen: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is the host's own forward."""
+        return not (self.fold or self.channels_last or self.precision or self.chunk)
+
+    @property
+    def words(self) -> str:
+        """The form in words, for the log."""
+        parts = [word for word, taken in (('norms folded', self.fold), ('channels last', self.channels_last),
+                                          (str(self.precision), self.precision),
+                                          (f'{self.chunk} images at a time', self.chunk)) if taken]
+        return ', '.join(parts) or 'as the host runs it'
+
+
+def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
+    """What ``speed=`` says, for a device.
+
+    Args:
+        owner: word for messages.
+        value: ``'auto'``, ``'exact'`` or a dict of the fields of :class:`Speed`; what it leaves out is as the host runs
+            it.
+        device: where the teacher is.
+
+    Raises:
+        ValueError: another word, an unknown key or a wrong value.
+
+    Example:
+        >>> speed_of('teacher', dict(fold=True, precision='bf16'), torch.device('cpu')).words
+        'norms folded, bf16'
+    """
+    if isinstance(value, Speed):
+        return value
+    if not isinstance(value, Mapping):
+        word = one_of(owner, 'speed', value, (AUTO, EXACT)) if isinstance(value, str) else None
+        if word is None:
+            raise ValueError(f'{owner}: speed={value!r} must be {AUTO!r}, {EXACT!r} or a dict of '
+                             f'{", ".join(_CHECKS)}')
+        return automatic(device) if word == AUTO else Speed()
+    unknown = sorted(set(value) - set(_CHECKS))
+    if unknown:
+        raise ValueError(f'{owner}: speed has no {unknown[0]!r}; it takes {", ".join(_CHECKS)}')
+    checked: Dict[str, Any] = {key: _CHECKS[key](f'{owner}: speed', key, entry) for key, entry in value.items()}
+    return Speed(**checked)
+
+
+def automatic(device: torch.device) -> Speed:
+    """The rule of ``'auto'``: what was measured to be faster on this kind of device."""
+    return Speed(fold=True, channels_last=device.type == 'cpu', chosen=True)
+
+
+_CHECKS: Dict[str, Callable[[str, str, Any], Any]] = dict(
+    fold=boolean, channels_last=boolean,
+    precision=lambda owner, name, value: value if value is None else one_of(owner, name, value, tuple(PRECISIONS)),
+    chunk=lambda owner, name, value: value if value is None else whole(owner, name, value))
