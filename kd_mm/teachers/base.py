@@ -6,6 +6,7 @@ broadcasts it by accident.
 
 import dataclasses
 import os
+from functools import partial
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -227,20 +228,9 @@ class Teacher:
         if self.size is not None:
             images = resize(images, self.size)
         if full:
-            self._dry(images, data_samples, taps)
+            self.fast.dry(images, data_samples, taps, partial(self._forward, full=True))
         else:
             self.fast.run(images, data_samples, taps)
-
-    def _dry(self, images: Tensor, data_samples: Any, taps: Sequence[Tap]) -> None:
-        """The first pass, to the end; it is watched where the form wants to know what feeds what."""
-        if not self.fast.watches:
-            self._forward(images, data_samples, taps, full=True)
-            return
-        try:
-            with self.fast.watching(images):
-                self._forward(images, data_samples, taps, full=True)
-        except Exception:  # the model's own error comes again
-            self._forward(images, data_samples, taps, full=True)
 
     def _forward(self, images: Tensor, data_samples: Any, taps: Sequence[Tap], full: bool = False) -> None:
         """A pass of the model as the host runs it."""

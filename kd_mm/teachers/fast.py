@@ -6,19 +6,22 @@ checked: on the first real batch that the tap sees, both run in float32 and are 
 """
 
 import dataclasses
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from kd_mm.hosts.swap import swapped
 from kd_mm.hosts.taps import Tap, tensors_in
 from kd_mm.ops import distributed
+from kd_mm.ops.live import LiveBytes
 from kd_mm.ops.modes import preserved_random_state
-from kd_mm.teachers.flow import Flow, watch_flow
+from kd_mm.teachers import chunk
+from kd_mm.teachers.flow import Flow, unhooked, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
-from kd_mm.teachers.speed import PRECISIONS, TOLERANCE, Speed
+from kd_mm.teachers.speed import AUTO, PRECISIONS, TOLERANCE, Speed
 from kd_mm.types.records import Call, Recorded
 
 #: A pass of the host's model that fills the taps.
@@ -46,28 +49,75 @@ class Fast:
         self.checked: Set[str] = set()
         self.dropped: Set[str] = set()
         self.folding = Folding([], fixed)
+        self.attentions: List[nn.MultiheadAttention] = []
         self._fixed, self._watched = fixed, False
+        #: bytes that one image needs for a while in the dry pass, and that the student keeps of one; 0: not known.
+        self.needed = self.budget = 0.0
+        #: how the records of parts are joined, by path; and why that is not possible.
+        self.plans: Dict[str, Sequence[chunk.Dimension]] = {}
+        self.refusal: Optional[str] = None
 
     # ------------------------------------------------------------------ before the training
 
-    @contextmanager
-    def watching(self, images: Tensor) -> Iterator[None]:
-        """Find inside, in a pass to the end of the model, which norms can be folded.
+    def dry(self, images: Tensor, samples: Any, taps: Sequence[Tap], whole: Forward) -> None:
+        """The first pass: find what can be folded, what it needs, and how a batch in parts is joined.
 
-        A second pass leaves what was proven in both.
+        Args:
+            images, samples, taps: see :meth:`run`.
+            whole: a pass to the end of the model, which counts the calls of the taps.
         """
+        if self.speed.exact:
+            whole(images, samples, taps)
+            return
+        try:
+            with self._watching(images):
+                whole(images, samples, taps)
+        except Exception:  # the model's own error comes again
+            whole(images, samples, taps)
+        if self.speed.chunk and all(tap.fired for tap in taps):
+            self._learn_parts(images, samples, taps)
+
+    @contextmanager
+    def _watching(self, images: Tensor) -> Iterator[None]:
         flow: Flow = watch_flow(self.model)
         with flow.watching():
             yield
-        pairs = flow.pairs((images.shape[-2], images.shape[-1]))
-        if self._watched:
+        pairs, attentions = flow.pairs((images.shape[-2], images.shape[-1])), flow.attentions
+        if self._watched:  # a second pass leaves what was proven in both
             pairs = [pair for pair in pairs if pair.name in self.folding.names]
-        self.folding, self._watched = Folding(pairs, self._fixed), True
+            attentions = [module for module in attentions if module in self.attentions]
+        self.folding, self.attentions, self._watched = Folding(pairs, self._fixed), attentions, True
 
-    @property
-    def watches(self) -> bool:
-        """Whether the dry pass is to be watched."""
-        return self.speed.fold
+    def _learn_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """Find how the records of parts are joined, from the whole (in the taps) and one part an image."""
+        whole = {tap.path: tap.read() for tap in taps}
+        try:
+            parts = []
+            for part in chunk.slices(images.shape[0], 1):
+                with LiveBytes() as made:
+                    self.forward(images[part], chunk.part_of(samples, part), taps)
+                self.needed = max(made.peak - made.held, 1)  # what is held at the end is what was tapped
+                parts.append({tap.path: tap.read() for tap in taps})
+            for path, record in whole.items():
+                found = [part[path] for part in parts]
+                self.plans[path] = chunk.plan(record, found)
+                far = distance(chunk.join(found, self.plans[path]), record)
+                if far > TOLERANCE:
+                    raise ValueError(f'{path!r} differs by {far:.1e}: its images depend on each other')
+        except Exception as error:  # a model may need what only whole batches have
+            self.refusal = f'{type(error).__name__}: {error}' if not isinstance(error, ValueError) else str(error)
+        finally:
+            for tap in taps:
+                tap.clear()
+                tap.put(whole[tap.path])
+
+    def parts(self, count: int) -> int:
+        """How many of ``count`` images it sees at a time."""
+        size = self.speed.chunk
+        if size == AUTO:
+            # 0: the needs are not known
+            size = max(1, int(count * self.budget / self.needed)) if self.budget and self.needed else None
+        return count if size is None or self.refusal else min(size, count)
 
     # ------------------------------------------------------------------ a step
 
@@ -87,10 +137,26 @@ class Fast:
             self._run(self.speed, images, samples, taps)
 
     def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
+        if size >= images.shape[0]:
+            self._pass(form, images, samples, taps)
+            return
+        found: Dict[str, List[Recorded]] = {tap.path: [] for tap in taps}
+        for part in chunk.slices(images.shape[0], size):
+            self._pass(form, images[part], chunk.part_of(samples, part), taps)
+            for tap in taps:
+                found[tap.path].append(tap.read())
+        for tap in taps:
+            tap.put(chunk.join(found.pop(tap.path), self.plans[tap.path]))
+
+    def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         precision = _autocast(images.device, form.precision)
         wanted = _current_dtype(images.device)
         given = images.contiguous(memory_format=torch.channels_last) if form.channels_last else images
-        with precision:
+        with precision, ExitStack() as stack:
+            for module in self.attentions if form.attention else ():
+                if unhooked(module) and not any(tap.owner is module for tap in taps):
+                    stack.enter_context(swapped(module, 'forward', _without_weights(module.forward)))
             self._folded(form, given, samples, taps)
         if form.channels_last or form.precision:
             for tap in taps:
@@ -139,8 +205,8 @@ class Fast:
                     self._say(f'{form.words} does not hold, {error}; this form is left out', 30)
                     continue
                 self.speed = form
-                self._say(f'runs with {form.words}{self._count(form)}; on this batch its taps are {error} of the '
-                          'exact forward')
+                self._say(f'runs with {form.words}{self._count(form, images)}; on this batch its taps are {error} of '
+                          'the exact forward')
                 break
         self.checked.update(tap.path for tap in taps)
         if mixed or self.speed.precision or found is None:
@@ -149,15 +215,20 @@ class Fast:
         for tap in taps:
             tap.put(found[tap.path])
 
-    def _count(self, form: Speed) -> str:
-        return f' ({len(self.folding.pairs)} norms)' if form.fold else ''
+    def _count(self, form: Speed, images: Tensor) -> str:
+        counts = [f'{len(self.folding.pairs)} norms'] if form.fold else []
+        counts += [f'{len(self.attentions)} attentions'] if form.attention and self.attentions else []
+        size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
+        counts += [f'{size} images at a time'] if size < images.shape[0] else []
+        return f' ({", ".join(counts)})' if counts else ''
 
     def _candidates(self) -> List[Speed]:
         """The form, and what to try where it does not hold."""
         if not self.speed.chosen:
             return [self.speed]
         forms = [self.speed, dataclasses.replace(self.speed, channels_last=False),
-                 dataclasses.replace(self.speed, fold=False), Speed(chosen=True)]
+                 dataclasses.replace(self.speed, attention=False), dataclasses.replace(self.speed, fold=False),
+                 Speed(chunk=self.speed.chunk, chosen=True), Speed(chosen=True)]
         return list(dict.fromkeys(forms))
 
     def _difference(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap],
@@ -200,6 +271,15 @@ class Fast:
             if folded.pair.name in state['dropped']:
                 self.folding.drop(folded.pair)
         self.dropped = set(state['dropped'])
+
+
+def _without_weights(original: Any) -> Any:
+    """The forward of a ``torch.nn.MultiheadAttention`` that does not make what nobody looks at."""
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # need_weights is the fifth argument
+        return original(*args, **kwargs) if len(args) > 4 else original(*args, **{**kwargs, 'need_weights': False})
+
+    return forward
 
 
 def distance(found: Recorded, exact: Recorded) -> float:

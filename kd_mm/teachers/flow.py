@@ -7,6 +7,8 @@ A pair is proven when, in a pass of the whole model,
 - nobody held it any more at the first operation after the norm, so that nothing could use it later,
 - and both modules ran once.
 
+In the same way it is found which attentions return weights, averaged over the heads, that nobody looks at.
+
 The activation after the norm belongs to the pair in the same way: it was given the very tensor that the norm had
 returned, and nothing took that before; if it works in place, later uses are of its own result.
 """
@@ -70,6 +72,12 @@ def plain_norm(module: nn.Module) -> bool:
             and unhooked(module))
 
 
+def plain_attention(module: nn.Module) -> bool:
+    """Whether a module is ``torch.nn.MultiheadAttention``, and nothing else."""
+    return isinstance(module, nn.MultiheadAttention) and (
+        type(module).forward is nn.MultiheadAttention.forward) and unhooked(module)
+
+
 def plain_activation(module: nn.Module) -> bool:
     """Whether a module is one of :data:`ACTIVATIONS`, and nothing else."""
     return type(module) in ACTIVATIONS and unhooked(module)
@@ -97,6 +105,7 @@ class Flow(TorchDispatchMode):
         self.next: Dict[nn.Module, nn.Module] = {}
         self.size: Dict[nn.Module, Tuple[int, int]] = {}
         self.refused: Set[nn.Module] = set()
+        self.weighing: Dict[nn.MultiheadAttention, None] = {}
         self._made: Dict[int, _Made] = {}
         self._inside: Optional[_Made] = None
 
@@ -107,6 +116,8 @@ class Flow(TorchDispatchMode):
             for module in self.names:
                 if plain_conv(module) or plain_norm(module) or plain_activation(module):
                     stack.enter_context(swapped(module, 'forward', self._watched(module)))
+                elif plain_attention(module):
+                    stack.enter_context(swapped(module, 'forward', self._weighing(module)))
             stack.enter_context(self)
             yield self
             self._settle()
@@ -137,6 +148,19 @@ class Flow(TorchDispatchMode):
 
         return forward
 
+    def _weighing(self, module: Any) -> Any:
+        original = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if result[1] is not None:
+                self.weighing[module] = None
+                made = self._made[_storage(result[1])] = _Made(module, result[1])
+                made.taken = True
+            return result
+
+        return forward
+
     def _given(self, module: nn.Module, tensor: Tensor) -> Optional[_Made]:
         """What the module was given, if it is what the module may take: a norm a convolution's output, ..."""
         made = self._made.get(_storage(tensor))
@@ -163,6 +187,11 @@ class Flow(TorchDispatchMode):
                     self.refused.add(made.maker)
                     del self._made[_storage(leaf)]
         return func(*args, **(kwargs or {}))
+
+    @property
+    def attentions(self) -> List[nn.MultiheadAttention]:
+        """Those that return weights which nothing used."""
+        return [module for module in self.weighing if module not in self.refused]
 
     def pairs(self, input_shape: Tuple[int, int]) -> List[Pair]:
         """What was proven.

@@ -24,29 +24,33 @@ class Speed:
     Attributes:
         fold: batch norms in eval mode become part of the convolution before them, as does the activation after them
             where the processor's library has one operation for both.
+        attention: an attention whose weights nobody looks at does not make them, which lets torch use its fused kernel.
         channels_last: images and maps are laid out with the channels innermost.
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'``; None for that of the training.
-        chunk: how many images it sees at a time; None for all.
+        chunk: how many images it sees at a time; None for all, ``'auto'`` for as many as need no more memory than the
+            student.
         chosen: whether the form was chosen by itself: then what does not hold is dropped.
     """
 
     fold: bool = False
+    attention: bool = False
     channels_last: bool = False
     precision: Optional[str] = None
-    chunk: Optional[int] = None
+    chunk: Any = None
     chosen: bool = False
 
     @property
     def exact(self) -> bool:
         """Whether this is the host's own forward."""
-        return not (self.fold or self.channels_last or self.precision or self.chunk)
+        return not (self.fold or self.attention or self.channels_last or self.precision or self.chunk)
 
     @property
     def words(self) -> str:
         """The form in words, for the log."""
-        parts = [word for word, taken in (('norms folded', self.fold), ('channels last', self.channels_last),
-                                          (str(self.precision), self.precision),
-                                          (f'{self.chunk} images at a time', self.chunk)) if taken]
+        parts = [word for word, taken in (
+            ('norms folded', self.fold), ('no attention weights', self.attention),
+            ('channels last', self.channels_last), (str(self.precision), self.precision),
+            (f'{self.chunk} images at a time', self.chunk not in (None, AUTO))) if taken]
         return ', '.join(parts) or 'as the host runs it'
 
 
@@ -83,10 +87,10 @@ def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
 
 def automatic(device: torch.device) -> Speed:
     """The rule of ``'auto'``: what was measured to be faster on this kind of device."""
-    return Speed(fold=True, channels_last=device.type == 'cpu', chosen=True)
+    return Speed(fold=True, attention=True, channels_last=device.type == 'cpu', chunk=AUTO, chosen=True)
 
 
 _CHECKS: Dict[str, Callable[[str, str, Any], Any]] = dict(
-    fold=boolean, channels_last=boolean,
+    fold=boolean, attention=boolean, channels_last=boolean,
     precision=lambda owner, name, value: value if value is None else one_of(owner, name, value, tuple(PRECISIONS)),
-    chunk=lambda owner, name, value: value if value is None else whole(owner, name, value))
+    chunk=lambda owner, name, value: value if value in (None, AUTO) else whole(owner, name, value))
