@@ -21,7 +21,7 @@ from kd_mm.ops.modes import preserved_random_state
 from kd_mm.teachers import chunk
 from kd_mm.teachers.flow import Flow, unhooked, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
-from kd_mm.teachers.speed import AUTO, PRECISIONS, TOLERANCE, Speed
+from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
 from kd_mm.types.records import Call, Recorded
 
 #: A pass of the host's model that fills the taps.
@@ -138,6 +138,8 @@ class Fast:
 
     def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
+        if form.chosen and images.shape[0] * images.shape[-2] * images.shape[-1] < LARGE:
+            form = dataclasses.replace(form, channels_last=False)
         if size >= images.shape[0]:
             self._pass(form, images, samples, taps)
             return

@@ -71,7 +71,8 @@ class Viewing(nn.Module):
 
 
 @pytest.mark.parametrize('wrong', ['fails', 'differs'])
-def test_what_does_not_hold_is_dropped(wrong, caplog):
+def test_what_does_not_hold_is_dropped(wrong, monkeypatch):
+    monkeypatch.setattr(fast, 'LARGE', 0)
     said = []
     fast_say = fast.Fast._say
     teacher = Teacher(settle(Viewing(wrong)), nn.Conv2d(3, 3, 1))
@@ -97,6 +98,16 @@ def test_what_does_not_hold_is_dropped(wrong, caplog):
     else:
         teacher.run(images, (), [tap], batch)
         assert teacher.fast.speed.channels_last
+
+
+def test_small_batches_keep_the_hosts_layout():
+    model, seen = settle(Chain()), []
+    model.an.register_forward_pre_hook(lambda module, given: seen.append(given[0].is_contiguous()))
+    for size, kept in ((32, True), (300, False)):
+        teach(model, 'auto', paths=('act', ), images=torch.randn(2, 3, size, size))
+        assert seen[-1] == kept
+    teach(model, dict(channels_last=True), paths=('act', ))
+    assert not seen[-1]
 
 
 def test_nothing_holds_nothing_is_taken():
