@@ -73,6 +73,11 @@ def join(parts: Sequence[Recorded], dimensions: Sequence[Dimension]) -> Recorded
     return result
 
 
+def tensors_of(record: Recorded) -> Iterator[Tensor]:
+    """Every tensor of a record, those of its calls too."""
+    return _walk(_content(record))
+
+
 def _content(record: Recorded) -> Tuple[Any, ...]:
     return tuple(record), tuple(tuple(call) for call in record.calls)
 

@@ -7,7 +7,7 @@ checked: on the first real batch that the tap sees, both run in float32 and are 
 
 import dataclasses
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -21,6 +21,7 @@ from kd_mm.ops.modes import preserved_random_state
 from kd_mm.teachers import chunk
 from kd_mm.teachers.flow import Flow, unhooked, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
+from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
 from kd_mm.types.records import Call, Recorded
 
@@ -56,6 +57,7 @@ class Fast:
         #: how the records of parts are joined, by path; and why that is not possible.
         self.plans: Dict[str, Sequence[chunk.Dimension]] = {}
         self.refusal: Optional[str] = None
+        self.side: Optional[SideStream] = None
 
     # ------------------------------------------------------------------ before the training
 
@@ -133,8 +135,17 @@ class Fast:
             self._check(images, samples, taps)
         elif self.speed.exact:
             self.forward(images, samples, taps)
+        elif self.speed.stream:
+            self.side = self.side or SideStream(images.device)
+            with self.side.running([images]):
+                self._run(self.speed, images, samples, taps)
         else:
             self._run(self.speed, images, samples, taps)
+
+    def join(self, records: Iterable[Recorded]) -> None:
+        """Before anything looks at what was recorded: let it be there."""
+        if self.side is not None:
+            self.side.join(tensor for record in records for tensor in chunk.tensors_of(record))
 
     def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
@@ -195,7 +206,7 @@ class Fast:
         mixed = _current_dtype(images.device) != torch.float32
         with _autocast(images.device, 'fp32'):
             with preserved_random_state(device=images.device):
-                self.forward(images, samples, taps)
+                self._run(Speed(chunk=self.speed.chunk), images, samples, taps)
             exact = {tap.path: tap.read() for tap in taps}
             found: Optional[Dict[str, Recorded]] = exact
             for form in self._candidates():

@@ -32,6 +32,7 @@ class Speed:
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'``; None for that of the training.
         chunk: how many images it sees at a time; None for all, ``'auto'`` for as many as need no more memory than the
             student.
+        stream: on CUDA it runs on a stream of its own, beside the student's forward; both need their memory at once.
         chosen: whether the form was chosen by itself: then what does not hold is dropped.
     """
 
@@ -40,12 +41,13 @@ class Speed:
     channels_last: bool = False
     precision: Optional[str] = None
     chunk: Any = None
+    stream: bool = False
     chosen: bool = False
 
     @property
     def exact(self) -> bool:
         """Whether this is the host's own forward."""
-        return not (self.fold or self.attention or self.channels_last or self.precision or self.chunk)
+        return not (self.fold or self.attention or self.channels_last or self.precision or self.chunk or self.stream)
 
     @property
     def words(self) -> str:
@@ -53,7 +55,8 @@ class Speed:
         parts = [word for word, taken in (
             ('norms folded', self.fold), ('no attention weights', self.attention),
             ('channels last', self.channels_last), (str(self.precision), self.precision),
-            (f'{self.chunk} images at a time', self.chunk not in (None, AUTO))) if taken]
+            (f'{self.chunk} images at a time', self.chunk not in (None, AUTO)),
+            ('on a stream of its own', self.stream)) if taken]
         return ', '.join(parts) or 'as the host runs it'
 
 
@@ -85,6 +88,8 @@ def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
     if unknown:
         raise ValueError(f'{owner}: speed has no {unknown[0]!r}; it takes {", ".join(_CHECKS)}')
     checked: Dict[str, Any] = {key: _CHECKS[key](f'{owner}: speed', key, entry) for key, entry in value.items()}
+    if checked.get('stream') and device.type != 'cuda':
+        raise ValueError(f'{owner}: speed: stream=True is for CUDA, and it is on {device.type}. Leave it out')
     return Speed(**checked)
 
 
@@ -96,4 +101,5 @@ def automatic(device: torch.device) -> Speed:
 _CHECKS: Dict[str, Callable[[str, str, Any], Any]] = dict(
     fold=boolean, attention=boolean, channels_last=boolean,
     precision=lambda owner, name, value: value if value is None else one_of(owner, name, value, tuple(PRECISIONS)),
+    stream=boolean,
     chunk=lambda owner, name, value: value if value in (None, AUTO) else whole(owner, name, value))
