@@ -52,8 +52,8 @@ class Distiller(nn.Module):
         inherit: module paths whose weights :meth:`inherit_weights` copies from the teacher. Default none.
         task_loss_weight: factor on the student's own losses, from 0 (teacher alone). Default 1.
         seed: of the initial adapters and of random masks. Default 0.
-        speed: in which form teachers run, see :mod:`kd_mm.teachers.speed`: ``'auto'`` (default), ``'exact'``, or a
-            dict.
+        speed: in which form teachers run, see :mod:`kd_mm.teachers.speed`: ``'auto'`` (default), ``'exact'``,
+            ``'tune'`` or a dict.
         classes: the student's class names, if known.
         scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
         max_steps: iterations of the whole training, 0 if unknown; schedules that count from the end need it.

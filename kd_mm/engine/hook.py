@@ -55,7 +55,8 @@ class DistillHook(Hook):
         seed: of the initial adapters and of random masks. Default 0.
         speed: in which form the teacher runs. ``'auto'`` (default): the fastest that a fixed rule knows for the model
             and the device and that keeps every tap within 1e-4 of the exact forward on the first batch; the log says
-            what was taken. ``'exact'``: the host's own forward, bit for bit. Or a dict of what is wanted, see
+            what was taken. ``'exact'``: the host's own forward, bit for bit. ``'tune'``: forms are tried in the first
+            steps and the fastest is kept. Or a dict of what is wanted, see
             :class:`kd_mm.teachers.speed.Speed`, for example ``dict(fold=True, precision='bf16')``.
 
     Raises:

@@ -6,6 +6,7 @@ checked: on the first real batch that the tap sees, both run in float32 and are 
 """
 
 import dataclasses
+import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -23,6 +24,7 @@ from kd_mm.teachers.flow import Flow, unhooked, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
+from kd_mm.teachers.tune import Tuning, candidates
 from kd_mm.types.records import Call, Recorded
 
 #: A pass of the host's model that fills the taps.
@@ -58,6 +60,7 @@ class Fast:
         self.plans: Dict[str, Sequence[chunk.Dimension]] = {}
         self.refusal: Optional[str] = None
         self.side: Optional[SideStream] = None
+        self.tuning = Tuning(candidates(speed)) if speed.tune else None
 
     # ------------------------------------------------------------------ before the training
 
@@ -133,6 +136,8 @@ class Fast:
         """
         if not self.speed.exact and any(tap.path not in self.checked for tap in taps):
             self._check(images, samples, taps)
+        elif self.tuning is not None:
+            self._tune(self.tuning, images, samples, taps)
         elif self.speed.exact:
             self.forward(images, samples, taps)
         elif self.speed.stream:
@@ -142,6 +147,33 @@ class Fast:
         else:
             self._run(self.speed, images, samples, taps)
 
+    def _tune(self, tuning: Tuning, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """One step with one of the forms; after the last the fastest is kept."""
+        number = tuning.next()
+        form = tuning.forms[number]
+        self._wait(images.device)
+        start = time.perf_counter()
+        try:
+            self._run(form, images, samples, taps)
+        except Exception as error:
+            if number == 0:
+                raise
+            tuning.leave_out(number)
+            self._say(f'{form.words} fails ({type(error).__name__}: {error}); this form is left out', 30)
+            self._run(tuning.forms[0], images, samples, taps)
+            return
+        self._wait(images.device)
+        tuning.note(number, time.perf_counter() - start, images.numel())
+        if tuning.done:
+            self.speed, table = tuning.result(images.device)
+            self.tuning = None
+            self._say(f'runs with {self.speed.words} from now on\n{table}')
+
+    @staticmethod
+    def _wait(device: torch.device) -> None:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+
     def join(self, records: Iterable[Recorded]) -> None:
         """Before anything looks at what was recorded: let it be there."""
         if self.side is not None:
@@ -149,7 +181,7 @@ class Fast:
 
     def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
-        if form.chosen and images.shape[0] * images.shape[-2] * images.shape[-1] < LARGE:
+        if form.chosen and not form.tune and images.shape[0] * images.shape[-2] * images.shape[-1] < LARGE:
             form = dataclasses.replace(form, channels_last=False)
         if size >= images.shape[0]:
             self._pass(form, images, samples, taps)
@@ -218,6 +250,9 @@ class Fast:
                     self._say(f'{form.words} does not hold, {error}; this form is left out', 30)
                     continue
                 self.speed = form
+                if self.tuning is not None:  # what did not hold is not tried
+                    self.tuning = Tuning(candidates(form))
+                    break
                 self._say(f'runs with {form.words}{self._count(form, images)}; on this batch its taps are {error} of '
                           'the exact forward')
                 break
@@ -272,13 +307,18 @@ class Fast:
     def state(self) -> Dict[str, Any]:
         """What was decided on real batches, for a resume."""
         return dict(asked=dataclasses.asdict(self.asked), form=dataclasses.asdict(self.speed),
-                    checked=sorted(self.checked), dropped=sorted(self.dropped))
+                    checked=sorted(self.checked), dropped=sorted(self.dropped),
+                    tuning=None if self.tuning is None else self.tuning.state())
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on as :meth:`state` says, if the same was asked for."""
         if dict(state.get('asked', {})) != dataclasses.asdict(self.asked):
             return
         self.speed = Speed(**state['form'])
+        if state['tuning'] is None:
+            self.tuning = None
+        elif self.tuning is not None:
+            self.tuning.load(state['tuning'])
         self.checked = set(state['checked'])
         for folded in list(self.folding.pairs):
             if folded.pair.name in state['dropped']:

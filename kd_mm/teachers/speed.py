@@ -1,6 +1,6 @@
 """``speed=`` of a teacher: in which form it runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Mapping, Optional
 
 import torch
@@ -11,6 +11,8 @@ from kd_mm.ops.checks import boolean, one_of, whole
 AUTO = 'auto'
 #: The host's own forward, bit for bit.
 EXACT = 'exact'
+#: Forms are tried in turn in the first steps, and the fastest is kept.
+TUNE = 'tune'
 #: ``precision`` by name.
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 #: How far a tap may be from the exact forward, relative to its largest value, for a form to be taken by itself.
@@ -34,6 +36,7 @@ class Speed:
             student.
         stream: on CUDA it runs on a stream of its own, beside the student's forward; both need their memory at once.
         chosen: whether the form was chosen by itself: then what does not hold is dropped.
+        tune: whether it is chosen by trying.
     """
 
     fold: bool = False
@@ -43,6 +46,7 @@ class Speed:
     chunk: Any = None
     stream: bool = False
     chosen: bool = False
+    tune: bool = False
 
     @property
     def exact(self) -> bool:
@@ -65,8 +69,8 @@ def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
 
     Args:
         owner: word for messages.
-        value: ``'auto'``, ``'exact'`` or a dict of the fields of :class:`Speed`; what it leaves out is as the host runs
-            it.
+        value: ``'auto'``, ``'exact'``, ``'tune'`` or a dict of the fields of :class:`Speed`; what it leaves out is as
+            the host runs it.
         device: where the teacher is.
 
     Raises:
@@ -79,10 +83,12 @@ def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
     if isinstance(value, Speed):
         return value
     if not isinstance(value, Mapping):
-        word = one_of(owner, 'speed', value, (AUTO, EXACT)) if isinstance(value, str) else None
+        word = one_of(owner, 'speed', value, (AUTO, EXACT, TUNE)) if isinstance(value, str) else None
         if word is None:
-            raise ValueError(f'{owner}: speed={value!r} must be {AUTO!r}, {EXACT!r} or a dict of '
+            raise ValueError(f'{owner}: speed={value!r} must be {AUTO!r}, {EXACT!r}, {TUNE!r} or a dict of '
                              f'{", ".join(_CHECKS)}')
+        if word == TUNE:
+            return replace(automatic(device), channels_last=True, tune=True)
         return automatic(device) if word == AUTO else Speed()
     unknown = sorted(set(value) - set(_CHECKS))
     if unknown:

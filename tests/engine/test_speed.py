@@ -8,6 +8,7 @@ import torch
 from stock import detector, distill_hook, hook, same, segmentor, teacher_of, train, weights
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.preflight import random_data
 from kd_mm.hosts.checkpoint import load_file
 from kd_mm.hosts.models import build_model, load_config
 from kd_mm.teachers.speed import Speed
@@ -139,7 +140,7 @@ def test_speed_of_each_teacher(det):
 
 
 @pytest.mark.parametrize('extra, message', [
-    (dict(speed='quick'), "speed='quick' is not one of 'auto', 'exact'"),
+    (dict(speed='quick'), "speed='quick' is not one of 'auto', 'exact', 'tune'"),
     (dict(speed=dict(fold=1.5)), 'fold=1.5 must be True or False'),
     (dict(teachers=dict(a=dict(teacher='x.py', sped='auto'))), "unknown key 'sped'; known are teacher, teacher_ckpt"),
 ])
@@ -167,6 +168,20 @@ def test_parts_of_a_batch_give_what_the_whole_gives(seg):
     images = torch.randn(3, 3, 64, 64)
     distiller.teacher.fast.run(images, [None] * 3, [distiller.current.taps['teacher', 'decode_head.conv_seg']])
     assert most == [1, 1, 1]
+
+
+def test_the_student_waits_where_the_taps_are_read(det, monkeypatch):
+    """A teacher on a stream of its own is joined after the student's forward and before any term looks."""
+    kd = Distiller(student_of(det).train(), teacher_of(det), dict(loss_pkd=dict(type='PKDLoss', at='neck')),
+                   teacher_ckpt='random')
+    events, step = [], kd.current
+    monkeypatch.setattr(kd.teacher.fast, 'join', lambda records: events.append(('join', len(list(records)))))
+    monkeypatch.setattr(step, 'evaluate', lambda *args, own=step.evaluate: events.append('term') or own(*args))
+    kd.student.backbone.register_forward_hook(lambda *_: events.append('student'))
+    kd.attach()
+    kd.student(**random_data(kd.student, (64, 64)), mode='loss')
+    kd.detach()
+    assert events == ['student', ('join', 1), 'term']
 
 
 def test_the_dry_pass_knows_what_student_and_teacher_need(det):

@@ -15,7 +15,7 @@ CPU = torch.device('cpu')
 
 
 @pytest.mark.parametrize('speed, message', [
-    ('fast', "teacher: speed='fast' is not one of 'auto', 'exact'"), (2, 'speed=2 must be'),
+    ('fast', "teacher: speed='fast' is not one of 'auto', 'exact', 'tune'"), (2, 'speed=2 must be'),
     (dict(fold='yes'), "speed: fold='yes' must be True or False, not text"),
     (dict(folds=True), "speed has no 'folds'; it takes fold"), (dict(precision='int8'), "precision='int8' is not one"),
     (dict(chunk=0), 'chunk=0 must be a whole number from 1')])
