@@ -7,7 +7,8 @@
 In one process, on one random batch, in turns (so that a busy machine slows all alike), medians of:
 
   plain step      the student's forward with its losses, backward, optimizer step
-  needed teacher  the teacher as far as the last tap, by itself: what any engine has to run
+  needed teacher  the teacher as far as the last tap, as the host runs it: what any engine has to run
+  fast teacher    the same in the form that training uses (`speed=` of the hook), with its taps
   full teacher    the teacher to the end of its heads
   KD step         the plain step with the distiller attached: the same code as in training
 
@@ -55,11 +56,12 @@ def print_result(result: Dict[str, Any]) -> None:
     print(f'{result["config"]}: {result["batch"]} images of {"x".join(map(str, result["input_shape"]))} on '
           f'{result["device"]}, {result["threads"]} thread(s), load {result["load_average"]}, torch {result["torch"]}')
     print(f'\n{"":<16}{"median ms":>10}{"fastest":>10}   ({result["steps"]} rounds)')
-    for name in ('plain_step', 'needed_teacher', 'full_teacher', 'kd_step'):
+    for name in ('plain_step', 'needed_teacher', 'fast_teacher', 'full_teacher', 'kd_step'):
         label = name.replace('_', ' ').replace('kd', 'KD')
         print(f'{label:<16}{result[f"{name}_ms"]:>10.2f}{result["fastest_ms"][name]:>10.2f}')
     print(f'{"ratio":<16}{result["ratio"]:>10.3f}{result["ratio_of_fastest"]:>10.3f}   KD step / (plain step + needed '
           f'teacher), {result["overhead_ms"]:+.2f} ms')
+    print(f'{"fast / needed":<16}{result["teacher_ratio"]:>10.3f}{"":>10}   {result["teacher_form"]}')
     rounds = result['ratio_of_rounds']
     print(f'{"  by rounds":<16}{rounds["median"]:>10.3f}{"":>10}   half of the rounds lie between '
           f'{rounds["low"]:.3f} and {rounds["high"]:.3f}: the noise of this machine')

@@ -31,6 +31,7 @@ from kd_mm.ops.problems import Problems
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.sources import SELF, build_teachers
+from kd_mm.teachers.speed import AUTO
 
 
 class Distiller(nn.Module):
@@ -48,11 +49,14 @@ class Distiller(nn.Module):
         teacher_ckpt: path or URL of the teacher's weights; None for the published weights of an installed config;
             ``'random'`` for none (tests).
         teacher_strict: whether the weights must fit exactly. Default True.
-        teachers: several of them instead: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...)``. Losses
-            say which one they mean with ``teacher='name'`` (or several names, whose outputs are averaged).
+        teachers: several of them instead: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
+            speed=...)``. Losses say which one they mean with ``teacher='name'`` (or several names, whose outputs are
+            averaged).
         inherit: module paths whose weights :meth:`inherit_weights` copies from the teacher. Default none.
         task_loss_weight: factor on the student's own losses, from 0 (teacher alone). Default 1.
         seed: of the initial adapters and of random masks. Default 0.
+        speed: in which form teachers run, see :mod:`kd_mm.teachers.speed`: ``'auto'`` (default), ``'exact'``,
+            ``'tune'`` or a dict.
         classes: the student's class names, if known.
         scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
         max_steps: iterations of the whole training, 0 if unknown; schedules that count from the end need it.
@@ -66,8 +70,9 @@ class Distiller(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
-                 task_loss_weight: float = 1.0, seed: int = 0, classes: Optional[Sequence[str]] = None,
-                 scope: Optional[str] = None, max_steps: int = 0, folder: Optional[str] = None):
+                 task_loss_weight: float = 1.0, seed: int = 0, speed: Any = AUTO,
+                 classes: Optional[Sequence[str]] = None, scope: Optional[str] = None, max_steps: int = 0,
+                 folder: Optional[str] = None):
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
@@ -96,7 +101,7 @@ class Distiller(nn.Module):
                 self.problems.add(error)
         self.teachers: Dict[str, Teacher] = build_teachers(
             student, teacher, teacher_ckpt, teacher_strict, teachers, self.problems, scope=scope, seed=seed,
-            classes=self.classes, folder=folder)
+            classes=self.classes, speed=speed, folder=folder)
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
         #: the step in progress, see :class:`kd_mm.engine.step.Step`.
         self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)

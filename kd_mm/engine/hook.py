@@ -19,6 +19,7 @@ from kd_mm.ops.checks import boolean, from_zero, whole
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import HOOKS
 from kd_mm.teachers.ema import EMATeacher
+from kd_mm.teachers.speed import AUTO
 
 
 @HOOKS.register_module()
@@ -45,13 +46,19 @@ class DistillHook(Hook):
         teacher_ckpt: path or URL of the teacher's weights. Default None: the published weights of an installed config.
             ``'random'`` uses untrained weights (tests).
         teacher_strict: whether the weights must fit the config exactly. Default True.
-        teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...)``;
-            each loss then says ``teacher='name'``, or names several whose outputs are averaged. Default none.
+        teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
+            speed=...)``; each loss then says ``teacher='name'``, or names several whose outputs are averaged. Default
+            none.
         inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``. Default none.
         task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
         adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
         adapter_decay_mult: their weight decay as a multiple of the base weight decay. Default 1.
         seed: of the initial adapters and of random masks. Default 0.
+        speed: in which form the teacher runs. ``'auto'`` (default): the fastest that a fixed rule knows for the model
+            and the device and that keeps every tap within 1e-4 of the exact forward on the first batch; the log says
+            what was taken. ``'exact'``: the host's own forward, bit for bit. ``'tune'``: forms are tried in the first
+            steps and the fastest is kept. Or a dict of what is wanted, see
+            :class:`kd_mm.teachers.speed.Speed`, for example ``dict(fold=True, precision='bf16')``.
 
     Raises:
         ValueError: (before the first step) the configuration is wrong; all problems in one message.
@@ -64,7 +71,7 @@ class DistillHook(Hook):
     def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
-                 adapter_decay_mult: float = 1.0, seed: int = 0):
+                 adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO):
         problems = Problems()
         for fault in argument_faults(dict(
                 teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,
@@ -73,7 +80,7 @@ class DistillHook(Hook):
         problems.raise_any()
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
-            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed)
+            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.distiller: Optional[Distiller] = None
         self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start

@@ -19,9 +19,11 @@ from kd_mm.hosts.synthetic import input_channels, synthetic_batch
 from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSizeError
 from kd_mm.losses.base.loss import total
+from kd_mm.ops.live import LiveBytes
 from kd_mm.ops.modes import eval_mode, preserved_random_state
 from kd_mm.ops.problems import Problems
 from kd_mm.teachers.sources import SELF
+from kd_mm.teachers.speed import AUTO
 from kd_mm.types.batch import KDBatch, Targets
 from kd_mm.types.records import Recorded
 
@@ -257,6 +259,10 @@ class Preflight:
             try:
                 passed = self._pass(shape)
                 self._judge_tokens(shape)
+                for name, teacher in step.teachers.items():
+                    if teacher.fast.refusal and teacher.fast.asked.chunk not in (None, AUTO):
+                        self.problems.add(f'{step.word(name)}: speed=dict(chunk={teacher.fast.asked.chunk}) is not '
+                                          f'possible: {teacher.fast.refusal}. Leave it out')
                 return passed
             except TokenSizeError as error:  # it would be a guess at any other size, too
                 step.clear()
@@ -276,7 +282,10 @@ class Preflight:
         inputs, samples = data['inputs'], data['data_samples']
         batch = step.batch_of(inputs, samples)
         self.given = inputs, samples, batch
-        records: Dict[str, Dict[str, Recorded]] = {STUDENT: self._learner(STUDENT, step.student, inputs, samples)}
+        with LiveBytes() as kept:
+            records: Dict[str, Dict[str, Recorded]] = {STUDENT: self._learner(STUDENT, step.student, inputs, samples)}
+        for teacher in step.teachers.values():
+            teacher.fast.budget = kept.held / inputs.shape[0]
         for name, teacher in step.teachers.items():
             if name in step.peers:
                 with eval_mode(teacher.model):

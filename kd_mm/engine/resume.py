@@ -6,6 +6,7 @@ It lies under one key of the checkpoint::
     teachers     name -> state, of every teacher that changes; empty where an ``EMAHook`` holds the average
     opponents    <loss>/<number> -> state of the optimizer
     weights      <loss> -> what was measured for a weight of ``'auto'``
+    speed        name -> what was decided about the form of each teacher; not in files of earlier versions
 
 What is saved and what the config needs must agree by name and shape in all four: a part that is silently left as it
 was built is a random one.
@@ -39,6 +40,9 @@ def side_state(distiller: Distiller) -> Dict[str, Any]:
     weights = distiller.balance.state()
     if weights:
         side['weights'] = weights
+    speed = {name: teacher.fast.state() for name, teacher in distiller.teachers.items() if teacher.fast.checked}
+    if speed:
+        side['speed'] = speed
     return side
 
 
@@ -72,6 +76,9 @@ def restore(distiller: Distiller, side: Optional[Mapping[str, Any]], average: Op
     for name, opponent in _opponents(distiller).items():
         opponent.load(opponents[name])
     distiller.balance.load(weights)
+    for name, state in side.get('speed', {}).items():
+        if name in distiller.teachers:
+            distiller.teachers[name].fast.load(state)
 
 
 def _changes(teacher: Teacher) -> bool:

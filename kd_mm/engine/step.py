@@ -216,6 +216,8 @@ class Step:
         for path in paths:
             self.taps[STUDENT, path].disarm()
         self.records[STUDENT] = {path: self.taps[STUDENT, path].read() for path in paths}
+        for name, teacher in self.teachers.items():
+            teacher.fast.join(self.records.get(name, {}).values())
 
     def read(self, terms: Optional[Sequence[Term]] = None, records: Optional[Recordings] = None,
              batch: Optional[KDBatch] = None) -> List[Comparison]:

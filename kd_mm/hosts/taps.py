@@ -107,6 +107,7 @@ class Tap:
         # Of the graph, noted at once: an in-place operation later changes those that a tensor knows itself.
         self._edges: List[Any] = []
         self._given: List[Any] = []
+        self._replaced: Optional[Recorded] = None  # of put()
         self._taken: Dict[str, None] = {}  # what the note will say, each once
         # Texts, not exceptions: those would hold the frames of the model's forward.
         self._ambiguous: Optional[str] = None
@@ -152,16 +153,21 @@ class Tap:
         """Restore the module and forget what was recorded; doing it twice is harmless."""
         self.disarm()
         self._records, self._calls, self._edges, self._given, self._taken = [], [], [], [], {}
+        self._replaced = None
         self._ambiguous = self._misfit = None
 
     @property
     def fired(self) -> bool:
         """Whether it has recorded a tensor since it was armed."""
-        return bool(self._records)
+        return bool(self._records or self._replaced)
+
+    def put(self, recorded: Recorded) -> None:
+        """Let the next :meth:`read` give this: what was read before, in another form."""
+        self._replaced = recorded
 
     def peek(self) -> List[Tensor]:
         """The recorded tensors as they are; the tap keeps them."""
-        return [value for value, _, _ in self._records]
+        return list(self._replaced) if self._replaced is not None else [value for value, _, _ in self._records]
 
     def read(self) -> Recorded:
         """The recorded tensors, which the tap then forgets.
@@ -175,6 +181,9 @@ class Tap:
                 read as they were: there they stay tokens.
             ValueError: ``tokens`` does not fit, or is a stride and leaves two sizes possible.
         """
+        if self._replaced is not None:
+            replaced, self._replaced = self._replaced, None
+            return replaced
         records, calls, taken = self._records, tuple(self._calls), self._taken
         edges, given = tuple(self._edges), tuple(self._given)
         ambiguous, misfit = self._ambiguous, self._misfit

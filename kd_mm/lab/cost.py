@@ -4,7 +4,6 @@
 """
 
 import copy
-import dataclasses
 import gc
 import itertools
 import os
@@ -24,13 +23,12 @@ from kd_mm.hosts.taps import StopForward, Tap
 from kd_mm.lab.configs import hook_arguments, hook_entries
 from kd_mm.lab.meters import _bytes, allocation_peak, count_flops, memory_rise
 from kd_mm.lab.models import build_student, make_distiller, probe_step, random_batch, scope_of
+from kd_mm.lab.recording import Recording
 from kd_mm.losses.base.loss import opponents_of
 from kd_mm.ops.problems import Problems
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.sources import SELF
 from kd_mm.teachers.spec import RANDOM
-from kd_mm.types.batch import KDBatch
-from kd_mm.types.records import Call, Recorded
 
 #: Rounds before the measured ones: the allocator, the kernels' caches and the taps settle.
 WARMUP = 3
@@ -40,47 +38,6 @@ ENOUGH_MS, MOST = 1000.0, 5
 
 def _is_model(teacher: Any) -> bool:
     return not (isinstance(teacher, str) and teacher == SELF)
-
-
-@dataclasses.dataclass
-class Recording:
-    """What the taps of all terms gave in one step, cut off from both models: terms can be computed on it repeatedly.
-
-    Attributes:
-        records: name of a model -> path -> record; what had a history is a leaf that asks for a gradient.
-        batch: of that step.
-    """
-
-    records: Dict[str, Dict[str, Recorded]]
-    batch: KDBatch
-
-    def fresh(self, number: int) -> 'Recording':
-        """The same features without gradients and without what a loss has noted; ``number`` steps later."""
-        leaves: Dict[int, Tensor] = {}
-        # Another step, so that what happens once a step (writing to a bank, drawing a mask) happens.
-        info = dataclasses.replace(self.batch.info, step=self.batch.info.step + number)
-        return Recording(_cut(self.records, leaves), KDBatch(self.batch.targets, info, self.batch.given))
-
-
-def _cut(value: Any, leaves: Dict[int, Tensor]) -> Any:
-    """``value`` with a leaf of the same memory in place of every tensor that asks for a gradient."""
-    if isinstance(value, Tensor):
-        if not value.requires_grad:
-            return value
-        if id(value) not in leaves:
-            leaves[id(value)] = value.detach().requires_grad_()
-        return leaves[id(value)]
-    if isinstance(value, Recorded):
-        record = Recorded(_cut(tensor, leaves) for tensor in value)
-        record.calls, record.owner, record.memo = tuple(_cut(call, leaves) for call in value.calls), value.owner, {}
-        return record
-    if isinstance(value, Call):
-        return Call(*(_cut(part, leaves) for part in value))
-    if type(value) in (tuple, list):
-        return type(value)(_cut(item, leaves) for item in value)
-    if type(value) is dict:
-        return {key: _cut(item, leaves) for key, item in value.items()}
-    return value
 
 
 class Bench:
@@ -214,13 +171,27 @@ class Bench:
         finally:
             stopper.clear()
 
+    def fast_teacher(self, samples: Any, paths: Optional[Sequence[str]] = None) -> None:
+        """The same in the form that training uses (``speed=``), with the taps that it fills.
+
+        Args:
+            samples: of :meth:`fresh`.
+            paths: of the teacher's taps; None for those of all terms.
+        """
+        taps = [tap for (name, path), tap in self.distiller.current.taps.items()
+                if name in self.distiller.teachers and path in (self.teacher_paths if paths is None else paths)]
+        with self.optim_wrapper.optim_context(self.student):
+            self.teacher.run(self.data['inputs'], samples, taps, self.batch)
+        for tap in taps:
+            tap.clear()
+
     # ------------------------------------------------------------------ measurements
 
     def times(self, steps: int) -> Dict[str, List[float]]:
-        """Milliseconds of every round, in turns that start with another of the four each time."""
+        """Milliseconds of every round, in turns that start with another of the five each time."""
         calls: Dict[str, Callable[[Any], None]] = {
-            'plain_step': self.step, 'needed_teacher': self.needed_teacher, 'full_teacher': self.full_teacher,
-            'kd_step': self.kd_step}
+            'plain_step': self.step, 'needed_teacher': self.needed_teacher, 'fast_teacher': self.fast_teacher,
+            'full_teacher': self.full_teacher, 'kd_step': self.kd_step}
         names = list(calls)
         found: Dict[str, List[float]] = {name: [] for name in names}
         for turn in range(WARMUP + steps):
@@ -280,10 +251,14 @@ class Bench:
                     peak_bytes=self.peak_memory(with_kd=False))
 
     def teacher_cost(self, steps: int, paths: Optional[Sequence[str]] = None) -> Dict[str, Any]:
-        """The needed part of the teacher: median milliseconds, FLOPs, and the tap at which it stops."""
+        """The needed part of the teacher: median milliseconds as the host runs it (``ms``) and as training does
+        (``fast_ms``, in the form ``form``), FLOPs, and the tap at which it stops."""
         flops = count_flops(lambda: self.needed_teacher(self.fresh(), paths))
-        needed, = self._medians(lambda: (self._time(self.needed_teacher, self.fresh(), paths), ), steps)
-        return dict(ms=needed, flops=flops, until=self.stop_of(self.teacher_paths if paths is None else paths)[0])
+        self.fast_teacher(self.fresh(), paths)  # checks the form
+        needed, fast = self._medians(lambda: (self._time(self.needed_teacher, self.fresh(), paths),
+                                              self._time(self.fast_teacher, self.fresh(), paths)), steps)
+        return dict(ms=needed, fast_ms=fast, form=self.teacher.fast.speed.words, flops=flops,
+                    until=self.stop_of(self.teacher_paths if paths is None else paths)[0])
 
     def record(self) -> Recording:
         """What the taps of all active terms give in one step of the student; no term is computed."""
@@ -481,11 +456,13 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
     return {
         'config': str(cfg.filename), 'batch': batch, 'input_shape': list(bench.data['inputs'].shape[-2:]),
         'steps': steps, 'device': torch.cuda.get_device_name(bench.device) if cuda else 'cpu',
+        'teacher_form': bench.teacher.fast.speed.words,
         'threads': torch.get_num_threads(), 'load_average': round(os.getloadavg()[0], 2), 'torch': torch.__version__,
         **{f'{name}_ms': value for name, value in medians.items()}, 'fastest_ms': fastest, 'rounds_ms': times,
         'ratio': medians['kd_step'] / base, 'overhead_ms': medians['kd_step'] - base,
         'ratio_of_rounds': {'median': statistics.median(rounds), 'low': rounds[len(rounds) // 4],
                             'high': rounds[(len(rounds) * 3) // 4]},
+        'teacher_ratio': medians['fast_teacher'] / medians['needed_teacher'],
         'ratio_of_fastest': fastest['kd_step'] / (fastest['plain_step'] + fastest['needed_teacher']),
         'peak_memory': {
             'plain_bytes': plain_bytes, 'kd_bytes': kd_bytes,

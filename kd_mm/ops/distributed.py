@@ -49,6 +49,13 @@ def not_finite(value: Tensor) -> List[int]:
     return [int(index) for index in flags.nonzero()]
 
 
+def everywhere(value: bool, device: Any) -> bool:
+    """Whether a truth value is true on every rank; the same answer on every rank."""
+    if world_size() == 1:
+        return value
+    return bool(mean(torch.tensor(float(value), device=device)) == 1)
+
+
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Average ``.grad`` over the ranks in one message; a parameter without gradient counts as zero.
 

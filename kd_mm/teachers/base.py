@@ -6,6 +6,7 @@ broadcasts it by accident.
 
 import dataclasses
 import os
+from functools import partial
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -17,8 +18,10 @@ from kd_mm.hosts.models import build_model, class_names, default_weights, load_c
 from kd_mm.hosts.synthetic import input_channels
 from kd_mm.hosts.taps import StopForward, Tap
 from kd_mm.ops.functional import resize
+from kd_mm.teachers.fast import Fast
 from kd_mm.teachers.preprocess import _LUMA, Normalisation
 from kd_mm.teachers.spec import TeacherSpec
+from kd_mm.teachers.speed import EXACT, speed_of
 from kd_mm.types import targets
 from kd_mm.types.batch import KDBatch
 
@@ -57,6 +60,26 @@ class Teacher:
         self.size: Optional[Tuple[int, int]] = None
         self.calls: Dict[str, int] = {}
         self.runs = 0
+        self.go(EXACT)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether its weights stay as they are during the training."""
+        return type(self).after_step is Teacher.after_step
+
+    def go(self, speed: Any) -> None:
+        """Run in this form from now on.
+
+        Args:
+            speed: see :func:`kd_mm.teachers.speed.speed_of`.
+
+        Raises:
+            ValueError: there is no such form, or this teacher has no other than its own.
+        """
+        device = next(self.model.parameters(), torch.zeros(())).device
+        #: how it runs.
+        self.fast = Fast(self.model, speed_of(f'teacher {self.name}', speed, device), self._forward,
+                         f'teacher {self.name}', self.fixed)
 
     def _same_input(self) -> bool:
         own, wanted = self.channels
@@ -207,6 +230,13 @@ class Teacher:
         images = self.renormalise(inputs, batch)
         if self.size is not None:
             images = resize(images, self.size)
+        if full:
+            self.fast.dry(images, data_samples, taps, partial(self._forward, full=True))
+        else:
+            self.fast.run(images, data_samples, taps)
+
+    def _forward(self, images: Tensor, data_samples: Any, taps: Sequence[Tap], full: bool = False) -> None:
+        """A pass of the model as the host runs it."""
         pending = {tap.path: self.calls.get(tap.path, 0) for tap in taps}
         counted = not full and all(pending.values())
 

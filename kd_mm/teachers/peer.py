@@ -16,6 +16,7 @@ from kd_mm.ops import distributed
 from kd_mm.ops.modes import eval_mode
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.spec import TeacherSpec
+from kd_mm.teachers.speed import AUTO, EXACT
 from kd_mm.types.batch import KDBatch
 
 
@@ -62,6 +63,12 @@ class PeerTeacher(Teacher):
         peer = cls(model, spec.student, name, class_names(cfg), optim_wrapper)
         peer.notes += notes
         return peer
+
+    def go(self, speed: Any) -> None:
+        """A peer trains: it runs as the host runs it."""
+        super().go(EXACT)
+        if speed not in (AUTO, EXACT):
+            raise ValueError(f'peer {self.name}: speed={speed!r} is for a teacher that does not train. Leave it out')
 
     # ------------------------------------------------------------------ its own losses
 

@@ -40,9 +40,11 @@ from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.plain import build_plain
 from kd_mm.teachers.spec import OWN, RANDOM, TeacherSpec
+from kd_mm.teachers.speed import AUTO
 
 SELF = 'self'
 STUDENT = 'student'
+_KEYS = ('teacher', 'teacher_ckpt', 'teacher_strict', 'speed')
 _HOSTS = ('mmdet', 'mmseg', 'mmengine', 'mmcv', 'mmpretrain')
 
 
@@ -107,7 +109,13 @@ def from_registry(factory: Any, spec: TeacherSpec) -> Teacher:
 
 
 def build_teacher(spec: TeacherSpec) -> Teacher:
-    """One teacher from any of the sources of this module but ``'self'``."""
+    """One teacher from any of the sources of this module but ``'self'``, in the form that the spec asks for."""
+    teacher = _from_source(spec)
+    teacher.go(spec.speed)
+    return teacher
+
+
+def _from_source(spec: TeacherSpec) -> Teacher:
     source = spec.source
     if isinstance(source, str) and source == STUDENT:
         return build_copy(spec)
@@ -126,7 +134,8 @@ def build_teacher(spec: TeacherSpec) -> Teacher:
 
 def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], strict: bool, teachers: Any,
                    problems: Problems, scope: Optional[str] = None, seed: int = 0,
-                   classes: Optional[Sequence[str]] = None, folder: Optional[str] = None) -> Dict[str, Teacher]:
+                   classes: Optional[Sequence[str]] = None, speed: Any = AUTO,
+                   folder: Optional[str] = None) -> Dict[str, Teacher]:
     """All teachers of a config by name; what is wrong goes to ``problems``.
 
     ``teacher='self'`` needs none.
@@ -144,9 +153,9 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
     built: Dict[str, Teacher] = {}
     for name, entry in entries.items():
         where = '' if teachers is None else f'teachers[{name!r}]: '
-        wrong = sorted(set(entry) - {'teacher', 'teacher_ckpt', 'teacher_strict'})
+        wrong = sorted(set(entry) - set(_KEYS))
         if wrong or name in (SELF, STUDENT):
-            problems.add(f'{where}unknown key {wrong[0]!r}; known are teacher, teacher_ckpt, teacher_strict' if wrong
+            problems.add(f'{where}unknown key {wrong[0]!r}; known are {", ".join(_KEYS)}' if wrong
                          else f'{where}choose another name')
             continue
         source = entry.get('teacher')
@@ -157,7 +166,8 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
         try:
             checkpoint = weights_file(entry.get('teacher_ckpt'), folder)
             built[name] = build_teacher(TeacherSpec(
-                source, student, checkpoint, entry.get('teacher_strict', True), scope, seed, classes, folder))
+                source, student, checkpoint, entry.get('teacher_strict', True), scope, seed, classes,
+                entry.get('speed', speed), folder))
             given = (_config_of(source), entry.get('teacher_ckpt'))
             built[name].files += [find(path, folder)[1] for path in given
                                   if is_relative(path) and path not in (STUDENT, RANDOM, OWN)]

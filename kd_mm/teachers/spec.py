@@ -8,6 +8,7 @@ from torch import nn
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.weights import load_weights
 from kd_mm.ops.modes import preserved_random_state
+from kd_mm.teachers.speed import AUTO
 
 #: ``teacher_ckpt`` for untrained weights.
 RANDOM = 'random'
@@ -27,6 +28,7 @@ class TeacherSpec:
         scope: registry scope where a config names none: the student's.
         seed: of weights that are drawn. Default 0.
         classes: class names of the student, if known.
+        speed: in which form it runs, see :mod:`kd_mm.teachers.speed`. Default ``'auto'``.
         folder: of the config, where relative paths are looked for after the current folder; None if unknown.
     """
 
@@ -37,6 +39,7 @@ class TeacherSpec:
     scope: Optional[str] = None
     seed: int = 0
     classes: Optional[Sequence[str]] = None
+    speed: Any = AUTO
     folder: Optional[str] = None
 
     @property

@@ -14,7 +14,10 @@ from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab import cost as measuring
 from kd_mm.lab.configs import hook_arguments, hook_entries, read_config
 from kd_mm.lab.models import scope_of
+from kd_mm.lab.recording import Recording
 from kd_mm.ops.problems import Problems
+from kd_mm.types.batch import KDBatch
+from kd_mm.types.records import Call, Recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools' / 'studies'))
@@ -448,9 +451,9 @@ def test_every_turn_is_another_step(bench):
 
 def test_shared_tensors_stay_shared():
     tensor = torch.ones(2, requires_grad=True)
-    record = measuring.Recorded((tensor * 2, ))
-    record.calls = (measuring.Call((record[0], [tensor]), {'x': {'y': record[0]}}, None), )
-    found = measuring.Recording({'student': {'a': record}}, measuring.KDBatch()).fresh(0)
+    record = Recorded((tensor * 2, ))
+    record.calls = (Call((record[0], [tensor]), {'x': {'y': record[0]}}, None), )
+    found = Recording({'student': {'a': record}}, KDBatch()).fresh(0)
     call = found.records['student']['a'].calls[0]
     assert call.args[0] is call.kwargs['x']['y'] is found.records['student']['a'][0] and call.args[0].is_leaf
     assert call.args[1][0] is not tensor

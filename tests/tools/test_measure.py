@@ -30,14 +30,15 @@ def test_the_numbers_are_positive_and_consistent(tmp_path, capsys):
     assert TOOL.main([str(ROOT / 'configs/profile/retinanet_cwd.py'), '--shape', '64', '96', '--batch', '1', '--steps',
                       '2', '--json', str(out), '--cfg-options', *SMALL]) == 0
     result = json.loads(out.read_text())
-    parts = {name: result[f'{name}_ms'] for name in ('plain_step', 'needed_teacher', 'full_teacher', 'kd_step')}
+    parts = {name: result[f'{name}_ms'] for name in (
+        'plain_step', 'needed_teacher', 'fast_teacher', 'full_teacher', 'kd_step')}
     assert all(value > 0 for value in parts.values())
     assert all(0 < result['fastest_ms'][name] <= value for name, value in parts.items())
     base = parts['plain_step'] + parts['needed_teacher']
     assert result['ratio'] == pytest.approx(parts['kd_step'] / base)
     assert result['overhead_ms'] == pytest.approx(parts['kd_step'] - base)
     assert result['ratio_of_rounds']['low'] <= result['ratio_of_rounds']['median'] <= result['ratio_of_rounds']['high']
-    assert [len(values) for values in result['rounds_ms'].values()] == [2, 2, 2, 2]
+    assert [len(values) for values in result['rounds_ms'].values()] == [2, 2, 2, 2, 2]
     assert result['input_shape'] == [64, 96] and result['batch'] == 1 and result['steps'] == 2
     memory = result['peak_memory']
     assert 0 < memory['plain_bytes'] < memory['kd_bytes']
@@ -46,7 +47,10 @@ def test_the_numbers_are_positive_and_consistent(tmp_path, capsys):
     assert term['forward_ms'] > 0 and term['backward_ms'] > 0
     # CWD has no adapter here: at least the gradient of all five levels.
     assert term['peak_bytes'] > 256 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1) * 4 / 4 and term['flops'] == 0
+    assert result['teacher_ratio'] == pytest.approx(parts['fast_teacher'] / parts['needed_teacher'])
+    assert result['teacher_form'].startswith('norms folded')
     text = capsys.readouterr().out
+    assert 'fast teacher' in text and 'norms folded' in text
     assert f'{term["peak_bytes"] / 2**20:.1f}' in text
     assert f'{result["ratio"]:.3f}' in text and 'loss_cwd' in text and 'MiB' in text
 
@@ -61,6 +65,22 @@ def bench():
         bench.distil(arguments)
         bench.times(1)
     return bench
+
+
+def test_the_fast_teacher_is_that_of_the_training(bench):
+    """In its own form, no further than the last tap, and without a trace."""
+    calls, folded = [], []
+    head = bench.teacher.model.bbox_head.register_forward_pre_hook(lambda *_: calls.append(1))
+    pair = bench.teacher.fast.folding.pairs[0]
+    factors = pair.factors
+    pair.factors = lambda: folded.append(1) or factors()
+    bench.fast_teacher(bench.fresh())
+    bench.needed_teacher(bench.fresh())
+    head.remove()
+    del pair.factors
+    assert not calls and folded == [1]
+    cost = bench.teacher_cost(1)
+    assert cost['ms'] > 0 and cost['fast_ms'] > 0 and cost['form'].startswith('norms folded')
 
 
 def test_the_needed_teacher_stops_at_the_last_tap(bench):

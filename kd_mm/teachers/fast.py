@@ -1,0 +1,394 @@
+"""A frozen teacher in its fastest correct form.
+
+The form is a fixed rule by model and device (:mod:`kd_mm.teachers.speed`), not a clock: the same seed gives the same
+numbers, and a cut run equals the uncut one.  Before a tap is used in another form than the host's own, the form is
+checked: on the first real batch that the tap sees, both run in float32 and are compared.
+"""
+
+import dataclasses
+import time
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from kd_mm.hosts.swap import swapped
+from kd_mm.hosts.taps import Tap, tensors_in
+from kd_mm.ops import distributed
+from kd_mm.ops.live import LiveBytes
+from kd_mm.ops.modes import preserved_random_state
+from kd_mm.teachers import chunk
+from kd_mm.teachers.flow import Flow, unhooked, watch_flow
+from kd_mm.teachers.fold import FlowChanged, Folding
+from kd_mm.teachers.side_stream import SideStream
+from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
+from kd_mm.teachers.tune import Tuning, candidates
+from kd_mm.types.records import Call, Recorded
+
+#: A pass of the host's model that fills the taps.
+Forward = Callable[[Tensor, Any, Sequence[Tap]], None]
+
+
+class Fast:
+    """Runs a teacher's forward in another form than the host's own.
+
+    Args:
+        model: of the teacher.
+        speed: the form that is asked for.
+        forward: a pass of the model as the host runs it, as far as the last tap.
+        name: of the teacher, for the log.
+        fixed: whether the weights stay as they are.
+
+    Attributes:
+        speed: the form that is used: what did not hold is gone.
+        checked: paths of the taps that were compared.
+    """
+
+    def __init__(self, model: nn.Module, speed: Speed, forward: Forward, name: str, fixed: bool):
+        self.model, self.speed, self.asked = model, speed, speed
+        self.forward, self.name = forward, name
+        self.checked: Set[str] = set()
+        self.dropped: Set[str] = set()
+        self.folding = Folding([], fixed)
+        self.attentions: List[nn.MultiheadAttention] = []
+        self._fixed, self._watched = fixed, False
+        #: bytes that one image needs for a while in the dry pass, and that the student keeps of one; 0: not known.
+        self.needed = self.budget = 0.0
+        #: how the records of parts are joined, by path; and why that is not possible.
+        self.plans: Dict[str, Sequence[chunk.Dimension]] = {}
+        self.refusal: Optional[str] = None
+        self.side: Optional[SideStream] = None
+        self.tuning = Tuning(candidates(speed)) if speed.tune else None
+
+    # ------------------------------------------------------------------ before the training
+
+    def dry(self, images: Tensor, samples: Any, taps: Sequence[Tap], whole: Forward) -> None:
+        """The first pass: find what can be folded, what it needs, and how a batch in parts is joined.
+
+        Args:
+            images, samples, taps: see :meth:`run`.
+            whole: a pass to the end of the model, which counts the calls of the taps.
+        """
+        if self.speed.exact:
+            whole(images, samples, taps)
+            return
+        try:
+            with self._watching(images):
+                whole(images, samples, taps)
+        except Exception:  # the model's own error comes again
+            whole(images, samples, taps)
+        if self.speed.chunk and all(tap.fired for tap in taps):
+            self._learn_parts(images, samples, taps)
+
+    @contextmanager
+    def _watching(self, images: Tensor) -> Iterator[None]:
+        flow: Flow = watch_flow(self.model)
+        with flow.watching():
+            yield
+        pairs, attentions = flow.pairs((images.shape[-2], images.shape[-1])), flow.attentions
+        if self._watched:  # a second pass leaves what was proven in both
+            pairs = [pair for pair in pairs if pair.name in self.folding.names]
+            attentions = [module for module in attentions if module in self.attentions]
+        self.folding, self.attentions, self._watched = Folding(pairs, self._fixed), attentions, True
+
+    def _learn_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """Find how the records of parts are joined, from the whole (in the taps) and one part an image."""
+        whole = {tap.path: tap.read() for tap in taps}
+        try:
+            parts = []
+            for part in chunk.slices(images.shape[0], 1):
+                with LiveBytes() as made:
+                    self.forward(images[part], chunk.part_of(samples, part), taps)
+                self.needed = max(made.peak - made.held, 1)  # what is held at the end is what was tapped
+                parts.append({tap.path: tap.read() for tap in taps})
+            for path, record in whole.items():
+                found = [part[path] for part in parts]
+                self.plans[path] = chunk.plan(record, found)
+                far = distance(chunk.join(found, self.plans[path]), record)
+                if far > TOLERANCE:
+                    raise ValueError(f'{path!r} differs by {far:.1e}: its images depend on each other')
+        except Exception as error:  # a model may need what only whole batches have
+            self.refusal = f'{type(error).__name__}: {error}' if not isinstance(error, ValueError) else str(error)
+        finally:
+            for tap in taps:
+                tap.clear()
+                tap.put(whole[tap.path])
+
+    def parts(self, count: int) -> int:
+        """How many of ``count`` images it sees at a time."""
+        size = self.speed.chunk
+        if size == AUTO:
+            # 0: the needs are not known
+            size = max(1, int(count * self.budget / self.needed)) if self.budget and self.needed else None
+        return count if size is None or self.refusal else min(size, count)
+
+    # ------------------------------------------------------------------ a step
+
+    def run(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """One pass that fills the taps.
+
+        Args:
+            images: (N, C, Hin, Win), as the teacher wants them.
+            samples: data samples of the host.
+            taps: of this step.
+        """
+        if not self.speed.exact and any(tap.path not in self.checked for tap in taps):
+            self._check(images, samples, taps)
+        elif self.tuning is not None:
+            self._tune(self.tuning, images, samples, taps)
+        elif self.speed.exact:
+            self.forward(images, samples, taps)
+        elif self.speed.stream:
+            self.side = self.side or SideStream(images.device)
+            with self.side.running([images]):
+                self._run(self.speed, images, samples, taps)
+        else:
+            self._run(self.speed, images, samples, taps)
+
+    def _tune(self, tuning: Tuning, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """One step with one of the forms; after the last the fastest is kept."""
+        number = tuning.next()
+        form = tuning.forms[number]
+        self._wait(images.device)
+        start = time.perf_counter()
+        try:
+            self._run(form, images, samples, taps)
+        except Exception as error:
+            if number == 0:
+                raise
+            tuning.leave_out(number)
+            self._say(f'{form.words} fails ({type(error).__name__}: {error}); this form is left out', 30)
+            self._run(tuning.forms[0], images, samples, taps)
+            return
+        self._wait(images.device)
+        tuning.note(number, time.perf_counter() - start, images.numel())
+        if tuning.done:
+            self.speed, table = tuning.result(images.device)
+            self.tuning = None
+            self._say(f'runs with {self.speed.words} from now on\n{table}')
+
+    @staticmethod
+    def _wait(device: torch.device) -> None:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+
+    def join(self, records: Iterable[Recorded]) -> None:
+        """Before anything looks at what was recorded: let it be there."""
+        if self.side is not None:
+            self.side.join(tensor for record in records for tensor in chunk.tensors_of(record))
+
+    def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
+        if form.chosen and not form.tune and images.shape[0] * images.shape[-2] * images.shape[-1] < LARGE:
+            form = dataclasses.replace(form, channels_last=False)
+        if size >= images.shape[0]:
+            self._pass(form, images, samples, taps)
+            return
+        found: Dict[str, List[Recorded]] = {tap.path: [] for tap in taps}
+        for part in chunk.slices(images.shape[0], size):
+            self._pass(form, images[part], chunk.part_of(samples, part), taps)
+            for tap in taps:
+                found[tap.path].append(tap.read())
+        for tap in taps:
+            tap.put(chunk.join(found.pop(tap.path), self.plans[tap.path]))
+
+    def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        precision = _autocast(images.device, form.precision)
+        wanted = _current_dtype(images.device)
+        given = images.contiguous(memory_format=torch.channels_last) if form.channels_last else images
+        with precision, ExitStack() as stack:
+            for module in self.attentions if form.attention else ():
+                if unhooked(module) and not any(tap.owner is module for tap in taps):
+                    stack.enter_context(swapped(module, 'forward', _without_weights(module.forward)))
+            self._folded(form, given, samples, taps)
+        if form.channels_last or form.precision:
+            for tap in taps:
+                if tap.fired:
+                    tap.put(_as_host(tap.read(), wanted if form.precision else None))
+
+    def _folded(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        if not form.fold or not self.folding.pairs:
+            self.forward(images, samples, taps)
+            return
+        tapped = {id(tap.owner) for tap in taps}
+        try:
+            with self.folding.on(images, tapped):
+                self.forward(images, samples, taps)
+        except FlowChanged as change:
+            self._drop(change.pair.name)
+            self._folded(form, images, samples, taps)
+
+    def _drop(self, name: str) -> None:
+        self.dropped.add(name)
+        for folded in list(self.folding.pairs):
+            if folded.pair.name == name:
+                self.folding.drop(folded.pair)
+        self._say(f'the norm after {name} is not folded any more: in this step something else used what is before it',
+                  30)
+
+    def _say(self, text: str, level: int = 20) -> None:
+        print_log(f'kd_mm: {self.name}: {text}', 'current', level=level)
+
+    # ------------------------------------------------------------------ the check
+
+    def _check(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """Compare the form with the host's own forward, drop what does not hold, and fill the taps."""
+        mixed = _current_dtype(images.device) != torch.float32
+        with _autocast(images.device, 'fp32'):
+            with preserved_random_state(device=images.device):
+                self._run(Speed(chunk=self.speed.chunk), images, samples, taps)
+            exact = {tap.path: tap.read() for tap in taps}
+            found: Optional[Dict[str, Recorded]] = exact
+            for form in self._candidates():
+                if form.exact:
+                    found, self.speed = exact, form
+                    break
+                error, found = self._difference(form, images, samples, taps, exact)
+                if not distributed.everywhere(found is not None, images.device):
+                    self._say(f'{form.words} does not hold, {error}; this form is left out', 30)
+                    continue
+                self.speed = form
+                if self.tuning is not None:  # what did not hold is not tried
+                    self.tuning = Tuning(candidates(form))
+                    break
+                self._say(f'runs with {form.words}{self._count(form, images)}; on this batch its taps are {error} of '
+                          'the exact forward')
+                break
+        self.checked.update(tap.path for tap in taps)
+        if mixed or self.speed.precision or found is None:
+            self.run(images, samples, taps)
+            return
+        for tap in taps:
+            tap.put(found[tap.path])
+
+    def _count(self, form: Speed, images: Tensor) -> str:
+        counts = [f'{len(self.folding.pairs)} norms'] if form.fold else []
+        counts += [f'{len(self.attentions)} attentions'] if form.attention and self.attentions else []
+        size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
+        counts += [f'{size} images at a time'] if size < images.shape[0] else []
+        return f' ({", ".join(counts)})' if counts else ''
+
+    def _candidates(self) -> List[Speed]:
+        """The form, and what to try where it does not hold."""
+        if not self.speed.chosen:
+            return [self.speed]
+        forms = [self.speed, dataclasses.replace(self.speed, channels_last=False),
+                 dataclasses.replace(self.speed, attention=False), dataclasses.replace(self.speed, fold=False),
+                 Speed(chunk=self.speed.chunk, chosen=True), Speed(chosen=True)]
+        return list(dict.fromkeys(forms))
+
+    def _difference(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap],
+                    exact: Mapping[str, Recorded]) -> Tuple[str, Optional[Dict[str, Recorded]]]:
+        """How far a form is from the exact forward, in words, and what it gave; None if that is too far."""
+        try:
+            with preserved_random_state(device=images.device):
+                self._run(dataclasses.replace(form, precision=None), images, samples, taps)
+            found = {tap.path: tap.read() for tap in taps}
+        except Exception as error:  # a host's `view` of a map in another layout raises
+            for tap in taps:
+                tap.clear()
+            if not form.chosen:
+                raise
+            return f'its forward fails ({type(error).__name__}: {error})', None
+        far, path = max((distance(found[path], exact[path]), path) for path in exact)
+        words = f'within {far:.1e}'
+        if far <= TOLERANCE:
+            return words, found
+        words = f'{far:.1e} at {path!r}, relative to its largest value'
+        if form.chosen:
+            return f'it differs by {words}', None
+        self._say(f'{form.words}: its taps differ from the exact forward by {words}', 30)
+        return words, found
+
+    # ------------------------------------------------------------------ a resume
+
+    def state(self) -> Dict[str, Any]:
+        """What was decided on real batches, for a resume."""
+        return dict(asked=dataclasses.asdict(self.asked), form=dataclasses.asdict(self.speed),
+                    checked=sorted(self.checked), dropped=sorted(self.dropped),
+                    tuning=None if self.tuning is None else self.tuning.state())
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on as :meth:`state` says, if the same was asked for."""
+        if dict(state.get('asked', {})) != dataclasses.asdict(self.asked):
+            return
+        self.speed = Speed(**state['form'])
+        if state['tuning'] is None:
+            self.tuning = None
+        elif self.tuning is not None:
+            self.tuning.load(state['tuning'])
+        self.checked = set(state['checked'])
+        for folded in list(self.folding.pairs):
+            if folded.pair.name in state['dropped']:
+                self.folding.drop(folded.pair)
+        self.dropped = set(state['dropped'])
+
+
+def _without_weights(original: Any) -> Any:
+    """The forward of a ``torch.nn.MultiheadAttention`` that does not make what nobody looks at."""
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # need_weights is the fifth argument
+        return original(*args, **kwargs) if len(args) > 4 else original(*args, **{**kwargs, 'need_weights': False})
+
+    return forward
+
+
+def distance(found: Recorded, exact: Recorded) -> float:
+    """The largest difference between two records of one tap, relative to the largest value; infinite where they do not
+    compare."""
+    pairs = [(_all_tensors(found), _all_tensors(exact))]
+    worst = 0.0
+    for own, theirs in pairs:
+        if [tensor.shape for tensor in own] != [tensor.shape for tensor in theirs]:
+            return float('inf')
+        for one, other in zip(own, theirs):
+            finite = torch.isfinite(other)
+            if not torch.equal(torch.isfinite(one), finite):
+                return float('inf')
+            one, other = torch.where(finite, one, 0).double(), torch.where(finite, other, 0).double()
+            if one.numel():
+                largest = float(other.abs().max())
+                gap = float((one - other).abs().max())
+                worst = max(worst, gap / largest if largest else float(gap > 0) * float('inf') if gap else 0.0)
+    return worst
+
+
+def _all_tensors(record: Recorded) -> List[Tensor]:
+    return [*record, *(tensor for call in record.calls for tensor in tensors_in(call.output))]
+
+
+def _as_host(record: Recorded, dtype: Optional[torch.dtype]) -> Recorded:
+    """A record in the host's layout (and in ``dtype``): losses and second passes get what they would have got."""
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if dtype is not None and value.is_floating_point():
+                value = value.to(dtype)
+            return value.contiguous() if value.dim() == 4 and value.is_contiguous(
+                memory_format=torch.channels_last) else value
+        if type(value) in (tuple, list):
+            return type(value)(convert(item) for item in value)
+        if type(value) is dict:
+            return {key: convert(item) for key, item in value.items()}
+        return value
+
+    result = Recorded(convert(tensor) for tensor in record)
+    result.owner, result.memo = record.owner, {}
+    result.calls = tuple(Call(convert(call.args), convert(call.kwargs), convert(call.output)) for call in record.calls)
+    return result
+
+
+def _current_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of the training: that of an autocast around, else float32."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+
+def _autocast(device: torch.device, precision: Optional[str]) -> Any:
+    """A context of a precision by name; None for what is around."""
+    if precision is None:
+        return nullcontext()
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, enabled=dtype != torch.float32,
+                          dtype=None if dtype == torch.float32 else dtype)

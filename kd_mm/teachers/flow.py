@@ -1,0 +1,224 @@
+"""Which convolution feeds which norm and nothing else: found by watching one forward pass, never by names.
+
+A pair is proven when, in a pass of the whole model,
+
+- the norm was given the very tensor that the convolution had returned,
+- no operation took that tensor or a view of it before the norm did,
+- nobody held it any more at the first operation after the norm, so that nothing could use it later,
+- and both modules ran once.
+
+In the same way it is found which attentions return weights, averaged over the heads, that nobody looks at.
+
+The activation after the norm belongs to the pair in the same way: it was given the very tensor that the norm had
+returned, and nothing took that before; if it works in place, later uses are of its own result.
+"""
+
+import weakref
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kd_mm.hosts.swap import swapped
+
+#: Operation of the processor's library that follows a convolution, with its scalars, by class of the activation.
+ACTIVATIONS = {nn.ReLU: 'relu', nn.SiLU: 'swish', nn.LeakyReLU: 'leaky_relu'}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A convolution, the norm that alone takes its output, and the activation that alone takes the norm's.
+
+    Attributes:
+        conv, norm, activation: the modules; ``activation`` may be None.
+        name: path of the convolution.
+        stride: of the output in pixels of the input, rounded.
+    """
+
+    conv: nn.Conv2d
+    norm: _BatchNorm
+    activation: Optional[nn.Module]
+    name: str
+    stride: int
+
+
+def unhooked(module: nn.Module) -> bool:
+    """Whether nothing but the module's own forward happens when it is called."""
+    return not (module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module))
+
+
+def plain_conv(module: nn.Module) -> bool:
+    """Whether a module does what ``torch.nn.Conv2d`` does, and nothing else.
+
+    An old-style weight norm is a hook. The hosts' wrapper of the class handles empty batches, which torch does by
+    itself.
+    """
+    kind: Any = type(module)
+    wrapper = (kind.__module__, kind.__name__) == ('mmcv.cnn.bricks.wrappers', 'Conv2d')
+    return (isinstance(module, nn.Conv2d) and (kind.forward is nn.Conv2d.forward or wrapper)
+            and kind._conv_forward is nn.Conv2d._conv_forward and not is_parametrized(module) and unhooked(module))
+
+
+def plain_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm that in eval mode is one multiplication and one addition a channel."""
+    return (isinstance(module, _BatchNorm) and type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+            and not module.training and module.running_mean is not None and module.running_var is not None
+            and unhooked(module))
+
+
+def plain_attention(module: nn.Module) -> bool:
+    """Whether a module is ``torch.nn.MultiheadAttention``, and nothing else."""
+    return isinstance(module, nn.MultiheadAttention) and (
+        type(module).forward is nn.MultiheadAttention.forward) and unhooked(module)
+
+
+def plain_activation(module: nn.Module) -> bool:
+    """Whether a module is one of :data:`ACTIVATIONS`, and nothing else."""
+    return type(module) in ACTIVATIONS and unhooked(module)
+
+
+class _Made:
+    """A tensor that a watched module has returned."""
+
+    def __init__(self, maker: nn.Module, tensor: Tensor):
+        self.maker, self.ref = maker, weakref.ref(tensor)
+        self.taken = False  # by the module that may take it
+
+
+class Flow(TorchDispatchMode):
+    """Watches one pass of a model, see the module's docstring.
+
+    Args:
+        model: in eval mode.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.names = {module: name for name, module in model.named_modules()}
+        self.calls: Dict[nn.Module, int] = {}
+        self.next: Dict[nn.Module, nn.Module] = {}
+        self.size: Dict[nn.Module, Tuple[int, int]] = {}
+        self.refused: Set[nn.Module] = set()
+        self.weighing: Dict[nn.MultiheadAttention, None] = {}
+        self._made: Dict[int, _Made] = {}
+        self._inside: Optional[_Made] = None
+
+    @contextmanager
+    def watching(self) -> Iterator['Flow']:
+        """The model's convolutions, norms and activations are watched inside."""
+        with ExitStack() as stack:
+            for module in self.names:
+                if plain_conv(module) or plain_norm(module) or plain_activation(module):
+                    stack.enter_context(swapped(module, 'forward', self._watched(module)))
+                elif plain_attention(module):
+                    stack.enter_context(swapped(module, 'forward', self._weighing(module)))
+            stack.enter_context(self)
+            yield self
+            self._settle()
+
+    def _watched(self, module: nn.Module) -> Any:
+        original = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.calls[module] = self.calls.get(module, 0) + 1
+            given = None
+            if not isinstance(module, nn.Conv2d) and len(args) == 1 and isinstance(args[0], Tensor):
+                given = self._given(module, args[0])
+            self._inside = given
+            try:
+                output = original(*args, **kwargs)
+            finally:
+                self._inside = None
+            if given is not None:
+                self.next[given.maker] = module
+                if output is args[0]:  # in place: what is used later is this module's own result
+                    self._made.pop(_storage(output), None)
+                else:
+                    given.taken = True
+            if isinstance(output, Tensor) and type(module) not in ACTIVATIONS:
+                self.size[module] = (output.shape[-2], output.shape[-1])
+                self._made[_storage(output)] = _Made(module, output)
+            return output
+
+        return forward
+
+    def _weighing(self, module: Any) -> Any:
+        original = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if result[1] is not None:
+                self.weighing[module] = None
+                made = self._made[_storage(result[1])] = _Made(module, result[1])
+                made.taken = True
+            return result
+
+        return forward
+
+    def _given(self, module: nn.Module, tensor: Tensor) -> Optional[_Made]:
+        """What the module was given, if it is what the module may take: a norm a convolution's output, ..."""
+        made = self._made.get(_storage(tensor))
+        if made is None or made.ref() is not tensor or made.taken or made.maker in self.next:
+            return None
+        fits = isinstance(made.maker, _BatchNorm) if type(module) in ACTIVATIONS else isinstance(made.maker, nn.Conv2d)
+        return made if fits else None
+
+    def _settle(self) -> None:
+        for key, made in list(self._made.items()):
+            if made.ref() is None:
+                del self._made[key]
+            elif made.taken:
+                self.refused.add(made.maker)  # somebody still holds it
+                del self._made[key]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._inside is None:
+            self._settle()
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                made = self._made.get(_storage(leaf))
+                if made is not None and made is not self._inside:
+                    self.refused.add(made.maker)
+                    del self._made[_storage(leaf)]
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def attentions(self) -> List[nn.MultiheadAttention]:
+        """Those that return weights which nothing used."""
+        return [module for module in self.weighing if module not in self.refused]
+
+    def pairs(self, input_shape: Tuple[int, int]) -> List[Pair]:
+        """What was proven.
+
+        Args:
+            input_shape: (H, W) of the images of the pass.
+        """
+        found = []
+        for conv, norm in self.next.items():
+            if (not isinstance(conv, nn.Conv2d) or not isinstance(norm, _BatchNorm) or conv in self.refused
+                    or self.calls[conv] != 1 or self.calls[norm] != 1):
+                continue
+            height, width = self.size[conv]
+            stride = max(1, round((input_shape[0] * input_shape[1] / (height * width))**0.5))
+            activation = None if norm in self.refused else self.next.get(norm)
+            found.append(Pair(conv, norm, activation, self.names[conv], stride))
+        return found
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a tensor without storage
+        return id(tensor)
+
+
+def watch_flow(model: nn.Module) -> Flow:
+    """A :class:`Flow` for one pass of ``model``."""
+    assert not torch.is_grad_enabled()  # a graph would keep what nobody uses
+    return Flow(model)

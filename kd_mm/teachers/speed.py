@@ -1,0 +1,111 @@
+"""``speed=`` of a teacher: in which form it runs."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, Mapping, Optional
+
+import torch
+
+from kd_mm.ops.checks import boolean, one_of, whole
+
+#: A fixed rule by model and device chooses the form, and each part must hold on the first batch.
+AUTO = 'auto'
+#: The host's own forward, bit for bit.
+EXACT = 'exact'
+#: Forms are tried in turn in the first steps, and the fastest is kept.
+TUNE = 'tune'
+#: ``precision`` by name.
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+#: How far a tap may be from the exact forward, relative to its largest value, for a form to be taken by itself.
+TOLERANCE = 1e-4
+#: From how many pixels of a batch on maps are laid out with the channels innermost by themselves: measured on R101 with
+#: a CPU, where 41 thousand pixels took 1.2 times as long, 164 thousand as long, 655 thousand 0.94 times as long.
+LARGE = 2**17
+
+
+@dataclass(frozen=True)
+class Speed:
+    """In which form a teacher runs; the defaults are the host's own forward.
+
+    Attributes:
+        fold: batch norms in eval mode become part of the convolution before them, as does the activation after them
+            where the processor's library has one operation for both.
+        attention: an attention whose weights nobody looks at does not make them, which lets torch use its fused kernel.
+        channels_last: images and maps are laid out with the channels innermost.
+        precision: ``'fp32'``, ``'bf16'`` or ``'fp16'``; None for that of the training.
+        chunk: how many images it sees at a time; None for all, ``'auto'`` for as many as need no more memory than the
+            student.
+        stream: on CUDA it runs on a stream of its own, beside the student's forward; both need their memory at once.
+        chosen: whether the form was chosen by itself: then what does not hold is dropped.
+        tune: whether it is chosen by trying.
+    """
+
+    fold: bool = False
+    attention: bool = False
+    channels_last: bool = False
+    precision: Optional[str] = None
+    chunk: Any = None
+    stream: bool = False
+    chosen: bool = False
+    tune: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is the host's own forward."""
+        return not (self.fold or self.attention or self.channels_last or self.precision or self.chunk or self.stream)
+
+    @property
+    def words(self) -> str:
+        """The form in words, for the log."""
+        parts = [word for word, taken in (
+            ('norms folded', self.fold), ('no attention weights', self.attention),
+            ('channels last', self.channels_last), (str(self.precision), self.precision),
+            (f'{self.chunk} images at a time', self.chunk not in (None, AUTO)),
+            ('on a stream of its own', self.stream)) if taken]
+        return ', '.join(parts) or 'as the host runs it'
+
+
+def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
+    """What ``speed=`` says, for a device.
+
+    Args:
+        owner: word for messages.
+        value: ``'auto'``, ``'exact'``, ``'tune'`` or a dict of the fields of :class:`Speed`; what it leaves out is as
+            the host runs it.
+        device: where the teacher is.
+
+    Raises:
+        ValueError: another word, an unknown key or a wrong value.
+
+    Example:
+        >>> speed_of('teacher', dict(fold=True, precision='bf16'), torch.device('cpu')).words
+        'norms folded, bf16'
+    """
+    if isinstance(value, Speed):
+        return value
+    if not isinstance(value, Mapping):
+        word = one_of(owner, 'speed', value, (AUTO, EXACT, TUNE)) if isinstance(value, str) else None
+        if word is None:
+            raise ValueError(f'{owner}: speed={value!r} must be {AUTO!r}, {EXACT!r}, {TUNE!r} or a dict of '
+                             f'{", ".join(_CHECKS)}')
+        if word == TUNE:
+            return replace(automatic(device), channels_last=True, tune=True)
+        return automatic(device) if word == AUTO else Speed()
+    unknown = sorted(set(value) - set(_CHECKS))
+    if unknown:
+        raise ValueError(f'{owner}: speed has no {unknown[0]!r}; it takes {", ".join(_CHECKS)}')
+    checked: Dict[str, Any] = {key: _CHECKS[key](f'{owner}: speed', key, entry) for key, entry in value.items()}
+    if checked.get('stream') and device.type != 'cuda':
+        raise ValueError(f'{owner}: speed: stream=True is for CUDA, and it is on {device.type}. Leave it out')
+    return Speed(**checked)
+
+
+def automatic(device: torch.device) -> Speed:
+    """The rule of ``'auto'``: what was measured to be faster on this kind of device."""
+    return Speed(fold=True, attention=True, channels_last=device.type == 'cpu', chunk=AUTO, chosen=True)
+
+
+_CHECKS: Dict[str, Callable[[str, str, Any], Any]] = dict(
+    fold=boolean, attention=boolean, channels_last=boolean,
+    precision=lambda owner, name, value: value if value is None else one_of(owner, name, value, tuple(PRECISIONS)),
+    stream=boolean,
+    chunk=lambda owner, name, value: value if value in (None, AUTO) else whole(owner, name, value))

@@ -1,0 +1,255 @@
+"""The form in which a teacher runs: what is taken by itself, what is checked, what is refused."""
+
+import pytest
+import torch
+from chains import Chain, settle, teach
+from torch import nn
+
+from kd_mm.hosts.taps import Tap
+from kd_mm.teachers import fast
+from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.speed import Speed, speed_of
+from kd_mm.types.batch import KDBatch
+
+CPU = torch.device('cpu')
+
+
+@pytest.mark.parametrize('speed, message', [
+    ('fast', "teacher: speed='fast' is not one of 'auto', 'exact', 'tune'"), (2, 'speed=2 must be'),
+    (dict(fold='yes'), "speed: fold='yes' must be True or False, not text"),
+    (dict(folds=True), "speed has no 'folds'; it takes fold"), (dict(precision='int8'), "precision='int8' is not one"),
+    (dict(chunk=0), 'chunk=0 must be a whole number from 1')])
+def test_bad_speeds_are_named(speed, message):
+    with pytest.raises(ValueError) as error:
+        speed_of('teacher', speed, CPU)
+    assert message in str(error.value)
+
+
+def test_exact_is_the_hosts_forward():
+    model = settle(Chain())
+    _, far, found = teach(model, 'exact', paths=('act', 'bn'))
+    with torch.no_grad():
+        images = torch.randn(2, 3, 16, 20, generator=torch.Generator().manual_seed(0))
+        assert far == 0 and torch.equal(found['bn'][0], model(images))
+
+
+def test_auto_is_checked_once_for_each_tap():
+    model = settle(Chain())
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    teacher, far, found = teach(model, 'auto', paths=('act', ), runs=1)
+    dry = len(passes) - 2  # the first step runs both forms
+    assert 0 < far < 1e-5 and found['act'][0].is_contiguous() and teacher.runs == 2
+    images, batch = torch.randn(2, 3, 16, 20), KDBatch(input_shape=(16, 20))
+    first, late = Tap(model, 'act', 'teacher'), Tap(model, 'b', 'teacher')
+    teacher.run(images, (), [first], batch)
+    assert len(passes) == dry + 3
+    teacher.run(images, (), [first, late], batch)  # a tap that comes later is checked when it comes
+    assert len(passes) == dry + 5 and teacher.fast.checked == {'act', 'b'}
+    teacher.run(images, (), [first, late], batch)
+    assert len(passes) == dry + 6
+
+
+class Viewing(nn.Module):
+    """Fails where maps are not laid out as usual, as a `view` of a host does; or gives other numbers there."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong = wrong
+        self.conv, self.norm = nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64)
+        self.out = nn.Identity()
+
+    def forward(self, images):
+        maps = self.norm(self.conv(images))
+        if self.wrong == 'fails':
+            maps = maps.view(maps.shape[0], -1)
+        elif self.wrong == 'differs' and not maps.is_contiguous():
+            maps = maps + 1
+        elif self.wrong == 'not a number':
+            maps = maps / 0
+        return self.out(maps)
+
+
+@pytest.mark.parametrize('wrong', ['fails', 'differs'])
+def test_what_does_not_hold_is_dropped(wrong, monkeypatch):
+    monkeypatch.setattr(fast, 'LARGE', 0)
+    said = []
+    fast_say = fast.Fast._say
+    teacher = Teacher(settle(Viewing(wrong)), nn.Conv2d(3, 3, 1))
+    teacher.go('auto')
+    teacher.fast._say = lambda text, level=20: said.append((level, text)) or fast_say(teacher.fast, text, level)
+    tap, images, batch = Tap(teacher.model, 'out', 'teacher'), torch.randn(2, 3, 16, 20), KDBatch(input_shape=(16, 20))
+    teacher.run(images, (), [tap], batch, full=True)
+    tap.read()
+    for _ in range(2):
+        teacher.run(images, (), [tap], batch)
+        found = tap.read()[0]
+    with torch.no_grad():
+        torch.testing.assert_close(found, teacher.model(images))
+    assert not teacher.fast.speed.channels_last and teacher.fast.speed.fold
+    assert [level for level, _ in said] == [30, 20] and 'channels last does not hold' in said[0][1], said
+    # What is asked for by name is not taken back: a failure is an error, a difference is said.
+    teacher.go(dict(channels_last=True))
+    teacher.run(images, (), [tap], batch, full=True)
+    tap.read()
+    if wrong == 'fails':
+        with pytest.raises(RuntimeError, match='view'):
+            teacher.run(images, (), [tap], batch)
+    else:
+        teacher.run(images, (), [tap], batch)
+        assert teacher.fast.speed.channels_last
+
+
+def test_small_batches_keep_the_hosts_layout():
+    model, seen = settle(Chain()), []
+    model.an.register_forward_pre_hook(lambda module, given: seen.append(given[0].is_contiguous()))
+    for size, kept in ((32, True), (300, False)):
+        teach(model, 'auto', paths=('act', ), images=torch.randn(2, 3, size, size))
+        assert seen[-1] == kept
+    teach(model, dict(channels_last=True), paths=('act', ))
+    assert not seen[-1]
+
+
+def test_nothing_holds_nothing_is_taken():
+    teacher, far, found = teach(settle(Viewing('not a number')), 'auto', paths=('out', ))
+    assert not torch.isfinite(found['out'][0]).any() and teacher.fast.speed.fold
+
+
+def test_precision():
+    model = settle(Chain())
+    _, far, found = teach(model, dict(precision='bf16', fold=True), paths=('bn', ))
+    assert 1e-4 < far < 0.05 and found['bn'][0].dtype == torch.float32
+    # Under mixed-precision training a teacher has the dtype of the training, whether it is folded or not.
+    for speed in ('auto', 'exact'):
+        with torch.autocast('cpu', torch.bfloat16):
+            _, far, found = teach(model, speed, paths=('b', ))
+        assert far < 0.05 and found['b'][0].dtype == torch.bfloat16
+    with torch.autocast('cpu', torch.bfloat16):
+        _, _, found = teach(model, dict(precision='fp32'), paths=('b', ))
+    with torch.no_grad():
+        images = torch.randn(2, 3, 16, 20, generator=torch.Generator().manual_seed(0))
+        expected = model.b(model.act(model.an(model.a(images))))
+    assert torch.allclose(found['b'][0].float(), expected, rtol=0.01, atol=0.01)
+
+
+class Attending(nn.Module):
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks = looks
+        self.attention, self.out = nn.MultiheadAttention(8, 2), nn.Identity()
+
+    def forward(self, images):
+        tokens = images.flatten(2).permute(2, 0, 1)
+        if self.looks == 'keeps':
+            tokens, self.weights = self.attention(tokens, tokens, tokens)
+        elif self.looks == 'uses':
+            result = self.attention(tokens, tokens, tokens)
+            tokens = result[0] + result[1].mean()
+        else:
+            tokens = self.attention(tokens, tokens, tokens)[0]
+        return self.out(tokens)
+
+
+@pytest.mark.parametrize('looks', ['', 'keeps', 'uses'])
+def test_attention_weights_that_nobody_looks_at(looks):
+    model = Attending(looks)
+    images = torch.randn(2, 8, 4, 4)
+    teacher = Teacher(model, nn.Identity())
+    teacher.go('auto')
+    original = model.attention.forward
+    model.attention.register_forward_hook(lambda module, args, output: None)
+    tap, batch = Tap(model, 'out', 'teacher'), KDBatch(input_shape=(4, 4))
+    teacher.run(images, (), [tap], batch, full=True)
+    expected = tap.read()
+    assert not teacher.fast.attentions  # a hook may look at them
+    model.attention._forward_hooks.clear()
+    teacher.go('auto')
+    teacher.run(images, (), [tap], batch, full=True)
+    tap.read()
+    assert bool(teacher.fast.attentions) == (looks == '')
+    for _ in range(2):
+        teacher.run(images, (), [tap], batch)
+        found = tap.read()
+    assert fast.distance(found, expected) < 1e-5 and model.attention.forward == original
+
+
+# -------------------------------------------------------------------------------------------- some images at a time
+
+
+class Kinds(nn.Module):
+    """Outputs with the images in front, in the middle, and without any; ``together`` mixes the images."""
+
+    def __init__(self, together=False):
+        super().__init__()
+        self.together = together
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.out = nn.Identity()
+
+    def forward(self, images):
+        self.most = max(getattr(self, 'most', 0), images.shape[0])
+        maps = self.conv(images).exp().log()
+        if self.together:
+            maps = maps - maps.mean()
+        return self.out((maps, maps.flatten(2).permute(2, 0, 1), self.conv.weight * 1, [maps[:, 0], maps.sum((2, 3))]))
+
+
+def chunked(speed, **kwargs):
+    model = Kinds(**kwargs)
+    teacher = Teacher(model, nn.Conv2d(3, 3, 1))
+    teacher.go(speed)
+    tap, batch = Tap(model, 'out', 'teacher', structured=True), KDBatch(input_shape=(16, 20))
+    teacher.run(torch.randn(2, 3, 16, 20), (), [tap], batch, full=True)
+    tap.read()
+    return teacher, tap, batch
+
+
+@pytest.mark.parametrize('count, size', [(5, 2), (4, 4), (3, 8), (3, 1)])
+def test_parts_joined_are_the_whole(count, size):
+    teacher, tap, batch = chunked(dict(chunk=size))
+    images = torch.randn(count, 3, 16, 20)
+    teacher.run(images, (), [tap], batch)
+    tap.read()
+    teacher.model.most = 0
+    teacher.run(images, (), [tap], batch)
+    found = tap.read()
+    assert teacher.model.most == min(size, count)
+    with torch.no_grad():
+        expected = teacher.model(images)
+    for one, other in zip(found, [*expected[:3], *expected[3]]):
+        torch.testing.assert_close(one, other)
+    call, = found.calls
+    assert isinstance(call.output, tuple) and isinstance(call.output[3], list)
+    torch.testing.assert_close(call.output[1], expected[1])
+    torch.testing.assert_close(call.args[0][0] if isinstance(call.args[0], tuple) else call.args[0], expected[0])
+
+
+def test_images_that_depend_on_each_other_stay_together():
+    teacher, tap, batch = chunked(dict(chunk=1), together=True)
+    assert 'its images depend on each other' in teacher.fast.refusal
+    assert teacher.fast.parts(4) == 4
+
+
+def test_auto_takes_parts_where_the_teacher_needs_more_than_the_student():
+    teacher, tap, batch = chunked('auto')
+    assert teacher.fast.needed > 0 and teacher.fast.parts(8) == 8  # nothing is known of the student
+    teacher.fast.budget = teacher.fast.needed * 0.4
+    assert teacher.fast.parts(8) == 3 and teacher.fast.parts(1) == 1
+    teacher.fast.budget = teacher.fast.needed * 2
+    assert teacher.fast.parts(8) == 8
+    teacher.fast.budget = 1
+    assert teacher.fast.parts(8) == 1
+
+
+def test_what_was_decided_is_kept_for_a_resume():
+    teacher, tap, batch = chunked('auto')
+    teacher.run(torch.randn(2, 3, 16, 20), (), [tap], batch)
+    tap.read()
+    teacher.fast.speed = Speed(fold=True, chosen=True)  # as if the rest had not held
+    state = teacher.fast.state()
+    other, tap, batch = chunked('auto')
+    other.fast.load(state)
+    assert other.fast.speed == Speed(fold=True, chosen=True) and other.fast.checked == {'out'}
+    asked, _, _ = chunked(dict(fold=True, channels_last=True))
+    asked.fast.load(state)  # another form is asked for: the file has nothing to say
+    assert asked.fast.speed.channels_last and not asked.fast.checked

@@ -1,0 +1,116 @@
+"""Which norms are folded, and that everything else is recognised and left alone."""
+
+import pytest
+import torch
+from chains import Chain, settle, teach
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from kd_mm.hosts.taps import Tap
+from kd_mm.types.batch import KDBatch
+
+
+@pytest.mark.parametrize('act', [nn.ReLU(inplace=True), nn.ReLU(), nn.SiLU(inplace=True), nn.LeakyReLU(0.1), nn.GELU()])
+def test_pairs_are_found_and_folded(act):
+    model = settle(Chain(act=act))
+    teacher, far, _ = teach(model, paths=('b', ))
+    assert teacher.fast.folding.names == ['a']  # the tap sits between b and its norm
+    fused = type(act) is not nn.GELU
+    assert (teacher.fast.folding.pairs[0].pair.activation is act) == fused
+    assert 0 < far < 1e-5
+    assert not any('forward' in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize('twist, expected', [
+    ('', ['a', 'b']), ('used twice', []), ('changed before', ['b']), ('conv twice', ['b']), ('norm twice', ['b']),
+    ('kept', ['b']), ('norm first', ['b']), ('view', ['b'])])
+def test_what_is_not_proven_is_left_alone(twist, expected):
+    model = settle(Chain(twist))
+    teacher, far, _ = teach(model, paths=('b', 'act'))
+    assert teacher.fast.folding.names == [name for name in expected if name != 'b'], twist  # b is tapped
+    assert far < 1e-5
+    free, _, _ = teach(model, paths=('act', ))
+    assert free.fast.folding.names == expected
+
+
+@pytest.mark.parametrize('change', [
+    lambda m: m.a.register_forward_hook(lambda module, given, output: output + 1),
+    lambda m: m.an.register_forward_pre_hook(lambda module, given: (given[0] + 1, )),
+    lambda m: parametrizations.weight_norm(m.a),
+    lambda m: setattr(m, 'an', nn.GroupNorm(2, 8)),
+    lambda m: setattr(m, 'an', nn.BatchNorm2d(8, track_running_stats=False)),
+    lambda m: setattr(m, 'a', nn.ConvTranspose2d(3, 8, 3, padding=1)),
+    lambda m: setattr(m, 'a', type('Deformable', (nn.Conv2d, ), dict(
+        forward=lambda self, x: nn.Conv2d.forward(self, x) * 2))(3, 8, 3, padding=1))])
+def test_what_is_no_plain_pair_is_left_alone(change):
+    model = settle(Chain())
+    change(model)
+    teacher, far, _ = teach(model, paths=('act', ))
+    assert teacher.fast.folding.names == ['b'] and far < 1e-5
+
+
+def test_sync_norms_and_shared_weights_are_affine_too():
+    model = Chain()
+    model.an = nn.SyncBatchNorm(8)
+    model.bn = nn.BatchNorm2d(8, affine=False)
+    teacher, far, _ = teach(settle(model), paths=('act', ))
+    assert teacher.fast.folding.names == ['a', 'b'] and far < 1e-5
+
+
+def test_a_hook_that_comes_later_sees_the_host():
+    model = settle(Chain())
+    teacher, _, _ = teach(model, paths=('act', ))
+    seen = []
+    model.a.register_forward_hook(lambda module, given, output: seen.append(output))
+    images = torch.randn(2, 3, 16, 20)
+    tap = Tap(model, 'act', 'teacher')
+    teacher.run(images, (), [tap], KDBatch(input_shape=(16, 20)))
+    tap.clear()
+    with torch.no_grad():
+        assert torch.equal(seen[-1], model.a(images))
+
+
+def test_another_flow_than_watched_is_noticed():
+    """A data-dependent branch: the folded output goes elsewhere, so the pass is done again without the pair."""
+    model = settle(Chain())
+    teacher, far, _ = teach(model, paths=('act', ))
+    model.twist = 'conv twice'
+    images = torch.randn(2, 3, 16, 20)
+    tap = Tap(model, 'act', 'teacher')
+    teacher.run(images, (), [tap], KDBatch(input_shape=(16, 20)))
+    with torch.no_grad():
+        expected = model.act(model.an(model.a(images)))
+    torch.testing.assert_close(tap.read()[0], expected)
+    assert teacher.fast.folding.names == ['b'] and teacher.fast.dropped == {'a'}
+
+
+def test_weights_stay_and_changes_are_seen():
+    model = settle(Chain())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    teacher, _, found = teach(model, paths=('act', ))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        model.an.weight.mul_(2)
+        model.an.running_mean.add_(1)
+    images = torch.randn(2, 3, 16, 20)
+    tap = Tap(model, 'act', 'teacher')
+    teacher.run(images, (), [tap], KDBatch(input_shape=(16, 20)))
+    with torch.no_grad():
+        torch.testing.assert_close(tap.read()[0], model.act(model.an(model.a(images))))
+
+
+def test_no_second_copy_of_the_weights():
+    model = settle(nn.Sequential(*[layer for _ in range(6) for layer in (nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64))]))
+    model.insert(0, nn.Conv2d(3, 64, 1)).append(nn.Identity())
+    teacher, _, _ = teach(model, paths=('13', ), images=torch.randn(8, 3, 40, 40))
+    assert len(teacher.fast.folding.pairs) == 6
+    kept = [part for folded in teacher.fast.folding.pairs for part in folded._kept[1:]]
+    assert sum(tensor.numel() for tensor in kept) <= 6 * 2 * 64
+
+
+def test_it_pays_where_the_output_is_larger_than_the_weights():
+    model = settle(nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64),
+                                 nn.Identity()))
+    teacher, _, _ = teach(model, paths=('3', ))
+    folded, = teacher.fast.folding.pairs
+    assert not folded.pays(torch.zeros(2, 3, 16, 16)) and folded.pays(torch.zeros(2, 3, 32, 16))

@@ -1,0 +1,108 @@
+"""``speed='tune'``: the forms in turn, the fastest is kept, the table is said once."""
+
+import pytest
+import torch
+from chains import Chain, settle
+from torch import nn
+
+from kd_mm.hosts.taps import Tap
+from kd_mm.teachers import fast
+from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.tune import ROUNDS, Tuning, candidates
+from kd_mm.types.batch import KDBatch
+
+BATCH = KDBatch(input_shape=(16, 20))
+
+
+class Clock:
+    """Time passes only in passes of a teacher, and depends on its form."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.tried, self.seconds = 0.0, [], seconds
+        monkeypatch.setattr(fast.time, 'perf_counter', lambda: self.now)
+
+    def watch(self, teacher):
+        own = teacher.fast._run
+
+        def run(form, images, samples, taps):
+            own(form, images, samples, taps)
+            self.tried.append((form.fold, form.channels_last))
+            self.now += self.seconds(form) * images.numel()
+
+        teacher.fast._run = run
+        self.said = []
+        teacher.fast._say = lambda text, level=20: self.said.append(text)
+
+
+def tuned(speed='tune'):
+    teacher = Teacher(settle(Chain()), nn.Conv2d(3, 3, 1))
+    teacher.go(speed)
+    tap = Tap(teacher.model, 'act', 'teacher')
+    teacher.run(torch.randn(2, 3, 16, 20), (), [tap], BATCH, full=True)
+    tap.read()
+    return teacher, tap
+
+
+def step(teacher, tap, count=2):
+    images = torch.randn(count, 3, 16, 20)
+    teacher.run(images, (), [tap], BATCH)
+    with torch.no_grad():
+        torch.testing.assert_close(tap.read()[0], teacher.model.act(teacher.model.an(teacher.model.a(images))))
+
+
+@pytest.mark.parametrize('best', [(False, False), (True, False), (True, True)])
+def test_the_fastest_is_kept(monkeypatch, best):
+    clock = Clock(monkeypatch, lambda form: 1.0 if (form.fold, form.channels_last) == best else 2.0)
+    teacher, tap = tuned()
+    clock.watch(teacher)
+    for number in range(ROUNDS * 5 + 3):
+        step(teacher, tap, count=1 + number % 3)  # batches of other sizes are compared fairly
+    assert teacher.fast.tuning is None and (teacher.fast.speed.fold, teacher.fast.speed.channels_last) == best
+    tried = clock.tried[2:]  # the first step compares
+    assert all(tried[:ROUNDS * 5].count(form) >= ROUNDS for form in (best, (False, True), (True, True)))
+    assert tried[-2:] == [best] * 2 or teacher.fast.speed.exact
+    tables = [text for text in clock.said if 'from now on' in text]
+    assert len(tables) == 1 and tables[0].count(' ms ') == 5 and tables[0].count('<-') == 1
+
+
+def test_a_form_that_fails_is_left_out(monkeypatch):
+    teacher, tap = tuned()
+    step(teacher, tap)
+    own = teacher.fast._folded
+
+    def folded(form, images, samples, taps):
+        if form.channels_last:
+            raise RuntimeError('view size is not compatible')
+        own(form, images, samples, taps)
+
+    teacher.fast._folded = folded
+    for _ in range(ROUNDS * 5):
+        step(teacher, tap)
+    assert teacher.fast.tuning is None and not teacher.fast.speed.channels_last
+
+
+def test_what_does_not_hold_is_not_tried():
+    chosen = tuned()[0].fast.asked
+    assert len(candidates(chosen)) == 5
+    assert all(not form.fold for form in candidates(fast.dataclasses.replace(chosen, fold=False)))
+
+
+def test_a_resume_goes_on_or_knows_the_choice(monkeypatch):
+    clock = Clock(monkeypatch, lambda form: 1.0 if form.fold else 2.0)
+    teacher, tap = tuned()
+    clock.watch(teacher)
+    for _ in range(6):
+        step(teacher, tap)
+    other, other_tap = tuned()
+    other.fast.load(teacher.fast.state())
+    assert isinstance(other.fast.tuning, Tuning) and other.fast.tuning.times == teacher.fast.tuning.times
+    clock.watch(other)
+    for _ in range(ROUNDS * 5 - 5):
+        step(other, other_tap)
+    assert other.fast.tuning is None and other.fast.speed.fold
+    third, _ = tuned()
+    third.fast.load(other.fast.state())
+    assert third.fast.tuning is None and third.fast.speed == other.fast.speed
+    auto, _ = tuned('auto')
+    auto.fast.load(other.fast.state())  # it was not asked for
+    assert not auto.fast.speed.tune
