@@ -1,0 +1,16 @@
+# FitNet: hints before the classifier, projected by cross-attention. Card: README.md in this folder.
+#
+# As 'mmseg::...' would read, but found in the onedl forks too: mmengine looks that name up as the distribution
+# `mmsegmentation`, and theirs is called otherwise.
+_base_ = __import__('mmengine').utils.get_installed_path('mmseg') + (
+    '/.mim/configs/pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py')
+
+custom_hooks = [
+    dict(
+        type='kd_mm.DistillHook',
+        teacher='mmseg::pspnet/pspnet_r101-d8_4xb2-80k_cityscapes-512x1024.py',
+        teacher_ckpt='https://download.openmmlab.com/mmsegmentation/v0.5/pspnet/pspnet_r101-d8_512x1024_80k_cityscapes/pspnet_r101-d8_512x1024_80k_cityscapes_20200606_112211-e1e1100f.pth',  # noqa: E501
+        losses=dict(loss_fitnet=dict(
+            type='FitNetLoss', at='decode_head.bottleneck',
+            adapter=dict(type='CrossAttentionAdapter', channels=128, heads=4), loss_weight=10.0)))
+]
