@@ -18,7 +18,10 @@ FORWARDED: Dict[str, str] = {
     'export': 'Write the plain student of a distilled checkpoint.',
 }
 #: The others: each is the click command ``command`` of its module.
-OWN: Dict[str, str] = {}
+OWN: Dict[str, str] = {
+    'init': 'Write the config of a distillation, with a recipe for the pair.',
+    'recipes': 'The recipes that there are.',
+}
 
 
 class Commands(click.Group):

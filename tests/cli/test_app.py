@@ -11,7 +11,7 @@ from stock import COMMANDS
 from kd_mm import __version__
 from kd_mm.cli.app import FORWARDED, OWN, cli
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def kd_mm(*words):
