@@ -19,6 +19,7 @@ FORWARDED: Dict[str, str] = {
 }
 #: The others: each is the click command ``command`` of its module.
 OWN: Dict[str, str] = {
+    'distill': 'Choose losses, train, evaluate, export, report: all of it.',
     'init': 'Write the config of a distillation, with a recipe for the pair.',
     'recipes': 'The recipes that there are.',
 }

@@ -229,15 +229,24 @@ def build_runner(cfg: Config) -> Any:
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    args = parse_args(argv)
-    cfg = load_config(args)
+def train(cfg: Config, args: argparse.Namespace) -> None:
+    """Train a config of :func:`load_config` as the flags say."""
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
-    check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
+    check_data(cfg, phases(cfg))
     set_start(cfg, args.resume, args.overwrite)
     allow_mmengine_checkpoints()
     init_cpu_processes(cfg)
     build_runner(cfg).train()
+
+
+def phases(cfg: Config) -> Sequence[str]:
+    """The phases whose data a training reads."""
+    return ('train', 'val') if cfg.get('val_cfg') is not None else ('train', )
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
+    train(load_config(args), args)
