@@ -21,6 +21,7 @@ FORWARDED: Dict[str, str] = {
 OWN: Dict[str, str] = {
     'distill': 'Choose losses, train, evaluate, export, report: all of it.',
     'init': 'Write the config of a distillation, with a recipe for the pair.',
+    'compare': 'Scores over runs and seeds: do they show a difference?',
     'recipes': 'The recipes that there are.',
 }
 

@@ -168,7 +168,8 @@ def report(run: Run) -> str:
     if len(scores) == 3:
         gap, gain = scores['teacher'] - scores['baseline'], scores['distilled'] - scores['baseline']
         closed = f', {100 * gain / gap:.0f} % of the gap to the teacher' if gap > 0 else ''
-        lines += ['', f'Gained: {gain:+.4g}{closed}. One seed: a difference of a point or two may be chance.']
+        lines += ['', f'Against the student without distillation: {gain:+.4g}{closed}. One seed: a difference of a '
+                  'point or two may be chance; kd-mm compare looks at several.']
     elif 'distilled' in scores:
         lines += ['', 'Whether distillation helped is not known without a student of the same seed: --baseline trains '
                   'one.']
