@@ -23,6 +23,7 @@ OWN: Dict[str, str] = {
     'init': 'Write the config of a distillation, with a recipe for the pair.',
     'compare': 'Scores over runs and seeds: do they show a difference?',
     'recipes': 'The recipes that there are.',
+    'methods': 'Every loss: what it compares, what it needs, where it stands in our tables.',
 }
 
 
