@@ -24,6 +24,7 @@ OWN: Dict[str, str] = {
     'compare': 'Scores over runs and seeds: do they show a difference?',
     'recipes': 'The recipes that there are.',
     'methods': 'Every loss: what it compares, what it needs, where it stands in our tables.',
+    'doctor': 'What is installed, what does not fit together, and the mend.',
 }
 
 
