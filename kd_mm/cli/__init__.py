@@ -4,10 +4,13 @@ import os
 import sys
 from typing import NoReturn
 
+import click
+
 
 def program() -> str:
     """What was typed, as messages begin: ``kd-mm train``, ``train.py``."""
-    return os.path.basename(sys.argv[0])
+    context = click.get_current_context(silent=True)
+    return context.command_path if context is not None else os.path.basename(sys.argv[0])
 
 
 def fail(message: object) -> NoReturn:

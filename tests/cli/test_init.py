@@ -52,6 +52,21 @@ def test_hooks_of_the_student_are_kept(det, tmp_path):
     assert kinds == ['EMAHook', 'kd_mm.DistillHook']
 
 
+def test_configs_in_the_new_style(det, tmp_path):
+    """Classes for types: such a file is no base of one in the other style, so the whole config is written."""
+    cfg = Config.fromfile(det.student)
+    text = '\n'.join(f'{key} = {cfg.to_dict()[key]!r}' for key in cfg if not key.startswith('_'))
+    own = tmp_path / 'lazy.py'
+    own.write_text('from mmdet.models.detectors import RetinaNet\nfrom mmengine.hooks import EMAHook\n' + text
+                   + '\nmodel["type"] = RetinaNet\ncustom_hooks = [dict(type=EMAHook, momentum=0.1)]\n')
+    assert Config._is_lazy_import(str(own))
+    result = init(det, '--out', tmp_path / 'kd.py', student=own)
+    assert result.exit_code == 0, message(result)
+    cfg = read_config(str(tmp_path / 'kd.py'))
+    assert [str(hook['type']).split('.')[-1] for hook in cfg.custom_hooks] == ['EMAHook', 'DistillHook']
+    assert check(cfg, (64, 64)).problems == []
+
+
 def test_segmentation(cityscapes_root, tmp_path):
     pair = segmentation_pair(tmp_path, cityscapes_root)
     assert init(pair, '--recipe', 'cwd', '--out', tmp_path / 'kd.py').exit_code == 0
@@ -75,7 +90,7 @@ def test_no_weights_and_itself(det, tmp_path):
             (dict(weights='gone.pth'), 'no such teacher weights: gone.pth (looked at '),
             (dict(weights=None, teacher=det.student), 'is the same model as the student'),
             (dict(teacher='nowhere.py'), "teacher config 'nowhere.py' does not exist"),
-            (dict(student='nowhere.py'), 'no such config: nowhere.py')):
+            (dict(student='nowhere.py'), 'kd-mm init: no such config: nowhere.py')):
         result = init(det, '--out', tmp_path / 'no.py', **change)
         assert result.exit_code == 1 and text in message(result), message(result)
     assert list(tmp_path.iterdir()) == []
