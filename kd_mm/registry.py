@@ -25,6 +25,9 @@ MODELS = Registry(
 #: Where teachers come from, see :mod:`kd_mm.teachers.sources`: a class or function that is called with a TeacherSpec.
 TEACHERS = Registry('teacher', scope='kd_mm', locations=['kd_mm.teachers.sources'])
 
+#: Small sets of losses by name, see :mod:`kd_mm.lab.recipes`.
+RECIPES = Registry('recipe', scope='kd_mm', locations=['kd_mm.lab.recipes'])
+
 
 def discover(package: str, path: Iterable[str], registry: Registry) -> Dict[str, Type]:
     """Import every module of a folder, in the order of their names, and collect the classes that they register.

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from mmengine.config import Config
 from shipped import train_one_step
 from stock import tool
 
+from kd_mm.cli.app import cli
 from kd_mm.hosts.zoo import package_folder, zoo_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +46,10 @@ def test_command_exists(command, monkeypatch, capsys):
     if words[0] == 'make':
         rules = (ROOT / 'Makefile').read_text()
         assert re.search(rf'^{words[1]}:', rules, re.MULTILINE)
+    elif words[0] == 'kd-mm':
+        monkeypatch.setattr(sys, 'argv', ['kd-mm'])
+        result = CliRunner().invoke(cli, [words[1], '--help'], prog_name='kd-mm')
+        assert not result.exit_code and all(word in result.output for word in words if word.startswith('--'))
     elif words[0] == 'python':
         monkeypatch.setattr(sys, 'argv', [words[1], '--help'])
         with pytest.raises(SystemExit) as end:
@@ -60,6 +66,12 @@ def test_tools_and_flags_in_the_text():
     makefile = (ROOT / 'Makefile').read_text()
     for variable in set(re.findall(r'make \w+ (\w+)=', README)):
         assert variable in makefile
+
+
+def test_sub_commands_in_the_text():
+    from kd_mm.cli.app import FORWARDED, OWN
+    named = set(re.findall(r'`kd-mm (\w+)', README))
+    assert named == {*FORWARDED, *OWN}
 
 
 def test_method_table_is_generated():

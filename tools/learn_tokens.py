@@ -11,26 +11,20 @@ into the files that the losses name (tokens='work_dirs/learned/NAME.pth').  One 
 
 import argparse
 import os
-import sys
 import time
-from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from kd_mm.cli import train
 from kd_mm.engine.hook import folder_of
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.lab import learning
 from kd_mm.lab.configs import hook_arguments, hook_entries
 from kd_mm.lab.models import scope_of
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import train  # noqa: E402
-
-from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints  # noqa: E402
-from kd_mm.lab import learning
-from kd_mm.ops.problems import Problems  # noqa: E402
+from kd_mm.ops.problems import Problems
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

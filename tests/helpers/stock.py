@@ -5,6 +5,7 @@ schedule.
 """
 
 import copy
+import importlib
 import importlib.util
 import json
 import sys
@@ -265,8 +266,15 @@ def same(first: Dict[str, Any], second: Dict[str, Any]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+#: Scripts of tools/ whose code is a sub-command.
+COMMANDS = dict(check_config='check', list_taps='taps', measure='profile', train='train', test='test',
+                export_student='export')
+
+
 def tool(name):
-    """A command line below tools/ as a module."""
+    """A command line below tools/ as a module, or that of the sub-command behind it."""
+    if name in COMMANDS:
+        return importlib.import_module(f'kd_mm.cli.{COMMANDS[name]}')
     path = next(path for folder in ('', 'studies', 'dev') if (path := TOOLS / folder / f'{name}.py').is_file())
     for folder in (TOOLS, path.parent):
         if str(folder) not in sys.path:

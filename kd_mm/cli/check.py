@@ -1,0 +1,114 @@
+"""Check a distillation config before training it: every problem at once, then one training step on random images.
+
+    kd-mm check configs/det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py
+    kd-mm check CONFIG --teacher-random --shape 256 256
+
+Opens no data set, needs no GPU and downloads nothing: teacher weights that are not on this machine are replaced by
+random ones, and the report says so.  The exit status is 1 if there is a problem.
+"""
+
+import argparse
+import sys
+from typing import Optional, Sequence
+
+from mmengine.config import Config, DictAction
+
+from kd_mm.cli import program
+from kd_mm.engine.hook import guesses
+from kd_mm.lab import check as inspection
+from kd_mm.lab.configs import read_config
+from kd_mm.lab.observe import shape_text
+from kd_mm.lab.step import StepReport, parameter_count
+
+#: Where the share of a term is so large, a measured weight is offered.
+STRONG = 10.0
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file, or the name of an installed one (mmdet::...)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+                        help='change settings of the config: KEY=VALUE ...')
+    parser.add_argument('--teacher-random', action='store_true', help='random teacher weights, whatever the config has')
+    parser.add_argument('--shape', nargs=2, type=int, default=(256, 256), metavar=('H', 'W'),
+                        help='size of the random images. Default: 256 256')
+    parser.add_argument('--batch', type=int, default=2, help='number of random images. Default: 2')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda, ... Default: cpu')
+    return parser.parse_args(argv)
+
+
+def print_row(name: str, text: str) -> None:
+    print(f'{name:<12}{text}')
+
+
+def print_models(cfg: Config, report: inspection.Report) -> None:
+    student, distiller = report.student, report.distiller
+    assert student is not None and distiller is not None
+    millions = sum(parameter.numel() for parameter in student.parameters()) / 1e6
+    print_row('student', f'{type(student).__name__}, {millions:.2f} M parameters, of which '
+              f'{parameter_count(student) / 1e6:.2f} M are trained')
+    if not distiller.teachers:
+        print_row('teacher', "the student itself (teacher='self')")
+    for name, teacher in distiller.teachers.items():
+        millions = sum(parameter.numel() for parameter in teacher.model.parameters()) / 1e6
+        weights = report.weights[name] if isinstance(report.weights, dict) else report.weights
+        print_row(name, f'{teacher.name}: {type(teacher.model).__name__}, {millions:.2f} M parameters, '
+                  f'weights: {weights}')
+        print_row('inputs', "the teacher takes the student's normalised images as they are" if teacher.same_input
+                  else 'are re-normalised for the teacher, whose mean, std, channel order or padding differ')
+    print_row('extras', f'{parameter_count(distiller)} trainable parameters in adapters and losses')
+    print_row('inherit', ', '.join(distiller.inherit) or 'nothing')
+    print_row('task losses', f'times {distiller.task_loss_weight:g}')
+    for note in guesses(distiller):
+        print_row('found', note)
+
+
+def print_step(step: StepReport) -> None:
+    print_row('dry step', f'{step.images} random images of {step.shape[0]}x{step.shape[1]}, as step {step.step} of '
+              'the training, random student')
+    print_row('', ', '.join(f'{name} {value:.4g}' for name, value in step.task.items()))
+    print_row('', f'total loss {step.total:.4g}, gradient norm on the student {step.gradient:.4g}')
+    for term in step.terms:
+        print(f'\n{term.name}: {term.method}')
+        print_row('  student', ', '.join(term.student_at))
+        print_row('  teacher', ', '.join(term.teacher_at))
+        print_row('  adapter', f'{term.adapter}; region: {term.region}; {term.extras} trainable extras')
+        if term.loss is None:
+            print_row('  loss', 'not computed: its weight is 0 at this step')
+            continue
+        columns = [('level', 'student', 'teacher', 'weight', 'weighted loss')]
+        columns += [(str(index), shape_text([level.student]), shape_text([level.teacher]),
+                     f'{level.weight:g}', f'{level.loss:.4g}') for index, level in enumerate(term.levels)]
+        widths = [max(len(row[column]) for row in columns) for column in range(len(columns[0]))]
+        for row in columns:
+            print('  ' + '  '.join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+        print_row('  sum', f'loss {term.loss:.4g}, gradient norm on the student {term.gradient:.4g}'
+                  + (f', on its extras {term.extras_gradient:.4g}' if term.extras else ''))
+        if term.share is not None:
+            print_row('  share', f"{term.share:.3g} of the task's gradient at its taps" + (
+                ", held there by loss_weight='auto'" if term.measured else
+                " with this random student; loss_weight='auto' holds it at 1" if term.share > STRONG else ''))
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    args = parse_args(argv)
+    try:
+        cfg = read_config(args.config, args.cfg_options)
+    except (FileNotFoundError, ValueError) as error:
+        print(f'{program()}: {error}', file=sys.stderr)
+        return 1
+    report = inspection.check(cfg, tuple(args.shape), args.batch, args.device, args.teacher_random)
+    print_row('config', args.config)
+    if report.distiller is not None:
+        print_models(cfg, report)
+    if report.step is not None:
+        print_step(report.step)
+    for warning in report.warnings:
+        print(f'\nWARNING: {warning}')
+    if report.problems:
+        print(f'\n{len(report.problems)} problem(s):')
+        for number, problem in enumerate(report.problems, 1):
+            print(f'  {number}. {problem}')
+        return 1
+    print('\nok')
+    return 0

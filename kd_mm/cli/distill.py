@@ -1,0 +1,279 @@
+"""``kd-mm distill``: from two configs to a better small model, and what it was worth."""
+
+import gc
+import json
+import os
+import os.path as osp
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import click
+import torch
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+from rich.console import Console
+from rich.table import Table
+
+from kd_mm.cli import export, fail
+from kd_mm.cli import train as training
+from kd_mm.cli.evaluate import evaluate, own_name, primary
+from kd_mm.cli.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
+from kd_mm.lab import check as inspection
+from kd_mm.lab.cost import profile_config
+
+#: What a run is and what it has reached, in its work dir.
+STATE = 'distill.json'
+#: Flags of train that distill sets itself.
+TAKEN = ('--work-dir', '--resume', '--overwrite', '--launcher')
+
+
+class Run:
+    """One distillation in its folder; every part that is done is noted, and not done again.
+
+    Args:
+        folder: the work dir.
+        what: what makes it this run and no other: configs, weights, recipe, flags.
+    """
+
+    def __init__(self, folder: str, what: Dict[str, Any]):
+        self.folder, self.path = folder, osp.join(folder, STATE)
+        self.what, self.results = what, {}  # type: Dict[str, Any], Dict[str, Any]
+
+    def open(self, overwrite: bool) -> bool:
+        """Make the folder, or find what is there; whether there was something.
+
+        Raises:
+            OSError: it cannot be written.
+            ValueError: another run is in it.
+        """
+        os.makedirs(self.folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.folder):
+            pass
+        if not osp.isfile(self.path):
+            if not overwrite and any(Path(self.folder).rglob('*.pth')):
+                raise ValueError(f'{self.folder} has checkpoints of something else. Choose another --work-dir')
+            self.save()
+            return False
+        found = json.loads(Path(self.path).read_text(encoding='utf-8'))
+        if found['what'] == self.what and not overwrite:
+            self.results = found['results']
+            return True
+        if not overwrite:
+            names = [key for key in self.what if found['what'].get(key) != self.what[key]]
+            raise ValueError(f'{self.folder} has another distillation, with another {", ".join(names)}. Choose another '
+                             '--work-dir, or start anew there with --overwrite')
+        for name in ('distilled', 'baseline', 'teacher'):
+            shutil.rmtree(osp.join(self.folder, name), ignore_errors=True)
+        self.save()
+        return False
+
+    def save(self) -> None:
+        """Write the state, the file as a whole or not at all."""
+        text = json.dumps(dict(what=self.what, results=self.results), indent=1)
+        Path(f'{self.path}.part').write_text(text, encoding='utf-8')
+        os.replace(f'{self.path}.part', self.path)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep a result."""
+        self.results[name] = value
+        self.save()
+
+
+def image_shape(cfg: Config) -> Tuple[int, int]:
+    """(H, W) of the random images for check and cost: what the model is cropped or padded to, else 256 x 256."""
+    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) and len(size) == 2 else (256, 256)
+
+
+def loaded(path: str, folder: str, flags: Sequence[str]) -> Tuple[Config, Any]:
+    """A config as ``kd-mm train`` would train it, with its arguments."""
+    args = training.parse_args([path, '--work-dir', folder, '--resume', *flags])
+    cfg = training.load_config(args)
+    if (cfg.get('randomness') or {}).get('seed') is None:
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=0)  # the baseline has the same
+    own_name(cfg)
+    return cfg, args
+
+
+def check(cfg: Config) -> None:
+    """Stop with all problems of a config; warnings are printed."""
+    report = inspection.check(cfg, image_shape(cfg))
+    for warning in report.warnings:
+        click.echo(f'note: {warning}')
+    if report.problems:
+        fail('this distillation cannot be trained:\n' + '\n'.join(
+            f'  {number}. {problem}' for number, problem in enumerate(report.problems, 1)))
+
+
+def cost(cfg: Config) -> Dict[str, Any]:
+    """Seconds and memory of a step with and without distillation, on random images of this machine."""
+    batch = int(cfg.train_dataloader.get('batch_size') or 2)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    found = profile_config(cfg, batch, image_shape(cfg), 2, device)
+    memory = found['peak_memory']
+    return dict(plain_seconds=found['plain_step_ms'] / 1e3, kd_seconds=found['kd_step_ms'] / 1e3, device=device,
+                batch=batch, shape=found['input_shape'], plain_bytes=memory['plain_bytes'],
+                kd_bytes=memory['kd_bytes'])
+
+
+def cost_text(found: Dict[str, Any]) -> str:
+    """One line of it."""
+    text = (f'{found["kd_seconds"]:.3g} s a step instead of {found["plain_seconds"]:.3g} s ({found["batch"]} images of '
+            f'{"x".join(map(str, found["shape"]))}, {found["device"]})')
+    if found['plain_bytes'] and found['kd_bytes']:
+        text += f', {found["kd_bytes"] / 2**20:.0f} MiB instead of {found["plain_bytes"] / 2**20:.0f} MiB'
+    return text
+
+
+def train_and_score(run: Run, name: str, path: str, plain: Config, flags: Sequence[str]) -> None:
+    """Train a config in a folder of its own and score its last checkpoint, if that was not done before."""
+    if name in run.results:
+        return
+    folder = osp.join(run.folder, name)
+    cfg, args = loaded(path, folder, flags)
+    start = time.time()
+    training.train(cfg, args)
+    gc.collect()
+    checkpoint = find_latest_checkpoint(folder)
+    if checkpoint is None:
+        fail(f'{folder} has no checkpoint after the training: default_hooks.checkpoint of the config saves none')
+    found = dict(checkpoint=checkpoint, seconds=time.time() - start)
+    if plain.get('val_cfg'):
+        found['metrics'] = evaluate(plain, checkpoint, osp.join(folder, 'evaluation'))
+    run.note(name, found)
+
+
+def report(run: Run) -> str:
+    """The end: a table of scores, what was gained, and where everything is, as Markdown."""
+    rows, names = [], (('baseline', 'student without distillation'), ('distilled', 'student, distilled'),
+                       ('teacher', 'teacher'))
+    for key, label in names:
+        metrics = run.results.get(key, {}).get('metrics')
+        if metrics:
+            rows.append((key, label, *primary(metrics)))
+    lines = [f'# {run.what["recipe"]}: {run.what["student"]} from {run.what["teacher"]}', '']
+    if rows:
+        lines += [f'| model | {rows[0][2]} |', '|---|---|']
+        lines += [f'| {label} | {value:.4g} |' for _, label, _, value in rows]
+    else:
+        lines += ['The config has no validation, so nothing was scored.']
+    scores = {key: value for key, _, _, value in rows}
+    if 'teacher' in scores and 'distilled' in scores and scores['teacher'] <= scores.get('baseline',
+                                                                                         scores['distilled']):
+        lines += ['', '**The teacher is no better than the student on this data:** there is little to learn from it. '
+                  'Look at its weights, its preprocessing and its classes, or take a better one.']
+    if len(scores) == 3:
+        gap, gain = scores['teacher'] - scores['baseline'], scores['distilled'] - scores['baseline']
+        closed = f', {100 * gain / gap:.0f} % of the gap to the teacher' if gap > 0 else ''
+        lines += ['', f'Against the student without distillation: {gain:+.4g}{closed}. One seed: a difference of a '
+                  'point or two may be chance; kd-mm compare looks at several.']
+    elif 'distilled' in scores:
+        lines += ['', 'Whether distillation helped is not known without a student of the same seed: --baseline trains '
+                  'one.']
+    if 'cost' in run.results:
+        lines += ['', f'Cost: {cost_text(run.results["cost"])}.']
+    lines += ['', f'Plain student: `{run.results["student"]}`, which stock tools load. Config: '
+              f'`{run.results["config"]}`.']
+    return '\n'.join(lines) + '\n'
+
+
+def show(run: Run) -> None:
+    """Print the report's table and sentences."""
+    console, table = Console(), None
+    for line in report(run).splitlines():
+        if line.startswith('|---'):
+            continue
+        if line.startswith('| '):
+            cells = [cell.strip() for cell in line.strip('|').split('|')]
+            if table is None:
+                table = Table(*cells)
+            else:
+                table.add_row(*cells)
+            continue
+        if table is not None:
+            console.print(table)
+            table = None
+        if not line.startswith('# ') and line:
+            console.print(line.replace('**', '').replace('`', ''), highlight=False, soft_wrap=True)
+    if table is not None:
+        console.print(table)
+
+
+def check_flags(flags: Sequence[str]) -> None:
+    """Refuse flags that distill sets itself.
+
+    Raises:
+        ValueError: naming the flag and what to do.
+    """
+    for flag in flags:
+        name = flag.split('=')[0]
+        if name == '--launcher':
+            raise ValueError('distill trains in one process. For several write the config with kd-mm init, and train '
+                             'it with torchrun: tools/dist_train.sh CONFIG NPROC')
+        if name in TAKEN:
+            raise ValueError(f'{name} after -- is set by distill itself: it continues by itself, and --work-dir and '
+                             '--overwrite stand before --')
+
+
+def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: bool) -> None:
+    """All parts, each once."""
+    config, plain = (osp.join(run.folder, f'{name}.py') for name in ('distilled', 'baseline'))
+    write_new(config, plan.text(), overwrite=True)
+    write_new(plain, plan.plain_text(), overwrite=True)
+    cfg, _ = loaded(config, run.folder, flags)
+    stock, _ = loaded(plain, run.folder, flags)
+    training.check_data(cfg, training.phases(cfg))
+    if 'distilled' not in run.results:
+        check(cfg)
+        if measure and 'cost' not in run.results:
+            run.note('cost', cost(cfg))
+    if 'cost' in run.results:
+        click.echo(f'cost: {cost_text(run.results["cost"])}')
+    if 'teacher' not in run.results and stock.get('val_cfg'):
+        metrics = evaluate(stock, plan.weights, osp.join(run.folder, 'teacher'), plan.teacher)
+        run.note('teacher', dict(metrics=metrics))
+        click.echo('teacher: {} {:.4g}'.format(*primary(metrics)))
+    if baseline:
+        train_and_score(run, 'baseline', plain, stock, flags)
+    train_and_score(run, 'distilled', config, stock, flags)
+    student = osp.join(run.folder, 'student.pth')
+    export.main([run.results['distilled']['checkpoint'], student, '--force'])
+    run.results.update(student=student, config=config)
+    run.save()
+    Path(run.folder, 'report.md').write_text(report(run), encoding='utf-8')
+    show(run)
+
+
+@click.command('distill', context_settings=dict(ignore_unknown_options=False))
+@pair_options
+@click.option('--work-dir', help='Folder of everything. Default: work_dirs/STUDENT_from_TEACHER_RECIPE.')
+@click.option('--baseline', is_flag=True, help='Also train the student without distillation, with the same seed.')
+@click.option('--no-cost', is_flag=True, help='Do not measure what a step costs.')
+@click.option('--overwrite', is_flag=True, help='Start anew in a work dir with another distillation.')
+@click.argument('flags', nargs=-1, type=click.UNPROCESSED)
+def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str, explain: bool,
+            work_dir: Optional[str], baseline: bool, no_cost: bool, overwrite: bool, flags: Tuple[str, ...]) -> None:
+    """Distil TEACHER into STUDENT: choose losses, check, train, evaluate, export, report.
+
+    After -- come flags of kd-mm train: kd-mm distill STUDENT --teacher TEACHER -- --amp --cfg-options
+    data_root=/data/coco. The same command again continues where it was interrupted.
+    """
+    try:
+        check_flags(flags)
+        plan = make_plan(student, teacher, teacher_ckpt, recipe)
+        folder = work_dir or osp.join('work_dirs', default_name(plan, student, teacher))
+        run = Run(folder, dict(student=plan.file, teacher=plan.source, weights=plan.weights,
+                               recipe=plan.choice.recipe.name, flags=list(flags)))
+        try:
+            again = run.open(overwrite)
+        except OSError as error:
+            fail(f'the work dir {folder} cannot be written: {error}. Give another one with --work-dir')
+        print_recipe(plan, explain)
+        if again:
+            click.echo(f'continuing in {folder}; done: {", ".join(run.results) or "nothing yet"}')
+        distill(plan, run, list(flags), baseline, not no_cost)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        fail(error)

@@ -1,0 +1,125 @@
+"""``kd-mm doctor``: what is installed, what does not fit together, and the mend."""
+
+import importlib
+import importlib.util
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any, Callable, List, Optional, Tuple
+
+import click
+
+import kd_mm
+
+#: Package -> (least, below which it must stay), of what the hosts of today say and what kd_mm needs.
+RANGES = {
+    'torch': ('2.1', None), 'mmengine': ('0.10', None), 'mmcv': ('2.0', None), 'mmdet': ('3.0', None),
+    'mmseg': ('1.0', None)}
+#: Package -> name on the package index, where it is another.
+INDEX = {'mmseg': 'mmsegmentation'}
+HOSTS = ('mmdet', 'mmseg')
+
+
+@dataclass
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: of what was looked at.
+        text: what was found.
+        mend: what to do; None where all is well.
+        needed: whether kd_mm cannot work like that.
+    """
+
+    name: str
+    text: str
+    mend: Optional[str] = None
+    needed: bool = True
+
+
+def numbers(version: str) -> Tuple[int, ...]:
+    """The numbers of a version, for comparisons.
+
+    Example:
+        >>> numbers('2.13.0+cpu') > numbers('2.9'), numbers('0.10') <= numbers('0.10.7')
+        (True, True)
+    """
+    return tuple(int(part) for part in re.findall(r'\d+', version.split('+')[0])[:3])
+
+
+def look(name: str, load: Callable[[str], Any] = importlib.import_module) -> Finding:
+    """A package: whether it is there, can be imported, and has a version that fits."""
+    install = f'pip install {INDEX.get(name, name)}'
+    host = name in HOSTS
+    if importlib.util.find_spec(name) is None:
+        return Finding(name, 'not installed', install, needed=not host)
+    try:
+        module = load(name)
+    except Exception as error:  # hosts assert versions while they are imported
+        text = str(error).split('\n')[0] or type(error).__name__
+        mend = (f'the versions do not fit each other: install the one that {name} names' if isinstance(
+            error, AssertionError) else f'mend the import: python -c "import {name}"; or {install} --force-reinstall')
+        return Finding(name, f'cannot be imported: {type(error).__name__}: {text}', mend)
+    version = str(getattr(module, '__version__', '?'))
+    least, below = RANGES.get(name, (None, None))
+    if least and numbers(version) < numbers(least):
+        return Finding(name, version, f'{name} {least} or newer is needed: {install} --upgrade')
+    if below and numbers(version) >= numbers(below):
+        return Finding(name, version, f'{name} below {below} is needed: pip install "{INDEX.get(name, name)}<{below}"')
+    return Finding(name, version)
+
+
+def operators() -> Finding:
+    """Whether mmcv's compiled operators are there: NMS and RoIAlign need them."""
+    if importlib.util.find_spec('mmcv') is None:
+        return Finding('mmcv ops', 'not there', 'install mmcv first')
+    try:
+        found = importlib.util.find_spec('mmcv._ext')
+        if found is not None:
+            importlib.import_module('mmcv._ext')
+    except Exception as error:  # of mmcv itself, or of a library that the operators were linked to
+        return Finding('mmcv ops', f'cannot be imported: {error}', 'compile mmcv for this torch: CONTRIBUTING.md, '
+                       '"Installing a host"')
+    if found is None:
+        return Finding('mmcv ops', 'not compiled (mmcv-lite, or built without)', 'pip uninstall mmcv mmcv-lite; then '
+                       'compile mmcv with MMCV_WITH_OPS=1: CONTRIBUTING.md, "Installing a host"')
+    return Finding('mmcv ops', 'compiled')
+
+
+def examine() -> List[Finding]:
+    """Everything, in the order of what builds on what."""
+    found = [Finding('kd_mm', kd_mm.__version__), Finding('python', platform.python_version())]
+    if sys.version_info < (3, 10):
+        found[-1] = Finding('python', platform.python_version(), 'kd_mm needs Python 3.10 or newer')
+    found += [look(name) for name in ('numpy', 'torch', 'mmengine', 'mmcv')]
+    if found[3].mend is None:
+        torch = importlib.import_module('torch')
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        found.append(Finding('devices', ', '.join(devices) or 'no CUDA device: everything runs on the CPU'))
+    found.append(operators())
+    hosts = [look(name) for name in HOSTS]
+    if all(importlib.util.find_spec(name) is None for name in HOSTS):
+        hosts = [Finding(host.name, host.text, host.mend) for host in hosts]  # one of the two is needed
+    found += hosts
+    if importlib.util.find_spec('mmseg') is not None:
+        found += [Finding(name, 'not installed, and mmseg imports it', f'pip install {name}')
+                  for name in ('ftfy', 'regex') if importlib.util.find_spec(name) is None]
+    return found
+
+
+@click.command('doctor')
+def command() -> None:
+    """Versions of everything that works together here, what does not fit, and the mend.
+
+    The exit status is 1 if something keeps kd_mm from working.
+    """
+    found = examine()
+    for item in found:
+        mark = 'ok' if item.mend is None else 'WRONG' if item.needed else 'note'
+        click.echo(f'{mark:<6} {item.name:<10} {item.text}')
+        if item.mend is not None:
+            click.echo(f'{"":<17} -> {item.mend}')
+    wrong = [item.name for item in found if item.mend is not None and item.needed]
+    click.echo(f'\n{len(wrong)} to mend: {", ".join(wrong)}' if wrong else '\nall fits')
+    sys.exit(1 if wrong else 0)

@@ -1,0 +1,76 @@
+"""Scores of models on the validation set of one config."""
+
+import copy
+import gc
+import uuid
+from typing import Any, Dict, Optional, Tuple
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts.weights import load_weights
+
+#: Keys that say it in one number, the first that is there.
+PRIMARY = ('coco/bbox_mAP', 'mIoU')
+
+
+def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional[Config] = None) -> Dict[str, float]:
+    """The metrics of a model on the validation set of ``cfg``, in the Runner's own validation loop.
+
+    Args:
+        cfg: config with ``val_dataloader``, ``val_evaluator`` and ``val_cfg``; its training is left out.
+        weights: path or URL of a checkpoint; the keys are found as for a teacher.
+        work_dir: where the Runner writes its log.
+        model: a config whose model is evaluated instead: a teacher's, on the student's data.
+
+    Raises:
+        ValueError: there is no validation in the config, or no weights fit.
+    """
+    if not all(cfg.get(key) for key in ('val_dataloader', 'val_evaluator', 'val_cfg')):
+        raise ValueError('the config has no validation (val_dataloader, val_evaluator, val_cfg)')
+    chosen = copy.deepcopy(cfg)
+    if model is not None:
+        chosen.model = copy.deepcopy(model.model)
+        if model.get('data_preprocessor') and 'data_preprocessor' not in chosen.model:
+            chosen.model['data_preprocessor'] = copy.deepcopy(model.data_preprocessor)
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr',
+                'test_dataloader', 'test_evaluator', 'test_cfg'):
+        chosen[key] = None
+    chosen.custom_hooks, chosen.load_from, chosen.resume = [], None, False
+    chosen.work_dir = work_dir
+    own_name(chosen)
+    runner = Runner.from_cfg(chosen)
+    if weights is not None:
+        load_weights(runner.model, ckpt.load(weights), weights, strict=False)
+    metrics = runner.val()
+    del runner
+    gc.collect()
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float)) or _number(value)}
+
+
+def _number(value: Any) -> bool:
+    return hasattr(value, 'item') and getattr(value, 'size', 1) == 1
+
+
+def own_name(cfg: Config) -> None:
+    """A name of its own: the loggers of the host are global, and a second Runner would write into the first's files."""
+    cfg.experiment_name = f'kd_mm_{uuid.uuid4().hex}'
+    if cfg.get('visualizer'):
+        cfg.visualizer['name'] = cfg.experiment_name
+
+
+def primary(metrics: Dict[str, float]) -> Tuple[str, float]:
+    """The metric that says it in one number, and its value.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> primary({'aAcc': 91.0, 'mIoU': 71.5})
+        ('mIoU', 71.5)
+    """
+    if not metrics:
+        raise ValueError('the evaluation gave no number')
+    key = next((name for name in PRIMARY if name in metrics), next(iter(metrics)))
+    return key, metrics[key]

@@ -1,0 +1,150 @@
+"""Write the plain student of a distilled checkpoint, and prove that the stock config loads it strictly.
+
+    kd-mm export work_dirs/.../epoch_24.pth student.pth
+    kd-mm export CKPT OUT --config CONFIG
+
+Kept: the weights and what describes them (classes, config, epoch).  Dropped: optimizer, schedulers, logs, the weights
+that an EMA hook keeps aside, and the adapters under the side key ``kd_mm``.  The stored config loses its distillation
+hook, so that it runs without kd_mm.
+"""
+
+import argparse
+import copy
+import os
+import os.path as osp
+import tempfile
+from typing import Any, Dict, Optional, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import get_object_from_string
+
+from kd_mm.cli import fail
+from kd_mm.hosts.checkpoint import load_file, state_dict_of
+from kd_mm.hosts.models import scope_of_config
+
+#: Entries of ``meta`` that describe the weights and not the run that made them.
+META = ('dataset_meta', 'epoch', 'iter', 'experiment_name', 'time', 'mmengine_version')
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='checkpoint written by a training run')
+    parser.add_argument('out', help='file to write')
+    parser.add_argument('--config', help='config of the student. Default: the one stored in the checkpoint')
+    parser.add_argument('--force', action='store_true', help='overwrite OUT if it exists')
+    return parser.parse_args(argv)
+
+
+def student_config(path: Optional[str], meta: Dict[str, Any]) -> Config:
+    """The student's config, without the distillation hook."""
+    if path is not None:
+        if not osp.isfile(path):
+            fail(f'no such config: {path} (looked at {osp.abspath(path)})')
+        cfg = Config.fromfile(path)
+    elif isinstance(meta.get('cfg'), str):
+        try:
+            cfg = Config.fromstring(meta['cfg'], '.py')
+        except Exception as error:
+            fail(f'the config stored in the checkpoint cannot be read ({error}). Give it with --config')
+    else:
+        fail('the checkpoint stores no config. Give it with --config')
+    if not cfg.get('model'):
+        fail(f'{path or "the stored config"} has no `model`. Give the config of the student with --config')
+    cfg = Config(findable(cfg.to_dict()))
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not is_ours(hook)]
+    if cfg.get('default_hooks'):
+        cfg.default_hooks = {name: hook for name, hook in cfg.default_hooks.items() if not is_ours(hook)}
+    return cfg
+
+
+def is_ours(hook: Any) -> bool:
+    """Whether the type of a hook is from kd_mm."""
+    return hasattr(hook, 'get') and str(hook.get('type', '')).startswith('kd_mm.')
+
+
+def findable(value: Any) -> Any:
+    """A config with classes as text, all of which the registries find.
+
+    In a new-style config a class becomes the path of its module, and mmengine does not find one whose module has the
+    name of a function of its package (``mmdet.models.losses.smooth_l1_loss``).
+    """
+    if isinstance(value, dict):
+        kind = value.get('type')
+        found = {key: findable(item) for key, item in value.items()}
+        if isinstance(kind, str) and kind.count('.') > 1 and get_object_from_string(kind) is None:
+            found['type'] = f'{kind.split(".")[0]}.{kind.split(".")[-1]}'
+        return found
+    return type(value)(map(findable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def build_student(cfg: Config) -> torch.nn.Module:
+    """The stock model of a config, built by its host alone."""
+    scope = scope_of_config(cfg) or 'mmengine'
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            return MODELS.build(copy.deepcopy(cfg.model))
+    except (ImportError, KeyError) as error:
+        fail(f'the model of the config cannot be built: {error}. Is {scope} installed?')
+
+
+def check_strict(model: torch.nn.Module, state: Dict[str, torch.Tensor], source: str) -> None:
+    """Load strictly, or say what does not fit."""
+    own = model.state_dict()
+    problems = [f'{len(keys)} {what} ({", ".join(keys[:5])}{", ..." if len(keys) > 5 else ""})' for what, keys in (
+        ('missing', [key for key in own if key not in state]),
+        ('left over', [key for key in state if key not in own]),
+        ('of another shape', [key for key in own if key in state and own[key].shape != state[key].shape])) if keys]
+    if problems:
+        fail(f'the weights of {source} do not fit the model of the config: {"; ".join(problems)}. Give the config of '
+             'the student with --config')
+    model.load_state_dict(state, strict=True)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
+    if osp.exists(args.out) and not args.force:
+        fail(f'{args.out} exists. Choose another name, or overwrite it with --force')
+    if osp.exists(args.out) and osp.samefile(args.out, args.checkpoint):
+        fail('OUT is the checkpoint itself, which holds what a resume needs. Choose another name')
+    folder = osp.dirname(osp.abspath(args.out))
+    if not osp.isdir(folder):
+        fail(f'no such folder: {folder}')
+    try:
+        checkpoint = load_file(args.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        fail(error)
+
+    meta = checkpoint.get('meta') or {}
+    state = {key: value.detach().cpu().clone() for key, value in state_dict_of(checkpoint).items()
+             if isinstance(value, torch.Tensor)}
+    cfg = student_config(args.config, meta)
+    model = build_student(cfg)
+    check_strict(model, state, args.checkpoint)
+    kept = {key: meta[key] for key in META if key in meta}
+    exported = dict(meta=dict(kept, cfg=cfg.pretty_text), state_dict=state)
+
+    # Written aside, read back and loaded before it takes its name: OUT is whole and right, or is not there.
+    handle, temporary = tempfile.mkstemp(prefix='.export-', suffix='.pth', dir=folder)
+    os.close(handle)
+    try:
+        torch.save(exported, temporary)
+        check_strict(build_student(cfg), load_file(temporary)['state_dict'], 'the written file')
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, args.out)
+    finally:
+        if osp.exists(temporary):
+            os.remove(temporary)
+    dropped = [key for key in checkpoint if key not in ('meta', 'state_dict')]
+    print(f'{args.out}: {len(state)} tensors, {osp.getsize(args.out) / 2**20:.1f} MiB '
+          f'(was {osp.getsize(args.checkpoint) / 2**20:.1f}); loads strictly into {type(model).__name__}; '
+          f'dropped {", ".join(dropped) or "nothing"}')
+
+
+def _umask() -> int:
+    """The umask, which can only be read by setting it; mkstemp makes files that others cannot read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

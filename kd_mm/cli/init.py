@@ -1,0 +1,201 @@
+"""``kd-mm init``: write the config of a distillation, with a recipe chosen for the pair."""
+
+import os
+import os.path as osp
+import pprint
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, List, Optional
+
+import click
+from mmengine.config import Config
+
+from kd_mm.cli import fail
+from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts.models import build_model, class_names, default_weights, load_config, scope_of_config
+from kd_mm.hosts.zoo import zoo_config
+from kd_mm.lab.configs import hook_entries, read_config
+from kd_mm.lab.models import scope_of
+from kd_mm.lab.recipes import AUTO, Choice, choose
+from kd_mm.ops.modes import preserved_random_state
+
+
+@dataclass
+class Plan:
+    """What will be distilled into what, checked.
+
+    Attributes:
+        student: its config; ``file`` is where it stands.
+        teacher: its config; ``source`` is what the hook's ``teacher=`` gets.
+        weights: path or URL of the teacher's weights.
+        choice: the recipe.
+        notes: what is worth saying, as sentences.
+    """
+
+    student: Config
+    file: str
+    teacher: Config
+    source: str
+    weights: str
+    choice: Choice
+    notes: List[str]
+
+    def text(self) -> str:
+        """The config with the distillation, as the text of a file."""
+        recipe = self.choice.recipe
+        entry = dict(type='kd_mm.DistillHook', teacher=self.source, teacher_ckpt=self.weights,
+                     losses=self.choice.losses)
+        inherited = bool(self.student.get('custom_hooks'))
+        said = [f'Written by kd-mm. Recipe {recipe.name}: {recipe.what}; {recipe.why}.', *self.choice.steps]
+        head = ''.join(f'{textwrap.fill(text, 110, initial_indent="# ", subsequent_indent="#   ")}\n' for text in said)
+        if _lazy(self.file):  # such a file is no _base_ of one in the other style
+            whole = Config(self.student.to_dict())
+            whole.custom_hooks = [*(self.student.get('custom_hooks') or []), entry]
+            return f'{head}\n{whole.pretty_text}'
+        hook = textwrap.indent(pprint.pformat(entry, width=110, sort_dicts=False), '    ')
+        kept = '    *_base_.custom_hooks,\n' if inherited else ''
+        return f'{head}\n_base_ = {self.file!r}\n\ncustom_hooks = [\n{kept}{hook},\n]\n'
+
+    def plain_text(self) -> str:
+        """The student's config without distillation."""
+        if _lazy(self.file):
+            return str(self.student.pretty_text)
+        return f'# Written by kd-mm: the student without distillation.\n_base_ = {self.file!r}\n'
+
+
+def _lazy(file: str) -> bool:
+    return bool(Config._is_lazy_import(file))
+
+
+def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -> Plan:
+    """Read both configs, check that the pair makes sense, and choose a recipe.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: what is wrong and the mend.
+    """
+    cfg = read_config(student)
+    file = osp.abspath(str(zoo_config(student)) if '::' in student else osp.expanduser(student))
+    if hook_entries(cfg):
+        raise ValueError(f'{student} distils already (custom_hooks has a kd_mm.DistillHook). Train it with kd-mm '
+                         'train, or give the plain config of the student')
+    for part in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not cfg.get(part):
+            raise ValueError(f'{student} has no {part}: a config without data or schedule cannot be trained. Inherit '
+                             "from a whole one of the host, such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
+    theirs, _, path = load_config(teacher)
+    found = weights or default_weights(path)
+    if weights is None and path is not None and _same_model(cfg, theirs):
+        raise ValueError(f'the teacher {teacher} is the same model as the student {student}, and no weights are given: '
+                         'nothing can be learned from itself. Give a larger teacher, or for a student of the same kind '
+                         '("born again") the trained weights with --teacher-ckpt FILE')
+    if found is None:
+        raise ValueError(f'{teacher} has no published weights. Give those of your teacher with --teacher-ckpt FILE')
+    if '://' not in found:
+        found = osp.abspath(osp.expanduser(found))
+        if not osp.isfile(found):
+            raise FileNotFoundError(f'no such teacher weights: {weights} (looked at {found})')
+    notes = _compare_classes(cfg, theirs, found)
+    scope = scope_of_config(cfg)
+    with scope_of(cfg), preserved_random_state(0):
+        models = []
+        for side, config in (('student', cfg), ('teacher', theirs)):
+            try:
+                models.append(build_model(config, scope))
+            except Exception as error:  # the registry and the models raise anything
+                raise ValueError(f'the model of the {side} cannot be built: {type(error).__name__}: {error}') from error
+        choice = choose(models[0], models[1], recipe, class_names(cfg))
+    source = teacher if '::' in teacher else str(path)
+    return Plan(cfg, file, theirs, osp.abspath(source) if '::' not in source else source, found, choice, notes)
+
+
+def _same_model(one: Config, two: Config) -> bool:
+    return bool(one.model.to_dict() == two.model.to_dict())
+
+
+def _compare_classes(cfg: Config, theirs: Config, weights: str) -> List[str]:
+    """A note where the class names of a side are not known.
+
+    Raises:
+        ValueError: they differ.
+    """
+    content = ckpt.load_file(weights) if '://' not in weights else None
+    own, other = class_names(cfg), class_names(theirs, content)
+    if own and other and own != other:
+        extra = [name for name in own if name not in other]
+        raise ValueError(
+            f'student and teacher have different classes: the student has {len(own)} ({_some(own)}), the teacher '
+            f'{len(other)} ({_some(other)})' + (f'; the teacher lacks {_some(extra)}' if extra else '')
+            + '. Take a teacher that was trained on these classes; or write a config by hand, with a loss on features '
+            "(at='neck'), or on logits with classes='common'")
+    return [] if own and other else ['the class names of a side are not known, and were not compared']
+
+
+def _some(names: List[str]) -> str:
+    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+
+
+def default_name(plan: Plan, student: str, teacher: str) -> str:
+    """``STUDENT_from_TEACHER_RECIPE``, a valid identifier."""
+    stems = [Path(name.split('::')[-1]).stem for name in (student, teacher)]
+    return re.sub(r'\W', '_', f'{stems[0]}_from_{stems[1]}_{plan.choice.recipe.name}')
+
+
+def print_recipe(plan: Plan, steps: bool = True) -> None:
+    """Print the recipe: what, why, and how it was chosen."""
+    recipe = plan.choice.recipe
+    click.echo(f'recipe {recipe.name}: {recipe.what}')
+    click.echo(f'  why: {recipe.why}')
+    for step in plan.choice.steps if steps else plan.choice.steps[-1:]:
+        click.echo(f'  {step}')
+    for note in plan.notes:
+        click.echo(f'  {note}')
+
+
+def write_new(path: str, text: str, overwrite: bool = False) -> None:
+    """Write a file that is not there, or has this very text.
+
+    Raises:
+        FileExistsError: it is there with another text.
+    """
+    if osp.exists(path) and not overwrite and Path(path).read_text(encoding='utf-8') != text:
+        raise FileExistsError(f'{path} is there already, with another content. Choose another name, or overwrite it '
+                              'with --overwrite')
+    Path(path).write_text(text, encoding='utf-8')
+
+
+def pair_options(command: Any) -> Any:
+    """The arguments that name a pair and a recipe."""
+    for decorate in (
+            click.option('--explain', is_flag=True, help='Say how the recipe was chosen, step by step.'),
+            click.option('--recipe', default=AUTO, show_default=True, help='Name of a recipe, or auto; kd-mm recipes '
+                         'lists them.'),
+            click.option('--teacher-ckpt', help="The teacher's weights: path or URL. Default: the published ones of an "
+                         'installed config.'),
+            click.option('--teacher', required=True, help='Config of the teacher: path or mmdet::..., mmseg::... .'),
+            click.argument('student')):
+        command = decorate(command)
+    return command
+
+
+@click.command('init')
+@pair_options
+@click.option('--out', help='File to write. Default: STUDENT_from_TEACHER_RECIPE.py in the current folder.')
+@click.option('--overwrite', is_flag=True, help='Write over a file with another content.')
+def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str, explain: bool, out: Optional[str],
+            overwrite: bool) -> None:
+    """Write the config that distils TEACHER into STUDENT, and nothing else.
+
+    The file is an ordinary one: read it, change it, and train it with kd-mm train or with the host's own
+    tools/train.py.
+    """
+    try:
+        plan = make_plan(student, teacher, teacher_ckpt, recipe)
+        path = out or f'{default_name(plan, student, teacher)}.py'
+        print_recipe(plan, explain)
+        os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+        write_new(path, plan.text(), overwrite)
+    except (FileExistsError, FileNotFoundError, KeyError, PermissionError, ValueError) as error:
+        fail(error)
+    click.echo(f'{path}: written. Check it with kd-mm check {path}')

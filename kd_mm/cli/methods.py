@@ -1,0 +1,98 @@
+"""``kd-mm methods``: every loss, what it compares, what it needs, and where it stands in our tables."""
+
+import inspect
+import json
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Type
+
+import click
+
+import kd_mm
+from kd_mm.losses.base.head import HeadLoss
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.registry import MODELS, choices
+from kd_mm.types.query import MaskQueryView, QueryView
+
+#: What a loss compares, in one word.
+KINDS = ('features', 'logits', 'heads', 'queries', 'proposals')
+#: Titles of the pairs of models in our tables, by their names in ``benchmark.json``.
+PAIRS = {'det': 'dense detector', 'det_two_stage': 'two-stage detector', 'seg': 'segmenter'}
+
+
+def compares(cls: Type[Any]) -> str:
+    """One of :data:`KINDS`."""
+    if issubclass(cls, HeadLoss):
+        return 'queries' if cls.compares in (QueryView, MaskQueryView) else 'heads'
+    if cls.rows_only:
+        return 'proposals'
+    return 'logits' if cls.logits else 'features'
+
+
+def needs(cls: Type[Any]) -> List[str]:
+    """What a loss asks for besides two models."""
+    found = [word for word, asked in (
+        ('boxes', cls.needs_boxes), ('label maps', cls.needs_seg_map),
+        ('a first stage (tools/learn_tokens.py)', hasattr(cls, 'learner')),  # the protocols of the base
+        ('a network of its own', hasattr(cls, 'opponents'))) if asked]
+    required = [name for name, parameter in inspect.signature(cls).parameters.items()
+                if parameter.default is inspect.Parameter.empty]
+    return found + [f'the argument {name}' for name in required]
+
+
+def configs_folder() -> Optional[Path]:
+    """The repository's ``configs``, where there is a checkout."""
+    folder = Path(kd_mm.__file__).resolve().parents[1] / 'configs'
+    return folder if (folder / 'benchmark').is_dir() else None
+
+
+def ranks() -> Dict[str, Dict[str, str]]:
+    """Module of a method -> pair of models -> its place and cost, from ``configs/*/benchmark.json``."""
+    folder, found = configs_folder(), {}  # type: Optional[Path], Dict[str, Dict[str, str]]
+    for file in sorted(folder.glob('*/benchmark.json')) if folder else ():
+        for pair, content in json.loads(file.read_text(encoding='utf-8'))['pairs'].items():
+            scores = {name: statistics.fmean(run['score'] for run in runs.values())
+                      for name, runs in content['runs'].items() if runs and name not in ('plain', 'teacher')}
+            order = sorted(scores, key=lambda name: -scores[name])
+            for place, name in enumerate(order, 1):
+                cost = content.get('cost', {}).get(name) or {}
+                text = f'{place} of {len(order)}'
+                if cost.get('plain_ms') and cost.get('kd_ms'):
+                    text += f', {cost["kd_ms"] / cost["plain_ms"]:.2f} times the plain step'
+                found.setdefault(name, {})[PAIRS.get(pair, pair)] = text
+    return found
+
+
+def tasks(method: str) -> List[str]:
+    """The tasks that a method has configs for; both where that is not known."""
+    folder = configs_folder()
+    names = {'det': 'detection', 'seg': 'segmentation'}
+    found = [names[task] for task in names if folder is not None and (folder / task / method).is_dir()]
+    return found or list(names.values())
+
+
+@click.command('methods')
+@click.option('--compares', 'kind', type=click.Choice(KINDS), help='Only losses that compare this.')
+@click.option('--task', type=click.Choice(['detection', 'segmentation']), help='Only those with configs for this task.')
+@click.option('--no-needs', is_flag=True, help='Only losses that need nothing besides two models.')
+@click.argument('name', required=False)
+def command(kind: Optional[str], task: Optional[str], no_needs: bool, name: Optional[str]) -> None:
+    """List the losses; with NAME those with it in their name or title.
+
+    Ranks are those of our own tables: tiny students on small sets, two seeds. They are known in a checkout only.
+    """
+    known, count = ranks(), 0
+    for loss in choices(KDLoss):
+        cls = MODELS.module_dict[loss]
+        method = cls.__module__.rsplit('.', 1)[1]
+        title = ' '.join((cls.__doc__ or '').strip().split('\n\n')[0].split()).rstrip('.')
+        if (kind and compares(cls) != kind) or (task and task not in tasks(method)) or (no_needs and needs(cls)) or (
+                name and name.lower() not in f'{loss} {title}'.lower()):
+            continue
+        count += 1
+        click.secho(loss, bold=True)
+        places = '; '.join(f'{pair}: {text}' for pair, text in known.get(method, {}).items())
+        for what, text in (('', title), ('compares', compares(cls)), ('needs', ', '.join(needs(cls)) or 'nothing more'),
+                           ('tasks', ', '.join(tasks(method))), ('our rank', places or 'not in our tables')):
+            click.echo(click.wrap_text(text, 110, f'  {what:<10}', ' ' * 12))
+    click.echo(f'\n{count} losses' if count else 'no loss is like that; kd-mm methods lists all')

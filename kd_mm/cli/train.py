@@ -1,0 +1,270 @@
+"""Train an mmdet or mmseg config, with or without distillation.
+
+    kd-mm train configs/det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py
+    kd-mm train CONFIG --cfg-options data_root=/data/coco train_dataloader.batch_size=4
+
+The hosts' own tools/train.py train the same configs.  This one knows both hosts, looks for the data before anything
+is built, moves a whole data set by ``data_root=``, and never overwrites the checkpoints of an earlier run unasked.
+"""
+
+import argparse
+import importlib.util
+import os
+import os.path as osp
+from pathlib import Path
+from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from kd_mm.cli import fail
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.models import scope_of_config
+from kd_mm.lab.configs import apply_options, faults
+
+HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
+CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '
+                    'data_root=PATH moves every dataset and evaluator path that lies below the config\'s data_root')
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints. Default: the config\'s work_dir, else '
+                        './work_dirs/ and the path of the config below its `configs` folder')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--resume', nargs='?', const='auto',
+                        help='continue from this checkpoint; without a path from the latest one in the work dir')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='start anew in a work dir that already has checkpoints')
+    add_shared_arguments(parser)
+    return prepare_args(parser.parse_args(argv))
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that training and testing share."""
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help=CFG_OPTIONS_HELP)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='job launcher; see tools/dist_train.sh')
+    # torch.distributed.launch passes --local-rank since torch 2.0 and --local_rank before.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def prepare_args(args: argparse.Namespace) -> argparse.Namespace:
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config of the command line, with its options applied, its host checked and its work dir set."""
+    if not osp.isfile(args.config):
+        fail(f'no such config: {args.config} (looked at {osp.abspath(args.config)})')
+    cfg = Config.fromfile(args.config)
+    options = args.cfg_options or {}
+    old_root = cfg.get('data_root')
+    try:
+        apply_options(cfg, options)
+    except ValueError as error:
+        fail(error)
+    if 'data_root' in options and isinstance(old_root, str):
+        move_data_root(cfg, old_root, str(options['data_root']))
+    cfg.launcher = args.launcher
+    check_host(cfg)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', relative_stem(args.config))
+    return cfg
+
+
+def relative_stem(config: str) -> str:
+    """The path of a config below its ``configs`` folder, without suffix: two methods may share a file name."""
+    path = Path(config).resolve().with_suffix('')
+    parts = path.parts
+    if 'configs' in parts[:-1]:
+        return osp.join(*parts[len(parts) - parts[::-1].index('configs'):])
+    return path.name
+
+
+def check_host(cfg: Config) -> None:
+    """The host of a config, ``mmdet`` or ``mmseg``, must be installed; mmengine itself imports what it needs of it."""
+    scope = scope_of_config(cfg)
+    if scope is None or scope not in HOSTS:
+        fail(f'default_scope={scope!r} in the config is no host of kd_mm, and model.type no class of one. The scope '
+             f'must be one of {", ".join(HOSTS)}: '
+             "inherit from a config of the host, for example _base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'")
+    if importlib.util.find_spec(scope) is None:
+        fail(f'the config is for {scope}, which is not installed. Install it: pip install {HOSTS[scope]}')
+
+
+def move_data_root(cfg: Config, old: str, new: str) -> None:
+    """Replace the data root in every dataloader and evaluator.
+
+    A config writes ``data_root = 'data/coco/'`` and uses the variable below; the value is long copied there when an
+    option changes the variable, so the option alone would change nothing.
+    """
+    old = old.rstrip('/')
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                value[key] = moved(value[key])
+            return value
+        if isinstance(value, (list, tuple)):
+            return type(value)(moved(item) for item in value)
+        if isinstance(value, str) and (value.rstrip('/') == old or value.startswith(old + '/')):
+            return osp.join(new, value[len(old):].lstrip('/'))
+        return value
+
+    for key in list(cfg.keys()):
+        if key.endswith(('_dataloader', '_evaluator')):
+            moved(cfg[key]) if isinstance(cfg[key], dict) else cfg.__setattr__(key, moved(cfg[key]))
+
+
+def data_paths(section: Any, key: str) -> Iterator[Tuple[str, str]]:
+    """Yield (config key, path) of every file and folder that a dataloader or evaluator reads.
+
+    Paths are joined as mmengine's datasets do: ``ann_file`` and each ``data_prefix`` below ``data_root``.
+    """
+    if isinstance(section, (list, tuple)):
+        for index, item in enumerate(section):
+            yield from data_paths(item, f'{key}.{index}')
+        return
+    if not isinstance(section, dict):
+        return
+    if section.get('backend_args'):
+        return  # not a local disk
+    root = section.get('data_root') or ''
+    if root:
+        yield f'{key}.data_root', root
+    if section.get('ann_file'):
+        yield f'{key}.ann_file', osp.join(root, section['ann_file'])
+    prefixes = section.get('data_prefix')
+    for name, prefix in (prefixes.items() if isinstance(prefixes, dict) else []):
+        # Only joined to a root here: without one, a prefix may be part of a path inside the annotation file.
+        if prefix and root:
+            yield f'{key}.data_prefix.{name}', osp.join(root, prefix)
+    for name in ('dataset', 'datasets'):
+        if name in section:
+            yield from data_paths(section[name], f'{key}.{name}')
+
+
+def check_data(cfg: Config, phases: Sequence[str]) -> None:
+    """Report every missing data file and folder of ``phases`` ('train', 'val', 'test') at once."""
+    missing: List[str] = []
+    seen: Set[str] = set()
+    for phase in phases:
+        if cfg.get(f'{phase}_dataloader') is None:
+            continue
+        for kind in ('dataloader', 'evaluator'):
+            for key, path in data_paths(cfg.get(f'{phase}_{kind}'), f'{phase}_{kind}'):
+                if not isinstance(path, str) or '://' in path or osp.exists(path):
+                    continue
+                # What lies below a missing folder is missing too; name the folder alone.
+                if not any(path == other or path.startswith(other.rstrip('/') + '/') for other in seen):
+                    missing.append(f'  {key}: {path} (looked at {osp.abspath(path)})')
+                seen.add(path)
+    if not missing:
+        return
+    first = missing[0].split(':')[0].strip()
+    mend = f'--cfg-options {first}=...'
+    if isinstance(cfg.get('data_root'), str):
+        mend = (f'--cfg-options data_root=/path/to/data moves all paths below {cfg.data_root!r}; '
+                f'--cfg-options {first}=... changes one')
+    fail('the data of this config is not there:\n' + '\n'.join(missing) + f'\nDownload it, link it there, or: {mend}')
+
+
+def use_amp(cfg: Config) -> None:
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+    if kind == 'AmpOptimWrapper':
+        return
+    if kind != 'OptimWrapper':
+        fail(f'--amp works with OptimWrapper; the config has optim_wrapper.type={kind!r}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def use_auto_scale_lr(cfg: Config) -> None:
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        fail('--auto-scale-lr needs the batch size that the learning rate was chosen for: add '
+             'auto_scale_lr = dict(base_batch_size=16) to the config')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_start(cfg: Config, resume: Optional[str], overwrite: bool) -> None:
+    """Where training starts from; refuse to mix a new run into the checkpoints of an old one."""
+    if resume is not None and resume != 'auto':
+        if '://' not in resume and not osp.isfile(resume):
+            fail(f'--resume: no such checkpoint: {resume}')
+        cfg.resume, cfg.load_from = True, resume
+        return
+    saved = sorted(Path(cfg.work_dir).glob('*.pth')) if osp.isdir(cfg.work_dir) else []
+    if resume == 'auto':
+        # Without a checkpoint to resume from, the config's own load_from stays in force.
+        latest = find_latest_checkpoint(cfg.work_dir) if saved else None
+        if latest is not None:
+            cfg.resume, cfg.load_from = True, None
+        return
+    if cfg.get('resume'):
+        return
+    if saved and not overwrite and os.environ.get('RANK', '0') == '0':
+        # A run that fails half-way would otherwise leave a mixture of its own and the older checkpoints.
+        fail(f'{cfg.work_dir} already has checkpoints ({", ".join(path.name for path in saved[:3])}'
+             f'{", ..." if len(saved) > 3 else ""}). Continue with --resume, choose another --work-dir, or start anew '
+             'there with --overwrite')
+
+
+def init_cpu_processes(cfg: Config) -> None:
+    """Let ``--launcher pytorch`` work without a GPU, over gloo: left alone, mmengine sets CUDA devices and fails."""
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        # mmengine's own choice but for device_ids, which on a CPU must be none.
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
+
+
+def end_processes() -> None:
+    """Leave the process group together, at the end of a run that went well.
+
+    A process that ends with the group alive aborts where another one's threads still use it.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def build_runner(cfg: Config) -> Any:
+    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+
+
+def train(cfg: Config, args: argparse.Namespace) -> None:
+    """Train a config of :func:`load_config` as the flags say."""
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        use_auto_scale_lr(cfg)
+    found = faults(cfg)
+    if found:
+        fail('\n'.join(found))
+    check_data(cfg, phases(cfg))
+    set_start(cfg, args.resume, args.overwrite)
+    allow_mmengine_checkpoints()
+    init_cpu_processes(cfg)
+    build_runner(cfg).train()
+
+
+def phases(cfg: Config) -> Sequence[str]:
+    """The phases whose data a training reads."""
+    return ('train', 'val') if cfg.get('val_cfg') is not None else ('train', )
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
+    train(load_config(args), args)
+    end_processes()

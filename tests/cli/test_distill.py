@@ -1,0 +1,131 @@
+"""``kd-mm distill`` on real small data: everything from two configs to a report, interrupted, and refused."""
+
+import json
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import IterBasedTrainLoop
+from pairs import detection_pair, kd_mm, message, segmentation_pair
+
+from kd_mm.cli import distill as module
+from kd_mm.cli import train as training
+from kd_mm.hosts.checkpoint import load_file
+from kd_mm.hosts.models import build_model
+
+
+@pytest.fixture(scope='module')
+def det(coco_root, tmp_path_factory):
+    return detection_pair(tmp_path_factory.mktemp('det'), coco_root, steps=4)
+
+
+@pytest.fixture(autouse=True)
+def argv(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['kd-mm'])
+
+
+def distill(pair, work_dir, *words, **change):
+    named = dict(student=pair.student, teacher=pair.teacher, weights=pair.weights)
+    named.update(change)
+    weights = ['--teacher-ckpt', named['weights']] if named['weights'] else []
+    return kd_mm('distill', named['student'], '--teacher', named['teacher'], *weights, '--work-dir', work_dir, *words)
+
+
+def test_everything_in_one_go(det, tmp_path, monkeypatch):
+    work = tmp_path / 'run'
+    flags = ['--', '--cfg-options', 'default_hooks.checkpoint.interval=2']
+    result = distill(det, work, '--baseline', '--explain', *flags)
+    assert result.exit_code == 0, message(result)
+    assert 'recipe mimic' in result.output and 's a step instead of' in result.output
+    state = json.loads((work / 'distill.json').read_text())
+    scores = {name: state['results'][name]['metrics']['coco/bbox_mAP'] for name in ('teacher', 'baseline', 'distilled')}
+    assert all(0 <= score <= 1 for score in scores.values())
+    text = (work / 'report.md').read_text()
+    assert f'| student, distilled | {scores["distilled"]:.4g} |' in text and 'Cost: ' in text
+    assert 'Against the student without distillation: ' in text
+    assert '| teacher |' in text and '| student without distillation |' in text
+
+    # an ordinary config and a plain student
+    cfg = Config.fromfile(str(work / 'distilled.py'))
+    assert cfg.custom_hooks[0]['type'] == 'kd_mm.DistillHook'
+    student = load_file(work / 'student.pth')
+    build_model(Config.fromfile(det.student), 'mmdet').load_state_dict(student['state_dict'], strict=True)
+    assert 'kd_mm' not in student and 'DistillHook' not in student['meta']['cfg']
+    # the same seed, and only one of the two was taught
+    logs = {name: [json.loads(line) for line in next((work / name).glob('*/vis_data/scalars.json')).read_text(
+    ).splitlines() if 'loss_cls' in line] for name in ('baseline', 'distilled')}
+    assert logs['baseline'][0]['loss_cls'] == logs['distilled'][0]['loss_cls']
+    assert 'loss_mimic' in logs['distilled'][0] and 'loss_mimic' not in logs['baseline'][0]
+
+    # again: nothing is done twice
+    monkeypatch.setattr(training, 'train', None)
+    monkeypatch.setattr(module, 'evaluate', None)
+    result = distill(det, work, '--baseline', *flags)
+    assert result.exit_code == 0 and 'continuing in' in result.output, message(result)
+    assert (work / 'report.md').read_text() == text
+    # another one is not mixed in
+    result = distill(det, work, '--recipe', 'pkd', *flags)
+    assert result.exit_code == 1 and 'has another distillation, with another recipe' in message(result)
+
+
+def test_an_interrupted_run_continues(cityscapes_root, tmp_path, monkeypatch):
+    pair = segmentation_pair(tmp_path / 'pair', cityscapes_root, steps=4)
+    flags = ['--no-cost', '--', '--cfg-options', 'default_hooks.checkpoint.interval=1']
+    step, seen = IterBasedTrainLoop.run_iter, []
+
+    def interrupted(loop, data_batch):
+        seen.append(loop._iter)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return step(loop, data_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IterBasedTrainLoop, 'run_iter', interrupted)
+        first = distill(pair, tmp_path / 'run', *flags)
+    assert first.exit_code != 0 and (tmp_path / 'run' / 'distilled' / 'iter_2.pth').is_file()
+    assert list(json.loads((tmp_path / 'run' / 'distill.json').read_text())['results']) == ['teacher']
+    monkeypatch.setattr(IterBasedTrainLoop, 'run_iter', lambda loop, batch: (
+        seen.append(loop._iter), step(loop, batch)))
+    again = distill(pair, tmp_path / 'run', *flags)
+    assert again.exit_code == 0 and 'done: teacher' in again.output, message(again)
+    assert seen == [0, 1, 2, 2, 3]
+    assert '| student, distilled |' in (tmp_path / 'run' / 'report.md').read_text()
+    assert 'Whether distillation helped is not known' in (tmp_path / 'run' / 'report.md').read_text()
+
+
+def test_what_is_refused_before_anything_is_written(det, tmp_path):
+    file = tmp_path / 'file'
+    file.write_text('')
+    for work, words, change, text in (
+            (file / 'run', [], {}, 'cannot be written: '),
+            (tmp_path / 'run', ['--recipe', 'cwd'], {}, "'cwd' is for segmentation, and these models do detection"),
+            (tmp_path / 'run', ['--recipe', 'nothing'], {}, "unknown recipe 'nothing'. Choices: auto, crosskd"),
+            (tmp_path / 'run', [], dict(weights=None), 'has no published weights'),
+            (tmp_path / 'run', [], dict(weights=None, teacher=det.student), 'is the same model as the student'),
+            (tmp_path / 'run', ['--', '--launcher', 'pytorch'], {}, 'distill trains in one process'),
+            (tmp_path / 'run', ['--', '--work-dir=x'], {}, '--work-dir after -- is set by distill itself')):
+        result = distill(det, work, *words, **change)
+        assert result.exit_code == 1 and text in message(result), message(result)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
+
+
+def test_missing_data_and_foreign_checkpoints(det, tmp_path):
+    result = distill(det, tmp_path / 'run', '--', '--cfg-options', 'train_dataloader.dataset.data_root=gone')
+    assert result.exit_code == 1 and 'the data of this config is not there' in message(result)
+    assert not list((tmp_path / 'run').rglob('*.pth'))
+    (tmp_path / 'other').mkdir()
+    torch.save({}, tmp_path / 'other' / 'epoch_1.pth')
+    result = distill(det, tmp_path / 'other')
+    assert result.exit_code == 1 and 'has checkpoints of something else' in message(result)
+
+
+def test_a_poor_teacher_is_said_loudly(tmp_path):
+    run = module.Run(str(tmp_path), dict(student='small.py', teacher='big.py', recipe='cwd'))
+    run.results = dict(teacher=dict(metrics=dict(mIoU=11.7)), baseline=dict(metrics=dict(mIoU=15.4)),
+                       distilled=dict(metrics=dict(mIoU=15.9)), student='student.pth', config='distilled.py')
+    text = module.report(run)
+    assert '**The teacher is no better than the student on this data:**' in text
+    assert 'Against the student without distillation: +0.5. One seed' in text
+    run.results['teacher']['metrics']['mIoU'] = 20.4
+    assert 'no better' not in module.report(run) and 'distillation: +0.5, 10 % of the gap' in module.report(run)

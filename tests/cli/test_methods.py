@@ -1,0 +1,55 @@
+"""``kd-mm methods``: what is said of a loss is what the loss is, and the ranks are those of the tables."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pairs import kd_mm
+
+from kd_mm.cli import methods
+from kd_mm.losses.base.loss import KDLoss
+from kd_mm.registry import MODELS, choices
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def listed(*words):
+    return re.findall(r'^(\w+Loss)$', kd_mm('methods', *words).output, re.MULTILINE)
+
+
+def test_all_are_listed():
+    assert listed() == choices(KDLoss)
+
+
+def test_filters():
+    assert 'SoftmaxKDLoss' in listed('--compares', 'logits') and 'FGDLoss' not in listed('--compares', 'logits')
+    assert sorted(name for kind in methods.KINDS for name in listed('--compares', kind)) == choices(KDLoss)
+    assert 'LDLoss' in listed('--task', 'detection') and 'LDLoss' not in listed('--task', 'segmentation')
+    assert 'FGDLoss' not in listed('--no-needs') and 'PKDLoss' in listed('--no-needs')
+    assert listed('receptive') == ['MasKDLoss']
+    assert 'no loss is like that' in kd_mm('methods', 'nothing at all').output
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('FGDLoss', ['boxes']), ('BPKDLoss', ['label maps']), ('PKDLoss', []),
+    ('MasKDLoss', ['a first stage (tools/learn_tokens.py)']), ('SKDHolisticLoss', ['a network of its own'])])
+def test_what_is_needed(name, expected):
+    choices(KDLoss)
+    assert methods.needs(MODELS.module_dict[name]) == expected
+
+
+def test_ranks_are_those_of_the_tables():
+    text = (ROOT / 'configs' / 'det' / 'README.md').read_text().split('## GFL')[1].split('\n## ')[0]
+    rows = re.findall(r'^\| `(\w+)` \|', text, re.MULTILINE)
+    ranks = methods.ranks()
+    for name in (rows[0], rows[1], rows[-1]):
+        found = ranks[name]['dense detector']
+        assert found.startswith(f'{rows.index(name) + 1} of {len(rows)}, ')
+        cost = re.search(rf'^\| `{name}` .*\((\d\.\d\d)x\) \| [\d.]+ \|', text, re.MULTILINE).group(1)
+        assert f'{cost} times the plain step' in found
+
+
+def test_without_a_checkout_there_are_no_ranks(monkeypatch):
+    monkeypatch.setattr(methods, 'configs_folder', lambda: None)
+    text = kd_mm('methods', 'PKDLoss').output
+    assert 'not in our tables' in text and 'detection, segmentation' in text
