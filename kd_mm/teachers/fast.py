@@ -20,6 +20,7 @@ from kd_mm.ops import distributed
 from kd_mm.ops.live import LiveBytes
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.teachers import chunk
+from kd_mm.teachers.compiled import Compiled
 from kd_mm.teachers.flow import Flow, unhooked, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.side_stream import SideStream
@@ -60,6 +61,7 @@ class Fast:
         self.plans: Dict[str, Sequence[chunk.Dimension]] = {}
         self.refusal: Optional[str] = None
         self.side: Optional[SideStream] = None
+        self.compiled: Optional[Compiled] = None
         self.tuning = Tuning(candidates(speed)) if speed.tune else None
 
     # ------------------------------------------------------------------ before the training
@@ -199,26 +201,30 @@ class Fast:
         wanted = _current_dtype(images.device)
         given = images.contiguous(memory_format=torch.channels_last) if form.channels_last else images
         with precision, ExitStack() as stack:
+            kept = {id(tap.owner) for tap in taps}  # modules that are to be as they are
+            if form.compile:
+                self.compiled = self.compiled or Compiled(
+                    self.model, 'inductor' if form.compile is True else str(form.compile))
+                kept |= stack.enter_context(self.compiled.on(taps))
             for module in self.attentions if form.attention else ():
-                if unhooked(module) and not any(tap.owner is module for tap in taps):
+                if unhooked(module) and id(module) not in kept:
                     stack.enter_context(swapped(module, 'forward', _without_weights(module.forward)))
-            self._folded(form, given, samples, taps)
+            self._folded(form, given, samples, taps, kept)
         if form.channels_last or form.precision:
             for tap in taps:
                 if tap.fired:
                     tap.put(_as_host(tap.read(), wanted if form.precision else None))
 
-    def _folded(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+    def _folded(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
         if not form.fold or not self.folding.pairs:
             self.forward(images, samples, taps)
             return
-        tapped = {id(tap.owner) for tap in taps}
         try:
-            with self.folding.on(images, tapped):
+            with self.folding.on(images, kept):
                 self.forward(images, samples, taps)
         except FlowChanged as change:
             self._drop(change.pair.name)
-            self._folded(form, images, samples, taps)
+            self._folded(form, images, samples, taps, kept)
 
     def _drop(self, name: str) -> None:
         self.dropped.add(name)

@@ -170,12 +170,12 @@ class Folding:
         self.pairs = [folded for folded in self.pairs if folded.pair is not pair]
 
     @contextmanager
-    def on(self, images: Tensor, tapped: Set[int]) -> Iterator[None]:
+    def on(self, images: Tensor, kept: Set[int]) -> Iterator[None]:
         """The pairs in their folded form inside, where it pays for these images.
 
         Args:
             images: of the pass.
-            tapped: ``id`` of every module whose own output is recorded.
+            kept: ``id`` of every module that is to run as it is: its own output is recorded, or it is compiled.
 
         Raises:
             FlowChanged: at the end or inside, if an output went elsewhere than in the pass that was watched.
@@ -185,10 +185,10 @@ class Folding:
         with ExitStack() as stack:
             for part in self.pairs:
                 pair = part.pair
-                if (id(pair.conv) in tapped or not unhooked(pair.conv) or not unhooked(pair.norm)
+                if (id(pair.conv) in kept or not unhooked(pair.conv) or not unhooked(pair.norm)
                         or not part.pays(images)):
                     continue
-                fused = self._fuses(pair, images, tapped, passed)
+                fused = self._fuses(pair, images, kept, passed)
                 if fused and id(pair.activation) not in passed:
                     assert pair.activation is not None
                     passed[id(pair.activation)] = Passed(pair.activation.forward)
@@ -202,7 +202,7 @@ class Folding:
                 waiting.settled()
 
     @staticmethod
-    def _fuses(pair: Pair, images: Tensor, tapped: Set[int], passed: Dict[int, Passed]) -> bool:
+    def _fuses(pair: Pair, images: Tensor, kept: Set[int], passed: Dict[int, Passed]) -> bool:
         """Whether the activation becomes part of the convolution: the processor's library has it in float32."""
         activation, conv = pair.activation, pair.conv
         return bool(
@@ -210,5 +210,5 @@ class Folding:
             and conv.weight.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
             and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
             and conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
-            and not {id(pair.norm), id(activation)} & tapped
+            and not {id(pair.norm), id(activation)} & kept
             and (id(activation) in passed or unhooked(activation)))

@@ -34,6 +34,8 @@ class Speed:
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'``; None for that of the training.
         chunk: how many images it sees at a time; None for all, ``'auto'`` for as many as need no more memory than the
             student.
+        compile: the parts in which nothing is tapped go through ``torch.compile``, which takes its time in the first
+            steps, and no norm is folded there; True, or the name of a backend.
         stream: on CUDA it runs on a stream of its own, beside the student's forward; both need their memory at once.
         chosen: whether the form was chosen by itself: then what does not hold is dropped.
         tune: whether it is chosen by trying.
@@ -44,6 +46,7 @@ class Speed:
     channels_last: bool = False
     precision: Optional[str] = None
     chunk: Any = None
+    compile: Any = False
     stream: bool = False
     chosen: bool = False
     tune: bool = False
@@ -51,7 +54,8 @@ class Speed:
     @property
     def exact(self) -> bool:
         """Whether this is the host's own forward."""
-        return not (self.fold or self.attention or self.channels_last or self.precision or self.chunk or self.stream)
+        return not (self.fold or self.attention or self.channels_last or self.precision or self.chunk or self.compile
+                    or self.stream)
 
     @property
     def words(self) -> str:
@@ -60,7 +64,7 @@ class Speed:
             ('norms folded', self.fold), ('no attention weights', self.attention),
             ('channels last', self.channels_last), (str(self.precision), self.precision),
             (f'{self.chunk} images at a time', self.chunk not in (None, AUTO)),
-            ('on a stream of its own', self.stream)) if taken]
+            ('compiled', self.compile), ('on a stream of its own', self.stream)) if taken]
         return ', '.join(parts) or 'as the host runs it'
 
 
@@ -107,5 +111,5 @@ def automatic(device: torch.device) -> Speed:
 _CHECKS: Dict[str, Callable[[str, str, Any], Any]] = dict(
     fold=boolean, attention=boolean, channels_last=boolean,
     precision=lambda owner, name, value: value if value is None else one_of(owner, name, value, tuple(PRECISIONS)),
-    stream=boolean,
+    stream=boolean, compile=lambda owner, name, value: value if isinstance(value, str) else boolean(owner, name, value),
     chunk=lambda owner, name, value: value if value in (None, AUTO) else whole(owner, name, value))

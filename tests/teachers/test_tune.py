@@ -70,10 +70,10 @@ def test_a_form_that_fails_is_left_out(monkeypatch):
     step(teacher, tap)
     own = teacher.fast._folded
 
-    def folded(form, images, samples, taps):
+    def folded(form, images, samples, taps, kept):
         if form.channels_last:
             raise RuntimeError('view size is not compatible')
-        own(form, images, samples, taps)
+        own(form, images, samples, taps, kept)
 
     teacher.fast._folded = folded
     for _ in range(ROUNDS * 5):

@@ -1,0 +1,60 @@
+"""Compiled parts of a teacher: what lies between the taps, with the host's values at the taps."""
+
+import pytest
+import torch
+from chains import Chain, settle, teach
+from torch import nn
+
+from kd_mm.hosts.taps import Tap
+from kd_mm.teachers.compiled import parts_around
+
+
+class Deep(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.stem = Chain()
+        self.body = nn.ModuleList([nn.Sequential(nn.Conv2d(8, 3, 1), nn.ReLU(inplace=True), Chain())])
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def measure(self, maps):
+        return maps.sum((2, 3))
+
+    def forward(self, images):
+        maps = self.stem(images)
+        for block in self.body:
+            maps = block(maps)
+        return self.measure(self.head(maps))
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('paths, expected', [
+    (['head'], ['stem', 'body.0', 'head']), (['body.0.1'], ['stem', 'body.0.0', 'body.0.1', 'body.0.2', 'head']),
+    (['stem'], ['stem', 'body.0', 'head']), (['measure'], ['stem', 'body.0', 'head'])])
+def test_parts_are_as_large_as_the_taps_let_them(paths, expected):
+    model = Deep()
+    names = {module: name for name, module in model.named_modules()}
+    assert [names[part] for part in parts_around(model, [Tap(model, path) for path in paths])] == expected
+
+
+@pytest.mark.parametrize('fold', [False, True])
+@pytest.mark.parametrize('paths', [('head', ), ('stem.act', 'body.0'), ('body.0.0', )])
+def test_taps_inside_and_outside_give_what_the_host_gives(paths, fold):
+    model = settle(Deep())
+    speed = dict(compile='eager', fold=fold)  # traced as any backend's, and quick
+    teacher, far, _ = teach(model, speed, paths=paths, runs=3)
+    assert far < 1e-5
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] > 0
+    before = torch._dynamo.utils.counters['stats']['unique_graphs']
+    taps = [Tap(model, path, 'teacher') for path in paths]
+    with torch.no_grad():
+        teacher.fast.run(torch.randn(2, 3, 16, 20), (), taps)
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == before  # nothing is compiled anew
+    assert not any('forward' in vars(module) for module in model.modules())
