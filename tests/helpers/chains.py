@@ -39,6 +39,8 @@ class Chain(nn.Module):
         if self.twist == 'changed before':
             x = self.a(images)
             x = self.act(self.an(x.mul_(2)))
+        elif self.twist == 'changed and let go':
+            x = self.act(self.an(self.a(images).mul_(2)))
         elif self.twist == 'conv twice':
             self.a(images)
             x = self.a(images)
