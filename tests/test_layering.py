@@ -110,7 +110,7 @@ def test_the_hall_imports_nothing_heavy():
 @pytest.mark.parametrize('category', ['UserWarning', 'DeprecationWarning', 'RuntimeWarning'])
 def test_a_warning_of_our_own_is_an_error_in_tests(category):
     code = f'import warnings\nwarnings.warn("odd", {category})'
-    for name in ('kd_mm', 'kd_mm.losses.any'):
+    for name in ('kd_mm', 'kd_mm.losses.cwd'):
         with pytest.raises(Warning, match='odd'):
             exec(code, {'__name__': name})
     with warnings.catch_warnings(record=True):

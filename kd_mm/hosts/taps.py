@@ -11,6 +11,7 @@ and copies of the model made between two steps know nothing of it.
 
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
@@ -46,7 +47,9 @@ def tensors_in(output: Any) -> List[Tensor]:
 
 
 def edges_of(output: Any) -> List[Any]:
-    """The edges in the graph of the tensors of an output that have a gradient."""
+    """The edges in the graph of the tensors of an output that have a gradient; none where no graph is made."""
+    if not torch.is_grad_enabled():  # a view that was made here has no node, though it says that it needs a gradient
+        return []
     return [get_gradient_edge(tensor) for tensor in tensors_in(output) if tensor.requires_grad]
 
 

@@ -120,6 +120,7 @@ class CanKDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     def __init__(self, inner_channels: Optional[int] = None, sub_sample: bool = True, eps: float = 1e-5,
                  norm_eps: float = 1e-5, loss_weight: Any = 10.0):
         super().__init__(loss_weight)

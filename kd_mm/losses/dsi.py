@@ -58,6 +58,7 @@ class DSILoss(KDLoss):
         True
     """
 
+    takes = (2, 4)
     same_size = False
 
     def __init__(self, resize_student: bool = False, loss_weight: Any = 5.0):

@@ -105,6 +105,7 @@ class MiBCELoss(KDLoss):
         0.6931
     """
 
+    takes = (4, )
     logits = True
     grows = True
     needs_background = True
@@ -197,6 +198,7 @@ class MiBKDLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     logits = True
     grows = True
     needs_background = True

@@ -128,6 +128,7 @@ class LocalPODLoss(KDLoss):
         8.0
     """
 
+    takes = (4, )
     def __init__(self, scales: Sequence[int] = (1, 2, 4), cells: str = 'both',
                  growth: Optional[Sequence[int]] = None, extra: str = 'sum', schedule: bool = True,
                  loss_weight: Any = 0.01):
@@ -335,6 +336,7 @@ class PLOPPseudoLabelLoss(KDLoss):
         1.0986
     """
 
+    takes = (4, )
     logits = True
     grows = True
     needs_background = True

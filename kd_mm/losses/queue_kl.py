@@ -91,6 +91,7 @@ class QueueKLLoss(KDLoss):
         True
     """
 
+    takes = (2, 4)
     same_size = False
 
     def __init__(self, size: int = 1024, tau: float = 0.07, update: str = 'after', empty: str = 'random',

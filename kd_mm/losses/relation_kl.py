@@ -90,6 +90,7 @@ class RelationKLLoss(KDLoss):
         True
     """
 
+    takes = (4, )
     same_channels = False
     same_size = False
 

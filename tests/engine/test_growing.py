@@ -68,7 +68,7 @@ def test_what_is_refused(cityscapes_root, tmp_path):
                   classes=NAMES)
     assert 'LocalPODLoss, level 0' in refused(NAMES, loss_pod=dict(
         type='LocalPODLoss', at='decode_head.conv_seg', adapter=None))
-    assert 'a logit loss needs the same classes' in refused(NAMES, loss_kd=dict(
+    assert 'a teacher trained on these classes' in refused(NAMES, loss_kd=dict(
         type='SoftmaxKDLoss', at='decode_head.conv_seg'))
 
 

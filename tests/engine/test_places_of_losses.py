@@ -60,7 +60,8 @@ NOTHING_HERE = dict(
         'backbone', 'backbone.layer2', 'bbox_head.get_targets')],
     mask_rcnn=[('DSDLoss', '@logits')], dino=[('DSDLoss', '@memory'), ('RKDLoss', 'encoder')],
     mask2former=[('RKDLoss', place) for place in PLACES['mask2former'][3:]],
-    pspnet=[(loss, POOL) for loss in ('IDDLoss', 'IFVDLoss', 'MGDLoss', 'RKDLoss', 'SKDPairwiseLoss')])
+    pspnet=[(loss, POOL) for loss in ('IDDLoss', 'IFVDLoss', 'MGDLoss', 'PLOPPseudoLabelLoss', 'RKDLoss',
+                                      'SKDPairwiseLoss')])
 
 
 def point_rend(width, base):

@@ -11,6 +11,7 @@ from one_stage import as_teacher
 from torch import nn
 from two_stage import two_stage_config
 
+from kd_mm import build
 from kd_mm.engine.distiller import Distiller
 from kd_mm.hosts.models import build_model
 from kd_mm.hosts.rows import shared_places
@@ -129,10 +130,10 @@ def test_what_a_loss_raises_is_told_with_its_taps(monkeypatch):
 
 def test_kinds_of_tensors():
     """Tokens, rows and volumes for a loss on maps, and maps for one on rows."""
-    loss = MODELS.build(dict(type='CWDLoss'))
+    loss = build(dict(type='CWDLoss'))
     for shape, said in (((8, 6), 'rows (M, C)'), ((2, 5, 6), 'tokens (N, L, C)'), ((2, 3, 4, 5, 6), 'of 5 dimensions')):
         with pytest.raises(ValueError, match=re.escape(
                 f'CWDLoss, level 0: student {shape} is {said}, and CWDLoss needs maps (N, C, H, W)')):
             loss(torch.zeros(shape), torch.zeros(shape))
     with pytest.raises(ValueError, match='rows of proposals are needed'):
-        MODELS.build(dict(type='ChenClassLoss'))(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+        build(dict(type='ChenClassLoss'))(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
