@@ -125,14 +125,25 @@ def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = No
     dataset: Any = cfg.get('train_dataloader', {}).get('dataset') if cfg is not None else None
     while names is None and cfg is not None and hasattr(dataset, 'get'):
         names = (dataset.get('metainfo') or {}).get('classes')
-        if names is None and dataset.get('type') and not dataset.get('dataset'):
+        if names is None and dataset.get('type') and inner_dataset(dataset) is None:
             found = dataset['type']
             if isinstance(found, str):
                 with DATASETS.switch_scope_and_registry(scope_of_config(cfg)) as registry:
                     found = registry.get(found)
             names = getattr(found, 'METAINFO', {}).get('classes')
-        dataset = dataset.get('dataset')
+        dataset = inner_dataset(dataset)
     return as_names(names) if names else None
+
+
+def inner_dataset(dataset: Any) -> Any:
+    """The data set that a wrapper in a config holds, the first of several (as the host takes its classes); else None.
+
+    Example:
+        >>> inner_dataset(dict(type='ConcatDataset', datasets=[dict(type='A'), dict(type='B')]))
+        {'type': 'A'}
+    """
+    several = dataset.get('datasets')
+    return dataset.get('dataset') or (several[0] if isinstance(several, (list, tuple)) and several else None)
 
 
 def as_names(classes: Any) -> List[str]:

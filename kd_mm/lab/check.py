@@ -14,6 +14,7 @@ from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import MULTI_BRANCH, SEVERAL_OPTIMIZERS, check_folded, folder_of, multi_branch, one_text
+from kd_mm.hosts.models import inner_dataset
 from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.lab.configs import (
     ASSUMED_EPOCH,
@@ -73,7 +74,9 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         report.problems.append("custom_hooks has no kd_mm.DistillHook: this config trains without distillation. Add "
                                "dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks")
         return report
-    names = ((cfg.get('train_dataloader') or {}).get('dataset') or {}).get('metainfo', {}).get('classes')
+    dataset, names = (cfg.get('train_dataloader') or {}).get('dataset'), None
+    while names is None and hasattr(dataset, 'get'):
+        names, dataset = (dataset.get('metainfo') or {}).get('classes'), inner_dataset(dataset)
     if isinstance(names, str):
         report.warnings.append(one_text(names))
     problems = Problems()
