@@ -23,6 +23,7 @@ from kd_mm.cli import fail
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.models import scope_of_config
 from kd_mm.lab.configs import apply_options, faults
+from kd_mm.ops.problems import ConfigProblems
 
 HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '
@@ -256,7 +257,10 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     set_start(cfg, args.resume, args.overwrite)
     allow_mmengine_checkpoints()
     init_cpu_processes(cfg)
-    build_runner(cfg).train()
+    try:
+        build_runner(cfg).train()
+    except ConfigProblems as problems:  # of the distillation, told before the first step
+        fail(problems)
 
 
 def phases(cfg: Config) -> Sequence[str]:

@@ -159,6 +159,14 @@ def test_train_resume_and_evaluate(tasks, name, capsys):
     assert out.is_file() if name == 'det' else len(list(out.glob('*.png'))) == 4
 
 
+def test_problems_of_the_distillation_are_told_without_a_traceback(tasks):
+    task = tasks['det']
+    data = ['--cfg-options', f'data_root={task["root"]}', LOG, 'visualizer.name=problems',
+            'custom_hooks.0.teacher=no/such/file.py']
+    with pytest.raises(SystemExit, match=r'(?s)kd_mm: 1 problem\(s\) in the distillation config.*no/such/file.py'):
+        TRAIN.main([task['kd'], '--work-dir', str(task['tmp'] / 'problems'), *data])
+
+
 @pytest.mark.parametrize('name', ['det', 'seg'])
 def test_missing_data_is_named_with_the_mend(tasks, name, tmp_path):
     task = tasks[name]
