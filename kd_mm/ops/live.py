@@ -14,6 +14,7 @@ class LiveBytes(TorchDispatchMode):
     What a graph keeps for its backward pass is held.  Scratch space of single operations is not seen.
 
     Example:
+        >>> import torch
         >>> with LiveBytes() as bytes_of:
         ...     total = (torch.zeros(256) + 1).sum()
         >>> bytes_of.peak, bytes_of.held

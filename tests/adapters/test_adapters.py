@@ -1,5 +1,7 @@
 """All adapters: what they give, what they create, and that they get gradients."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,8 +24,14 @@ EVERY = [dict(type='ConvAdapter'), dict(type='ConvAdapter', kernel_size=3, norm=
          dict(type='SequentialAdapter', adapters=[dict(type='ConvAdapter'), dict(type='ResizeAdapter')])]
 
 
+#: Adapters that are tested in files of their own.
+ELSEWHERE = {'CrossAttentionAdapter': 'test_cross_attention.py', 'RunningStandardiseAdapter': 'test_running.py'}
+
+
 def test_every_registered_adapter_is_here():
-    assert {config['type'] for config in EVERY} >= set(choices(Adapter))
+    assert {config['type'] for config in EVERY} | set(ELSEWHERE) == set(choices(Adapter))
+    for name, file in ELSEWHERE.items():
+        assert name in Path(__file__).with_name(file).read_text()
 
 
 @pytest.mark.parametrize('config', EVERY)

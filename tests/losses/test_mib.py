@@ -115,5 +115,5 @@ def test_bad_options(name, options, message):
 
 
 def test_rows_are_refused():
-    with pytest.raises(ValueError, match='it needs the logits of a segmenter'):
+    with pytest.raises(ValueError, match='MiBKDLoss needs maps'):
         build(dict(type='MiBKDLoss'))(torch.zeros(3, 4), torch.zeros(3, 3))

@@ -82,7 +82,7 @@ def test_channels_that_do_not_fit():
         own, theirs = (torch.zeros(1, channels, 2, 2) for channels in shapes)
         with pytest.raises(ValueError, match='LocalPODLoss, level 0: student .* differ in channels'):
             pod(own, theirs, **options)
-    with pytest.raises(ValueError, match='it pools maps'):
+    with pytest.raises(ValueError, match='LocalPODLoss needs maps'):
         pod(torch.zeros(2, 3), torch.zeros(2, 3))
 
 
