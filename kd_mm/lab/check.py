@@ -74,7 +74,8 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         report.problems.append("custom_hooks has no kd_mm.DistillHook: this config trains without distillation. Add "
                                "dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks")
         return report
-    dataset, names = (cfg.get('train_dataloader') or {}).get('dataset'), None
+    dataset: Any = (cfg.get('train_dataloader') or {}).get('dataset')
+    names = None
     while names is None and hasattr(dataset, 'get'):
         names, dataset = (dataset.get('metainfo') or {}).get('classes'), inner_dataset(dataset)
     if isinstance(names, str):

@@ -69,7 +69,7 @@ def safe_sqrt(tensor: Tensor) -> Tensor:
         >>> safe_sqrt(x).sum().backward(); x.grad
         tensor([0.0000, 0.2500])
     """
-    above = tensor > 0
+    above = ~(tensor <= 0)  # NaN stays NaN
     return torch.where(above, torch.where(above, tensor, torch.ones_like(tensor)).sqrt(), torch.zeros_like(tensor))
 
 

@@ -7,6 +7,11 @@ from kd_mm.ops.boxes import giou_loss, intersection
 from kd_mm.ops.sampling import draw, keep_mask, relation_rows, seeded_generator
 
 
+def test_a_root_of_what_is_no_number_is_none():
+    found = F.safe_sqrt(torch.tensor([float('nan'), 4.0, 0.0, -1.0]))
+    assert bool(found[0].isnan()) and found[1:].tolist() == [2.0, 0.0, 0.0]
+
+
 def test_lift():
     assert [F.lift(torch.zeros(1, dtype=d)).dtype for d in (torch.float16, torch.bfloat16, torch.float32,
                                                              torch.float64)] == [torch.float32] * 3 + [torch.float64]

@@ -31,6 +31,9 @@ def test_a_weight_of_0_stays_and_the_last_phase_is_the_default():
 
 def test_the_target_is_reached():
     """A module whose gradient is proportional to the weight, beside a constant one: the share comes into the band."""
+    with pytest.raises(ValueError, match='PKDLoss: loss_weight: a GradientShareSchedule .* give it alone'):
+        build(dict(type='PKDLoss', loss_weight=dict(type='ProductSchedule', schedules=[
+            dict(type='GradientShareSchedule', module='neck'), dict(type='LinearWarmup', steps=10)])))
     schedule = build(dict(type='GradientShareSchedule', module='encoder', target=2.0, band=0.1, start=100.0))
     for _ in range(6):
         weight = schedule(0)

@@ -138,6 +138,9 @@ class KDLoss(nn.Module):
         super().__init__()
         self.weight = Weight(loss_weight, 'loss_weight', type(self).__name__)
         schedule = self.weight.schedule
+        if any(isinstance(part, GradientShareSchedule) for part in getattr(schedule, 'schedules', ())):
+            raise ValueError(f'{type(self).__name__}: loss_weight: a GradientShareSchedule changes by itself and '
+                             'cannot be a part of a ProductSchedule; give it alone')
         #: of a weight that follows the gradients, for the state dict; None for numbers and pure schedules.
         self.modulation = schedule.state if isinstance(schedule, GradientShareSchedule) else None
         self.factors: Dict[str, float] = {}
