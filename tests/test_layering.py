@@ -62,7 +62,7 @@ def test_the_house_is_small():
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     assert not {path: count for path, count in lines.items() if count > LONGEST}
     for name in FORWARDERS:
-        assert len((ROOT / 'kd_mm' / f'{name}.py').read_text().splitlines()) <= 5
+        assert len((ROOT / 'kd_mm' / f'{name}.py').read_text().splitlines()) <= 6
 
 
 def test_the_picture_of_the_floors_is_this_table():
