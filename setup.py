@@ -19,7 +19,7 @@ setup(
     packages=find_packages(include=['kd_mm', 'kd_mm.*']),
     package_data={'kd_mm': ['py.typed']},
     install_requires=['torch>=2.1', 'numpy', 'scipy', 'click>=8.1', 'rich>=13'],
-    entry_points={'console_scripts': ['kd-mm=kd_mm.cli.app:run']},
+    entry_points={'console_scripts': ['kd-mm=kd_mm.lab.commands.app:run']},
     extras_require={
         'det': ['mmengine>=0.10', 'mmcv>=2.0', 'mmdet>=3.0'],
         'seg': ['mmengine>=0.10', 'mmcv>=2.0', 'mmsegmentation>=1.0', 'ftfy', 'regex'],

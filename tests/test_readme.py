@@ -11,8 +11,8 @@ from mmengine.config import Config
 from shipped import train_one_step
 from stock import tool
 
-from kd_mm.cli.app import cli
 from kd_mm.hosts.zoo import package_folder, zoo_config
+from kd_mm.lab.commands.app import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -69,7 +69,7 @@ def test_tools_and_flags_in_the_text():
 
 
 def test_sub_commands_in_the_text():
-    from kd_mm.cli.app import FORWARDED, OWN
+    from kd_mm.lab.commands.app import FORWARDED, OWN
     named = set(re.findall(r'`kd-mm (\w+)', README))
     assert named == {*FORWARDED, *OWN}
 

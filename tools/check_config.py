@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Forwarder: ``kd-mm check``, for whoever has a checkout and nothing installed; the code is kd_mm/cli/check.py."""
+"""Forwarder: ``kd-mm check``, for a checkout without installation; the code is kd_mm/lab/commands/check.py."""
 
 import sys
 
-from kd_mm.cli.check import main
+from kd_mm.lab.commands.check import main
 
 if __name__ == '__main__':
     sys.exit(main())

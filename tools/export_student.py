@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Forwarder: ``kd-mm export``, for whoever has a checkout and nothing installed; the code is kd_mm/cli/export.py."""
+"""Forwarder: ``kd-mm export``, for a checkout without installation; the code is kd_mm/lab/commands/export.py."""
 
-from kd_mm.cli.export import main
+from kd_mm.lab.commands.export import main
 
 if __name__ == '__main__':
     main()

@@ -18,10 +18,10 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from kd_mm.cli import train
 from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.lab import learning
+from kd_mm.lab.commands import train
 from kd_mm.lab.configs import hook_arguments, hook_entries
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.problems import Problems

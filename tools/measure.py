@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Forwarder: ``kd-mm profile``, for whoever has a checkout and nothing installed; the code is kd_mm/cli/profile.py."""
+"""Forwarder: ``kd-mm profile``, for a checkout without installation; the code is kd_mm/lab/commands/profile.py."""
 
 import sys
 
-from kd_mm.cli.profile import main
+from kd_mm.lab.commands.profile import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Forwarder: ``kd-mm test``, for whoever has a checkout and nothing installed; the code is kd_mm/cli/test.py."""
+"""Forwarder: ``kd-mm test``, for a checkout without installation; the code is kd_mm/lab/commands/test.py."""
 
-from kd_mm.cli.test import main
+from kd_mm.lab.commands.test import main
 
 if __name__ == '__main__':
     main()

@@ -2,7 +2,7 @@
 
 The form is a fixed rule by model and device (:mod:`kd_mm.teachers.speed`), not a clock: the same seed gives the same
 numbers, and a cut run equals the uncut one.  Before a tap is used in another form than the host's own, the form is
-checked: on the first real batch that the tap sees, both run in float32 and are compared.
+checked: on the first real batch that the tap sees in it, both run in float32 and are compared.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Fast:
 
     Attributes:
         speed: the form that is used: what did not hold is gone.
-        checked: paths of the taps that were compared.
+        checked: paths of the taps that were compared, with the word of the layout where that depends on the batch.
     """
 
     def __init__(self, model: nn.Module, speed: Speed, forward: Forward, name: str, fixed: bool):
@@ -97,6 +97,9 @@ class Fast:
 
     def _learn_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         """Find how the records of parts are joined, from the whole (in the taps) and one part an image."""
+        if images.shape[0] < 2:
+            self.refusal = 'the first pass had one image, from which nothing is known of several'
+            return
         whole = {tap.path: tap.read() for tap in taps}
         try:
             parts = []
@@ -136,7 +139,7 @@ class Fast:
             samples: data samples of the host.
             taps: of this step.
         """
-        if not self.speed.exact and any(tap.path not in self.checked for tap in taps):
+        if not self.speed.exact and any(key not in self.checked for key in self._keys(taps, images)):
             self._check(images, samples, taps)
         elif self.tuning is not None:
             self._tune(self.tuning, images, samples, taps)
@@ -183,8 +186,7 @@ class Fast:
 
     def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
-        if form.chosen and not form.tune and images.shape[0] * images.shape[-2] * images.shape[-1] < LARGE:
-            form = dataclasses.replace(form, channels_last=False)
+        form = self._for(form, images)
         if size >= images.shape[0]:
             self._pass(form, images, samples, taps)
             return
@@ -195,6 +197,18 @@ class Fast:
                 found[tap.path].append(tap.read())
         for tap in taps:
             tap.put(chunk.join(found.pop(tap.path), self.plans[tap.path]))
+
+    def _for(self, form: Speed, images: Tensor) -> Speed:
+        """What of a form is used for these images, and changes something in this model."""
+        small = images.shape[0] * images.shape[-2] * images.shape[-1] < LARGE
+        return dataclasses.replace(
+            form, fold=form.fold and bool(self.folding.pairs), attention=form.attention and bool(self.attentions),
+            channels_last=form.channels_last and not (small and form.chosen and not form.tune))
+
+    def _keys(self, taps: Sequence[Tap], images: Tensor) -> List[str]:
+        """What is checked once: each tap, and once more where a larger batch takes another layout."""
+        layout = ' (channels last)' if self._for(self.speed, images).channels_last else ''
+        return [f'{tap.path}{layout}' for tap in taps]
 
     def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         precision = _autocast(images.device, form.precision)
@@ -247,22 +261,29 @@ class Fast:
                 self._run(Speed(chunk=self.speed.chunk), images, samples, taps)
             exact = {tap.path: tap.read() for tap in taps}
             found: Optional[Dict[str, Recorded]] = exact
+            tried: Dict[Speed, str] = {}
             for form in self._candidates():
-                if form.exact:
+                used = self._for(form, images)
+                if used.exact:
                     found, self.speed = exact, form
                     break
+                if used in tried:  # it differs from one that does not hold in what is not used here
+                    continue
                 error, found = self._difference(form, images, samples, taps, exact)
                 if not distributed.everywhere(found is not None, images.device):
-                    self._say(f'{form.words} does not hold, {error}; this form is left out', 30)
+                    tried[used] = error
                     continue
                 self.speed = form
                 if self.tuning is not None:  # what did not hold is not tried
                     self.tuning = Tuning(candidates(form))
                     break
-                self._say(f'runs with {form.words}{self._count(form, images)}; on this batch its taps are {error} of '
+                self._say(f'runs with {used.words}{self._count(used, images)}; on this batch its taps are {error} of '
                           'the exact forward')
                 break
-        self.checked.update(tap.path for tap in taps)
+        if tried:
+            left = '; '.join(f'{form.words}: {error}' for form, error in tried.items())
+            self._say(f'what is not within {TOLERANCE:g} of the exact forward on this batch is left out. {left}')
+        self.checked.update(self._keys(taps, images))
         if mixed or self.speed.precision or found is None:
             self.run(images, samples, taps)
             return
@@ -342,23 +363,27 @@ def _without_weights(original: Any) -> Any:
 
 
 def distance(found: Recorded, exact: Recorded) -> float:
-    """The largest difference between two records of one tap, relative to the largest value; infinite where they do not
-    compare."""
-    pairs = [(_all_tensors(found), _all_tensors(exact))]
-    worst = 0.0
-    for own, theirs in pairs:
-        if [tensor.shape for tensor in own] != [tensor.shape for tensor in theirs]:
+    """The largest difference between two records of one tap, of each tensor relative to its largest value; infinite
+    where they do not compare.
+
+    A tensor counts as at least a hundredth of the largest of the tap: a norm over one value (a map of one cell) gives
+    0, and by rounding not quite.
+    """
+    own, theirs = _all_tensors(found), _all_tensors(exact)
+    if [tensor.shape for tensor in own] != [tensor.shape for tensor in theirs]:
+        return float('inf')
+    gaps, sizes = [], []
+    for one, other in zip(own, theirs):
+        finite = torch.isfinite(other)
+        if not torch.equal(torch.isfinite(one), finite):
             return float('inf')
-        for one, other in zip(own, theirs):
-            finite = torch.isfinite(other)
-            if not torch.equal(torch.isfinite(one), finite):
-                return float('inf')
+        if one.numel():
             one, other = torch.where(finite, one, 0).double(), torch.where(finite, other, 0).double()
-            if one.numel():
-                largest = float(other.abs().max())
-                gap = float((one - other).abs().max())
-                worst = max(worst, gap / largest if largest else float(gap > 0) * float('inf') if gap else 0.0)
-    return worst
+            gaps.append(float((one - other).abs().max()))
+            sizes.append(float(other.abs().max()))
+    floor = 0.01 * max(sizes, default=0.0)
+    return max((gap / max(size, floor) if max(size, floor) else float('inf')
+                for gap, size in zip(gaps, sizes) if gap), default=0.0)
 
 
 def _all_tensors(record: Recorded) -> List[Tensor]:

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from mmengine.config import Config
 from stock import cityscapes_data, detector, segmentor, teacher_of, with_evaluation
 
-from kd_mm.cli.app import cli
 from kd_mm.hosts.models import build_model
+from kd_mm.lab.commands.app import cli
 from kd_mm.ops.modes import preserved_random_state
 
 

@@ -274,7 +274,7 @@ COMMANDS = dict(check_config='check', list_taps='taps', measure='profile', train
 def tool(name):
     """A command line below tools/ as a module, or that of the sub-command behind it."""
     if name in COMMANDS:
-        return importlib.import_module(f'kd_mm.cli.{COMMANDS[name]}')
+        return importlib.import_module(f'kd_mm.lab.commands.{COMMANDS[name]}')
     path = next(path for folder in ('', 'studies', 'dev') if (path := TOOLS / folder / f'{name}.py').is_file())
     for folder in (TOOLS, path.parent):
         if str(folder) not in sys.path:

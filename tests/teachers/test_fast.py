@@ -1,5 +1,7 @@
 """The form in which a teacher runs: what is taken by itself, what is checked, what is refused."""
 
+import re
+
 import pytest
 import torch
 from chains import Chain, settle, teach
@@ -8,8 +10,10 @@ from torch import nn
 from kd_mm.hosts.taps import Tap
 from kd_mm.teachers import fast
 from kd_mm.teachers.base import Teacher
-from kd_mm.teachers.speed import Speed, speed_of
+from kd_mm.teachers.fast import distance
+from kd_mm.teachers.speed import TOLERANCE, Speed, speed_of
 from kd_mm.types.batch import KDBatch
+from kd_mm.types.records import Recorded
 
 CPU = torch.device('cpu')
 
@@ -71,6 +75,41 @@ class Viewing(nn.Module):
 
 
 @pytest.mark.parametrize('wrong', ['fails', 'differs'])
+def test_a_layout_that_only_a_later_batch_takes_is_checked_there(wrong, monkeypatch):
+    monkeypatch.setattr(fast, 'LARGE', 2 * 20 * 24)
+    teacher = Teacher(settle(Viewing(wrong)), nn.Conv2d(3, 3, 1))
+    teacher.go('auto')
+    tap = Tap(teacher.model, 'out', 'teacher')
+    for height, width in ((16, 20), (16, 20), (20, 24), (20, 24)):
+        images, batch = torch.randn(2, 3, height, width), KDBatch(input_shape=(height, width))
+        teacher.run(images, (), [tap], batch, full=not teacher.fast._watched)
+        if not teacher.fast.checked:
+            tap.read()
+            teacher.run(images, (), [tap], batch)
+        with torch.no_grad():
+            torch.testing.assert_close(tap.read()[0], teacher.model(images))
+        assert teacher.fast.speed.channels_last == (height == 16)
+
+
+def test_a_norm_over_one_cell_is_no_difference():
+    """It gives 0 but for rounding, which is large beside itself."""
+    exact = Recorded([torch.tensor([2.0, -3.0]), torch.tensor([2e-7, 0.0])])
+    assert distance(Recorded([torch.tensor([2.0, -3.0]), torch.tensor([-2e-7, 0.0])]), exact) < TOLERANCE
+    assert distance(Recorded([torch.tensor([2.0, -3.0]), torch.tensor([1e-3, 0.0])]), exact) > TOLERANCE
+    assert distance(Recorded([torch.tensor([2.001, -3.0]), exact[1]]), exact) > TOLERANCE
+
+
+def test_one_image_says_nothing_of_parts():
+    teacher = Teacher(settle(Chain()), nn.Conv2d(3, 3, 1))
+    teacher.go(dict(chunk=1))
+    tap = Tap(teacher.model, 'act', 'teacher')
+    teacher.run(torch.randn(1, 3, 16, 20), (), [tap], KDBatch(input_shape=(16, 20)), full=True)
+    tap.read()
+    teacher.run(torch.randn(3, 3, 16, 20), (), [tap], KDBatch(input_shape=(16, 20)))
+    assert tap.read()[0].shape[0] == 3 and 'one image' in teacher.fast.refusal
+
+
+@pytest.mark.parametrize('wrong', ['fails', 'differs'])
 def test_what_does_not_hold_is_dropped(wrong, monkeypatch):
     monkeypatch.setattr(fast, 'LARGE', 0)
     said = []
@@ -87,7 +126,9 @@ def test_what_does_not_hold_is_dropped(wrong, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(found, teacher.model(images))
     assert not teacher.fast.speed.channels_last and teacher.fast.speed.fold
-    assert [level for level, _ in said] == [30, 20] and 'channels last does not hold' in said[0][1], said
+    assert [level for level, _ in said] == [20, 20], said
+    assert said[0][1].startswith('runs with norms folded (1 norms)'), said
+    assert re.search(r'is left out\. norms folded, channels last: (it differs by|its forward fails)', said[1][1]), said
     # What is asked for by name is not taken back: a failure is an error, a difference is said.
     teacher.go(dict(channels_last=True))
     teacher.run(images, (), [tap], batch, full=True)

@@ -285,7 +285,7 @@ def predict_all(task: Any, config: Any, chosen: Dict[str, Any], count: int) -> L
     import torch
     from mmengine.registry import init_default_scope
 
-    from kd_mm.cli.train import move_data_root  # the same meaning of data_root as in training
+    from kd_mm.lab.commands.train import move_data_root  # the same meaning of data_root as in training
 
     init_default_scope(task.host)
     move_data_root(config, config.data_root, chosen['student'].data_root)

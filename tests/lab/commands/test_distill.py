@@ -9,10 +9,10 @@ from mmengine.config import Config
 from mmengine.runner import IterBasedTrainLoop
 from pairs import detection_pair, kd_mm, message, segmentation_pair
 
-from kd_mm.cli import distill as module
-from kd_mm.cli import train as training
 from kd_mm.hosts.checkpoint import load_file
 from kd_mm.hosts.models import build_model
+from kd_mm.lab.commands import distill as module
+from kd_mm.lab.commands import train as training
 
 
 @pytest.fixture(scope='module')

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from stock import COMMANDS
 
 from kd_mm import __version__
-from kd_mm.cli.app import FORWARDED, OWN, cli
+from kd_mm.lab.commands.app import FORWARDED, OWN, cli
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def kd_mm(*words):
@@ -19,7 +19,7 @@ def kd_mm(*words):
 
 
 def test_the_list_comes_without_torch():
-    code = ('import sys\nfrom kd_mm.cli.app import cli\ncli(["--help"], standalone_mode=False)\n'
+    code = ('import sys\nfrom kd_mm.lab.commands.app import cli\ncli(["--help"], standalone_mode=False)\n'
             'assert not {"torch", "mmengine"} & set(sys.modules)')
     shown = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert all(f'  {name} ' in shown for name in [*FORWARDED, *OWN])
@@ -46,4 +46,4 @@ def test_flags_of_the_host_and_messages_go_through(monkeypatch):
 @pytest.mark.parametrize('script, name', COMMANDS.items())
 def test_the_scripts_forward(script, name):
     text = (ROOT / 'tools' / f'{script}.py').read_text()
-    assert f'from kd_mm.cli.{name} import main' in text and len(text.splitlines()) <= 10 and name in FORWARDED
+    assert f'from kd_mm.lab.commands.{name} import main' in text and len(text.splitlines()) <= 10 and name in FORWARDED

@@ -12,10 +12,10 @@ from typing import Any, List, Optional
 import click
 from mmengine.config import Config
 
-from kd_mm.cli import fail
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import build_model, class_names, default_weights, load_config, scope_of_config
 from kd_mm.hosts.zoo import zoo_config
+from kd_mm.lab.commands import fail
 from kd_mm.lab.configs import hook_entries, read_config
 from kd_mm.lab.models import scope_of
 from kd_mm.lab.recipes import AUTO, Choice, choose

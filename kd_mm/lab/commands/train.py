@@ -19,9 +19,9 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from kd_mm.cli import fail
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.models import scope_of_config
+from kd_mm.lab.commands import fail
 from kd_mm.lab.configs import apply_options, faults
 from kd_mm.ops.problems import ConfigProblems
 

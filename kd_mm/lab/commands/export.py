@@ -20,9 +20,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import get_object_from_string
 
-from kd_mm.cli import fail
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
 from kd_mm.hosts.models import scope_of_config
+from kd_mm.lab.commands import fail
 
 #: Entries of ``meta`` that describe the weights and not the run that made them.
 META = ('dataset_meta', 'epoch', 'iter', 'experiment_name', 'time', 'mmengine_version')

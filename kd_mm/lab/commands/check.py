@@ -13,9 +13,9 @@ from typing import Optional, Sequence
 
 from mmengine.config import Config, DictAction
 
-from kd_mm.cli import program
 from kd_mm.engine.hook import guesses
 from kd_mm.lab import check as inspection
+from kd_mm.lab.commands import program
 from kd_mm.lab.configs import read_config
 from kd_mm.lab.observe import shape_text
 from kd_mm.lab.step import StepReport, parameter_count

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student_t
 
-from kd_mm.cli import fail
-from kd_mm.cli.evaluate import PRIMARY, primary
+from kd_mm.lab.commands import fail
+from kd_mm.lab.commands.evaluate import PRIMARY, primary
 
 #: Entries of a config in which two runs of the same training differ.
 OWN = ('randomness', 'work_dir', 'experiment_name', 'load_from', 'resume', 'visualizer', 'launcher', 'filename',

@@ -30,7 +30,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from mmengine.config import DictAction
 
-from kd_mm.cli import program
+from kd_mm.lab.commands import program
 from kd_mm.lab.configs import read_config
 from kd_mm.lab.cost import profile_config
 

@@ -15,9 +15,9 @@ from typing import Optional, Sequence
 from mmengine.config import Config, DictAction
 from torch import nn
 
-from kd_mm.cli import program
 from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.models import build_model, load_config, scope_of_config
+from kd_mm.lab.commands import program
 from kd_mm.lab.configs import hook_entries, read_config
 from kd_mm.lab.models import build_student, scope_of
 from kd_mm.lab.observe import Output, matches, observe, shape_text

@@ -6,7 +6,7 @@ import pytest
 from pairs import kd_mm, message
 from scipy import stats
 
-from kd_mm.cli.compare import Group, difference, verdict
+from kd_mm.lab.commands.compare import Group, difference, verdict
 
 
 def run(folder, score, seed=0, metric='mIoU', lr=0.1):

@@ -15,8 +15,10 @@ from typing import Any, Optional, Sequence
 
 from mmengine.config import Config
 
-from kd_mm.cli import fail
-from kd_mm.cli.train import (
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.models import scope_of_config
+from kd_mm.lab.commands import fail
+from kd_mm.lab.commands.train import (
     add_shared_arguments,
     build_runner,
     check_data,
@@ -25,8 +27,6 @@ from kd_mm.cli.train import (
     load_config,
     prepare_args,
 )
-from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
-from kd_mm.hosts.models import scope_of_config
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

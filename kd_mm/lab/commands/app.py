@@ -37,7 +37,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> Optional[click.Command]:
         if name in FORWARDED:
             return forwarded(name)
-        return importlib.import_module(f'kd_mm.cli.{name}').command if name in OWN else None
+        return importlib.import_module(f'kd_mm.lab.commands.{name}').command if name in OWN else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, group in (('From a big model to a better small one', OWN), ('Step by step', FORWARDED)):
@@ -54,7 +54,7 @@ def forwarded(name: str) -> click.Command:
     @click.argument('words', nargs=-1, type=click.UNPROCESSED)
     def command(words: Any) -> None:
         sys.argv = [f'kd-mm {name}', *words]  # usage and messages begin with it
-        sys.exit(importlib.import_module(f'kd_mm.cli.{name}').main(list(words)))
+        sys.exit(importlib.import_module(f'kd_mm.lab.commands.{name}').main(list(words)))
 
     return command
 

@@ -17,11 +17,11 @@ from mmengine.runner import find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-from kd_mm.cli import export, fail
-from kd_mm.cli import train as training
-from kd_mm.cli.evaluate import evaluate, own_name, primary
-from kd_mm.cli.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
 from kd_mm.lab import check as inspection
+from kd_mm.lab.commands import export, fail
+from kd_mm.lab.commands import train as training
+from kd_mm.lab.commands.evaluate import evaluate, own_name, primary
+from kd_mm.lab.commands.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
 from kd_mm.lab.cost import profile_config
 
 #: What a run is and what it has reached, in its work dir.

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from pairs import kd_mm
 
-from kd_mm.cli import methods
+from kd_mm.lab.commands import methods
 from kd_mm.losses.base.loss import KDLoss
 from kd_mm.registry import MODELS, choices
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def listed(*words):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from pairs import kd_mm
 
-from kd_mm.cli import doctor
+from kd_mm.lab.commands import doctor
 
 
 def test_this_environment_fits():
