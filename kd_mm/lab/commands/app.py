@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 from typing import Any, Dict, List, Optional
 
 import click
@@ -70,4 +71,6 @@ def cli() -> None:
 
 def run() -> None:
     """What the console calls."""
+    # The host says it at every start, and no user of it can mend it.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     cli(prog_name='kd-mm')

@@ -4,11 +4,14 @@ import gc
 import json
 import os
 import os.path as osp
+import re
 import shutil
+import sys
 import tempfile
 import time
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import click
 import torch
@@ -23,11 +26,53 @@ from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.evaluate import evaluate, own_name, primary
 from kd_mm.lab.commands.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
 from kd_mm.lab.cost import profile_config
+from kd_mm.teachers.spec import RANDOM
 
 #: What a run is and what it has reached, in its work dir.
 STATE = 'distill.json'
+#: What is said where the host's evaluation gives no number.
+NOTHING = 'nothing was detected on the validation data, so that there is no score'
 #: Flags of train that distill sets itself.
 TAKEN = ('--work-dir', '--resume', '--overwrite', '--launcher')
+
+
+#: Entries of a run's description as a user knows them.
+NAMES = dict(flags='flags after --', weights='--teacher-ckpt')
+
+
+def _typed(value: Any) -> str:
+    return (' '.join(value) or 'none') if isinstance(value, list) else str(value)
+
+
+class Sieve:
+    """The console without what fills pages and stands in the log file too: records of several lines, no warnings.
+
+    Args:
+        stream: where the rest goes.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if not re.search(r' - \S*INFO\S* - ', text) or '\n' not in text.rstrip('\n'):
+            self._stream.write(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A Runner inside writes its environment, its config and its hooks to the log file alone."""
+    with redirect_stdout(Sieve(sys.stdout)):  # type: ignore[type-var]
+        yield
+
+
+def heading(text: str) -> None:
+    """A line before each part."""
+    click.secho(f'\n== {text}', bold=True)
 
 
 class Run:
@@ -63,8 +108,10 @@ class Run:
             return True
         if not overwrite:
             names = [key for key in self.what if found['what'].get(key) != self.what[key]]
-            raise ValueError(f'{self.folder} has another distillation, with another {", ".join(names)}. Choose another '
-                             '--work-dir, or start anew there with --overwrite')
+            there = '; '.join(f'{NAMES.get(key, key)}: {_typed(found["what"].get(key))} there, '
+                              f'{_typed(self.what[key])} now' for key in names)
+            raise ValueError(f'{self.folder} has another distillation ({there}). Repeat what was given there to '
+                             'continue it, choose another --work-dir, or start anew with --overwrite')
         for name in ('distilled', 'baseline', 'teacher'):
             shutil.rmtree(osp.join(self.folder, name), ignore_errors=True)
         self.save()
@@ -134,15 +181,23 @@ def train_and_score(run: Run, name: str, path: str, plain: Config, flags: Sequen
         return
     folder = osp.join(run.folder, name)
     cfg, args = loaded(path, folder, flags)
+    heading(f'training the student {"without distillation" if name == "baseline" else "with distillation"}; log and '
+            f'checkpoints: {folder}')
     start = time.time()
-    training.train(cfg, args)
+    with quiet():
+        training.train(cfg, args)
     gc.collect()
     checkpoint = find_latest_checkpoint(folder)
     if checkpoint is None:
         fail(f'{folder} has no checkpoint after the training: default_hooks.checkpoint of the config saves none')
     found = dict(checkpoint=checkpoint, seconds=time.time() - start)
     if plain.get('val_cfg'):
-        found['metrics'] = evaluate(plain, checkpoint, osp.join(folder, 'evaluation'))
+        with quiet():
+            found['metrics'] = evaluate(plain, checkpoint, osp.join(folder, 'evaluation'))
+        if found['metrics']:
+            click.echo('{}: {} {:.4g}'.format(name, *primary(found['metrics'])))
+        else:
+            click.echo(f'{name}: {NOTHING}')
     run.note(name, found)
 
 
@@ -227,18 +282,26 @@ def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: boo
     stock, _ = loaded(plain, run.folder, flags)
     training.check_data(cfg, training.phases(cfg))
     if 'distilled' not in run.results:
+        heading('checking the distillation')
         check(cfg)
+        click.echo('check: ok')
         if measure and 'cost' not in run.results:
             run.note('cost', cost(cfg))
     if 'cost' in run.results:
         click.echo(f'cost: {cost_text(run.results["cost"])}')
     if 'teacher' not in run.results and stock.get('val_cfg'):
-        metrics = evaluate(stock, plan.weights, osp.join(run.folder, 'teacher'), plan.teacher)
+        heading(f'scoring the teacher on the validation data; log: {osp.join(run.folder, "teacher")}')
+        with quiet():
+            metrics = evaluate(stock, plan.weights, osp.join(run.folder, 'teacher'), plan.teacher)
+        if not metrics:
+            raise ValueError(f'the teacher ({plan.source}, {plan.weights}): {NOTHING}. Nothing can be learned from it: '
+                             'look at its weights and its preprocessing, or train it longer')
         run.note('teacher', dict(metrics=metrics))
         click.echo('teacher: {} {:.4g}'.format(*primary(metrics)))
     if baseline:
         train_and_score(run, 'baseline', plain, stock, flags)
     train_and_score(run, 'distilled', config, stock, flags)
+    heading('exporting the plain student')
     student = osp.join(run.folder, 'student.pth')
     export.main([run.results['distilled']['checkpoint'], student, '--force'])
     run.results.update(student=student, config=config)
@@ -259,11 +322,14 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str
     """Distil TEACHER into STUDENT: choose losses, check, train, evaluate, export, report.
 
     After -- come flags of kd-mm train: kd-mm distill STUDENT --teacher TEACHER -- --amp --cfg-options
-    data_root=/data/coco. The same command again continues where it was interrupted.
+    data_root=/data/coco. The same command with the same flags again continues where it was interrupted.
     """
     try:
         check_flags(flags)
         plan = make_plan(student, teacher, teacher_ckpt, recipe)
+        if plan.weights == RANDOM:
+            raise ValueError('nothing can be learned from random weights: give those of the teacher with '
+                             '--teacher-ckpt FILE (kd-mm init takes random, to write a config for a dry try)')
         folder = work_dir or osp.join('work_dirs', default_name(plan, student, teacher))
         run = Run(folder, dict(student=plan.file, teacher=plan.source, weights=plan.weights,
                                recipe=plan.choice.recipe.name, flags=list(flags)))

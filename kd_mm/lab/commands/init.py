@@ -20,6 +20,7 @@ from kd_mm.lab.configs import hook_entries, read_config
 from kd_mm.lab.models import scope_of
 from kd_mm.lab.recipes import AUTO, Choice, choose
 from kd_mm.ops.modes import preserved_random_state
+from kd_mm.teachers.spec import RANDOM
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Plan:
     Attributes:
         student: its config; ``file`` is where it stands.
         teacher: its config; ``source`` is what the hook's ``teacher=`` gets.
-        weights: path or URL of the teacher's weights.
+        weights: path or URL of the teacher's weights, or ``'random'``.
         choice: the recipe.
         notes: what is worth saying, as sentences.
     """
@@ -90,9 +91,15 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
         raise ValueError(f'the teacher {teacher} is the same model as the student {student}, and no weights are given: '
                          'nothing can be learned from itself. Give a larger teacher, or for a student of the same kind '
                          '("born again") the trained weights with --teacher-ckpt FILE')
+    tasks = [scope_of_config(config) for config in (cfg, theirs)]
+    if None not in tasks and tasks[0] != tasks[1]:
+        raise ValueError(f'{student} is a config of {tasks[0]} and {teacher} of {tasks[1]}: no recipe distils one task '
+                         "into another. Take a teacher of the same task, or write a config by hand, with a loss on "
+                         "features (at='backbone')")
     if found is None:
-        raise ValueError(f'{teacher} has no published weights. Give those of your teacher with --teacher-ckpt FILE')
-    if '://' not in found:
+        raise ValueError(f'{teacher} has no published weights. Give those of your teacher with --teacher-ckpt FILE, or '
+                         "'random' to write a config for a dry try")
+    if '://' not in found and found != RANDOM:
         found = osp.abspath(osp.expanduser(found))
         if not osp.isfile(found):
             raise FileNotFoundError(f'no such teacher weights: {weights} (looked at {found})')
@@ -120,7 +127,7 @@ def _compare_classes(cfg: Config, theirs: Config, weights: str) -> List[str]:
     Raises:
         ValueError: they differ.
     """
-    content = ckpt.load_file(weights) if '://' not in weights else None
+    content = ckpt.load_file(weights) if '://' not in weights and weights != RANDOM else None
     own, other = class_names(cfg), class_names(theirs, content)
     if own and other and own != other:
         extra = [name for name in own if name not in other]
@@ -171,8 +178,8 @@ def pair_options(command: Any) -> Any:
             click.option('--explain', is_flag=True, help='Say how the recipe was chosen, step by step.'),
             click.option('--recipe', default=AUTO, show_default=True, help='Name of a recipe, or auto; kd-mm recipes '
                          'lists them.'),
-            click.option('--teacher-ckpt', help="The teacher's weights: path or URL. Default: the published ones of an "
-                         'installed config.'),
+            click.option('--teacher-ckpt', help="The teacher's weights: path or URL, or random for a dry try. Default: "
+                         'the published ones of an installed config.'),
             click.option('--teacher', required=True, help='Config of the teacher: path or mmdet::..., mmseg::... .'),
             click.argument('student')):
         command = decorate(command)

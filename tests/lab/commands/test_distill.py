@@ -1,6 +1,7 @@
 """``kd-mm distill`` on real small data: everything from two configs to a report, interrupted, and refused."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -34,10 +35,17 @@ def distill(pair, work_dir, *words, **change):
 
 def test_everything_in_one_go(det, tmp_path, monkeypatch):
     work = tmp_path / 'run'
-    flags = ['--', '--cfg-options', 'default_hooks.checkpoint.interval=2']
+    flags = ['--', '--cfg-options', 'default_hooks.checkpoint.interval=2', 'default_hooks.logger.interval=1',
+             'log_level=INFO']
     result = distill(det, work, '--baseline', '--explain', *flags)
     assert result.exit_code == 0, message(result)
     assert 'recipe mimic' in result.output and 's a step instead of' in result.output
+    # what fills pages is in the log file alone; each part has its line
+    assert 'System environment' not in result.output and len(result.output.splitlines()) < 300
+    assert 'System environment' in next((work / 'distilled').glob('*/*.log')).read_text()
+    parts = [line[3:11] for line in result.output.splitlines() if line.startswith('== ')]
+    assert parts == ['checking', 'scoring ', 'training', 'training', 'exportin']
+    assert 'loss_mimic' in result.output
     state = json.loads((work / 'distill.json').read_text())
     scores = {name: state['results'][name]['metrics']['coco/bbox_mAP'] for name in ('teacher', 'baseline', 'distilled')}
     assert all(0 <= score <= 1 for score in scores.values())
@@ -66,7 +74,18 @@ def test_everything_in_one_go(det, tmp_path, monkeypatch):
     assert (work / 'report.md').read_text() == text
     # another one is not mixed in
     result = distill(det, work, '--recipe', 'pkd', *flags)
-    assert result.exit_code == 1 and 'has another distillation, with another recipe' in message(result)
+    text = message(result)
+    assert result.exit_code == 1 and re.search(r'has another distillation \(recipe: \w+ there, pkd now\)\.', text)
+    result = distill(det, work, *flags, 'randomness.seed=4')
+    assert '(flags after --: --cfg-options default_hooks.checkpoint.interval=2 there, ' in message(result)
+
+
+def test_a_teacher_that_detects_nothing(det, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'evaluate', lambda *_: {})
+    result = distill(det, tmp_path / 'run', '--no-cost')
+    assert result.exit_code == 1 and 'nothing was detected on the validation data' in message(result)
+    assert f'the teacher ({det.teacher}, {det.weights})' in message(result)
+    assert not (tmp_path / 'run' / 'distilled').exists()
 
 
 def test_an_interrupted_run_continues(cityscapes_root, tmp_path, monkeypatch):
@@ -102,6 +121,7 @@ def test_what_is_refused_before_anything_is_written(det, tmp_path):
             (tmp_path / 'run', ['--recipe', 'cwd'], {}, "'cwd' is for segmentation, and these models do detection"),
             (tmp_path / 'run', ['--recipe', 'nothing'], {}, "unknown recipe 'nothing'. Choices: auto, crosskd"),
             (tmp_path / 'run', [], dict(weights=None), 'has no published weights'),
+            (tmp_path / 'run', [], dict(weights='random'), 'nothing can be learned from random weights'),
             (tmp_path / 'run', [], dict(weights=None, teacher=det.student), 'is the same model as the student'),
             (tmp_path / 'run', ['--', '--launcher', 'pytorch'], {}, 'distill trains in one process'),
             (tmp_path / 'run', ['--', '--work-dir=x'], {}, '--work-dir after -- is set by distill itself')):

@@ -44,6 +44,14 @@ def test_the_config_is_ordinary_and_passes_the_check(det, tmp_path):
     assert init(det, '--out', out).exit_code == 0  # the same text may be written again
 
 
+def test_a_dry_try_and_two_tasks(det, cityscapes_root, tmp_path):
+    assert init(det, '--out', tmp_path / 'dry.py', weights='random').exit_code == 0
+    assert read_config(str(tmp_path / 'dry.py')).custom_hooks[0]['teacher_ckpt'] == 'random'
+    seg = segmentation_pair(tmp_path / 'seg', cityscapes_root)
+    result = init(det, teacher=seg.teacher, weights=seg.weights)
+    assert result.exit_code == 1 and 'a config of mmdet and' in message(result) and 'same task' in message(result)
+
+
 def test_hooks_of_the_student_are_kept(det, tmp_path):
     own = tmp_path / 'own.py'
     own.write_text(f"_base_ = {det.student!r}\ncustom_hooks = [dict(type='EMAHook', momentum=0.1)]\n")
