@@ -14,6 +14,7 @@ from torch import nn
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.resume import SIDE_KEY, restore, side_state
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names
 from kd_mm.ops.checks import boolean, from_zero, whole
 from kd_mm.ops.problems import Problems
@@ -112,6 +113,9 @@ class DistillHook(Hook):
             _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
             folder=folder_of(runner.cfg), **self.config)
         check_folded(self.distiller, runner.cfg)
+        entries = [*(runner.cfg.get('custom_hooks') or ()), *(runner.cfg.get('default_hooks') or {}).values()]
+        if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
+            runner.dump_config()  # again: beside the copy in the work dir they are not
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
         for teacher in self.distiller.teachers.values():
@@ -274,6 +278,11 @@ def one_text(names: str) -> str:
     """The warning about class names that are text."""
     return (f'metainfo=dict(classes={names!r}) of the training data is text, and is taken as one class (or as a '
             f'file of names). A tuple of one name needs a comma: classes=({names!r}, )')
+
+
+def _is_distillation(entry: Any) -> bool:
+    kind = entry.get('type') if isinstance(entry, dict) else None
+    return kind is DistillHook or str(kind).split('.')[-1] == DistillHook.__name__
 
 
 def folder_of(cfg: Any) -> Optional[str]:

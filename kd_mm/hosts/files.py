@@ -3,6 +3,9 @@
 import os
 from typing import Any, List, Optional, Tuple
 
+#: Keys of a hook that name files.
+KEYS = ('teacher', 'teacher_ckpt', 'config')
+
 
 def is_relative(path: Any) -> bool:
     """Whether this is the relative path of a local file, and no URL, installed config or absolute path.
@@ -37,3 +40,23 @@ def find(path: Any, folder: Optional[str]) -> Tuple[Optional[str], str]:
     found = next((place for place in tried if os.path.exists(place)), None)
     where = 'the current folder' if found == tried[0] else 'the folder of the config'
     return found, f'{os.fspath(path)} is {found}, in {where}'
+
+
+def settle(entry: Any, folder: Optional[str]) -> bool:
+    """Make absolute what is found beside the config alone, in place; whether there was something.
+
+    A config that is written elsewhere, into a work dir, must still find it.
+
+    Args:
+        entry: of a hook, with dicts and lists inside.
+        folder: of the config.
+    """
+    found = False
+    items = entry.items() if isinstance(entry, dict) else enumerate(entry) if isinstance(entry, list) else ()
+    for key, value in list(items):
+        tried = places(value, folder) if key in KEYS and is_relative(value) else []
+        if len(tried) == 2 and not os.path.exists(tried[0]) and os.path.exists(tried[1]):
+            entry[key], found = tried[1], True
+        else:
+            found = settle(value, folder) or found
+    return found

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +134,10 @@ def test_a_teacher_beside_the_config_or_in_the_current_folder(det, tmp_path, cap
     cfg = Config.fromfile(str(beside / 'config.py'))
     said = log_of(monkeypatch)
     train(cfg, cfg.custom_hooks)
+    copied = Path(cfg.work_dir) / 'config.py'  # the Runner's, from which a run may be resumed
+    entry = Config.fromfile(str(copied)).custom_hooks[0]
+    assert (entry.teacher, entry.teacher_ckpt) == (str(beside / 'wide.py'), str(beside / 'wide.pth'))
+    assert check(Config.fromfile(str(copied)), (64, 64)).problems == []
     assert tool('check_config').main([str(beside / 'config.py'), '--shape', '64', '64']) == 0
     checked = capsys.readouterr().out
     for name in ('wide.py', 'wide.pth'):
