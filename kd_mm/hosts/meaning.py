@@ -7,8 +7,6 @@ loss compares them channel by channel, so both sides must mean the same; the num
 from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Optional, Tuple
 
-from torch import nn
-
 CLASSES, OBJECTNESS, BOXES, DISTRIBUTIONS, QUALITY = 'class', 'objectness', 'box', 'distribution', 'quality'
 _WORDS = {CLASSES: 'class logits', OBJECTNESS: 'objectness (any object or none; no classes)', BOXES: 'box numbers',
           DISTRIBUTIONS: 'bins of box distributions', QUALITY: 'quality (centerness, predicted IoU)'}
@@ -113,9 +111,8 @@ def class_meaning(head: Any, proposals: bool = False) -> Meaning:
         return Meaning(CLASSES, name, count, sigmoid=False)
     if hasattr(head, 'loss_decode'):  # a segmentor's head; one channel of two classes is the second one's
         width = getattr(head, 'out_channels', None) or count
-        losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
-        sigmoid = width == 1 or all(bool(getattr(loss, 'use_sigmoid', False)) for loss in losses)
-        return Meaning(CLASSES, name, width, sigmoid=sigmoid)
+        # Whatever the loss (focal and dice ones take a sigmoid), the host predicts several channels by a softmax.
+        return Meaning(CLASSES, name, width, sigmoid=width == 1)
     width = getattr(head, 'cls_out_channels', None)
     sigmoid = bool(getattr(head, 'use_sigmoid_cls', True))
     background = 'last' if isinstance(width, int) and width == count + 1 else None

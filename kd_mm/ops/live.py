@@ -3,6 +3,7 @@
 import weakref
 from typing import Any, Set
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -11,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """How many bytes the tensors made inside hold together, now (``held``) and at most (``peak``).
 
-    What a graph keeps for its backward pass is held.  Scratch space of single operations is not seen.
+    What a graph keeps for its backward pass is held.  Scratch space of single operations is not seen, nor are sparse
+    tensors.
 
     Example:
         >>> import torch
@@ -28,10 +30,11 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {storage_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and _key(leaf) not in given and _key(leaf) not in self._known:
-                storage, key = leaf.untyped_storage(), _key(leaf)
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided and (
+                    storage_key(leaf) not in given and storage_key(leaf) not in self._known):
+                storage, key = leaf.untyped_storage(), storage_key(leaf)
                 self._known.add(key)
                 self.held += storage.nbytes()
                 self.peak = max(self.peak, self.held)
@@ -43,5 +46,13 @@ class LiveBytes(TorchDispatchMode):
         self._known.discard(key)
 
 
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def storage_key(tensor: Tensor) -> int:
+    """What tensors that share memory have in common; a sparse one shares it with none.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(4)
+        >>> storage_key(x) == storage_key(x[1:]), storage_key(x) == storage_key(x.clone())
+        (True, False)
+    """
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)

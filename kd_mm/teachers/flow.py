@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kd_mm.hosts.swap import swapped
+from kd_mm.ops.live import storage_key
 
 #: Operation of the processor's library that follows a convolution, with its scalars, by class of the activation.
 ACTIVATIONS = {nn.ReLU: 'relu', nn.SiLU: 'swish', nn.LeakyReLU: 'leaky_relu'}
@@ -138,12 +139,12 @@ class Flow(TorchDispatchMode):
             if given is not None:
                 self.next[given.maker] = module
                 if output is args[0]:  # in place: what is used later is this module's own result
-                    self._made.pop(_storage(output), None)
+                    self._made.pop(storage_key(output), None)
                 else:
                     given.taken = True
             if isinstance(output, Tensor) and type(module) not in ACTIVATIONS:
                 self.size[module] = (output.shape[-2], output.shape[-1])
-                self._made[_storage(output)] = _Made(module, output)
+                self._made[storage_key(output)] = _Made(module, output)
             return output
 
         return forward
@@ -155,7 +156,7 @@ class Flow(TorchDispatchMode):
             result = original(*args, **kwargs)
             if result[1] is not None:
                 self.weighing[module] = None
-                made = self._made[_storage(result[1])] = _Made(module, result[1])
+                made = self._made[storage_key(result[1])] = _Made(module, result[1])
                 made.taken = True
             return result
 
@@ -163,7 +164,7 @@ class Flow(TorchDispatchMode):
 
     def _given(self, module: nn.Module, tensor: Tensor) -> Optional[_Made]:
         """What the module was given, if it is what the module may take: a norm a convolution's output, ..."""
-        made = self._made.get(_storage(tensor))
+        made = self._made.get(storage_key(tensor))
         if made is None or made.ref() is not tensor or made.taken or made.maker in self.next:
             return None
         fits = isinstance(made.maker, _BatchNorm) if type(module) in ACTIVATIONS else isinstance(made.maker, nn.Conv2d)
@@ -182,10 +183,10 @@ class Flow(TorchDispatchMode):
             self._settle()
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
-                made = self._made.get(_storage(leaf))
+                made = self._made.get(storage_key(leaf))
                 if made is not None and made is not self._inside:
                     self.refused.add(made.maker)
-                    del self._made[_storage(leaf)]
+                    del self._made[storage_key(leaf)]
         return func(*args, **(kwargs or {}))
 
     @property
@@ -209,13 +210,6 @@ class Flow(TorchDispatchMode):
             activation = None if norm in self.refused else self.next.get(norm)
             found.append(Pair(conv, norm, activation, self.names[conv], stride))
         return found
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a tensor without storage
-        return id(tensor)
 
 
 def watch_flow(model: nn.Module) -> Flow:

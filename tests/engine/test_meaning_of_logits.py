@@ -167,7 +167,7 @@ def test_classes_are_not_picked_beside_a_background():
 
 
 def test_segmentors(tmp_path):
-    """A softmax over two classes, a sigmoid for each of two, and one sigmoid for both."""
+    """Two channels are predicted by a softmax whatever their loss (Dice and focal losses take sigmoids); one is not."""
     def binary(out_channels, sigmoid):
         cfg = copy.deepcopy(segmentor(tmp_path, tmp_path, classes=2))
         for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
@@ -176,13 +176,13 @@ def test_segmentors(tmp_path):
         return cfg
 
     student = built(binary(2, False))
-    for teacher, expected in (((2, True), 'scores by a softmax and by a sigmoid each'),
-                              ((1, True), 'classes: 2 and 1; scores by a softmax')):
-        with pytest.raises(ValueError) as caught:
-            Distiller(student, as_teacher(binary(*teacher)), dict(loss_x=dict(type='SigmoidKDLoss', at='@logits')),
-                      teacher_ckpt='random', scope='mmseg')
-        text, = caught.value.found
-        assert expected in text and "student '@logits' (decode_head.conv_seg)" in text
+    losses = dict(loss_x=dict(type='SoftmaxKDLoss', at='@logits'))
+    assert Distiller(student, as_teacher(binary(2, True)), losses, teacher_ckpt='random', scope='mmseg').terms
+    with pytest.raises(ValueError) as caught:
+        Distiller(student, as_teacher(binary(1, True)), dict(loss_x=dict(type='SigmoidKDLoss', at='@logits')),
+                  teacher_ckpt='random', scope='mmseg')
+    text, = caught.value.found
+    assert 'classes: 2 and 1; scores by a softmax' in text and "student '@logits' (decode_head.conv_seg)" in text
     losses = dict(loss_x=dict(type='SigmoidKDLoss', student_at='auxiliary_head.conv_seg', teacher_at='@logits'))
     assert Distiller(student, as_teacher(binary(2, False)), losses, teacher_ckpt='random', scope='mmseg').terms
 
