@@ -158,17 +158,21 @@ class Fast:
         form = tuning.forms[number]
         self._wait(images.device)
         start = time.perf_counter()
-        try:
-            self._run(form, images, samples, taps)
-        except Exception as error:
-            if number == 0:
-                raise
+        failed = tuning.fails(number)
+        if not failed:
+            try:
+                self._run(form, images, samples, taps)
+            except Exception as error:
+                if number == 0:
+                    raise
+                failed = True
+                self._say(f'{form.words} fails ({type(error).__name__}: {error}); this form is left out', 30)
+        if failed:
             tuning.leave_out(number)
-            self._say(f'{form.words} fails ({type(error).__name__}: {error}); this form is left out', 30)
             self._run(tuning.forms[0], images, samples, taps)
-            return
-        self._wait(images.device)
-        tuning.note(number, time.perf_counter() - start, images.numel())
+        else:
+            self._wait(images.device)
+            tuning.note(number, time.perf_counter() - start, images.numel())
         if tuning.done:
             self.speed, table = tuning.result(images.device)
             self.tuning = None

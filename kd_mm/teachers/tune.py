@@ -1,6 +1,7 @@
 """``speed='tune'``: the forms of a teacher are tried in turn in the first steps, and the fastest is kept."""
 
 import dataclasses
+import math
 import statistics
 from typing import Any, Dict, List, Mapping, Tuple
 
@@ -39,12 +40,19 @@ class Tuning:
         self.times[number].append(seconds / size * 1e6)
 
     def leave_out(self, number: int) -> None:
-        """A form does not hold."""
-        del self.forms[number], self.times[number]
+        """A form fails here: it is never the fastest, on no rank.
+
+        It keeps its turns, so that all ranks choose in the same step.
+        """
+        self.times[number].append(math.inf)
+
+    def fails(self, number: int) -> bool:
+        """Whether a form was left out."""
+        return math.inf in self.times[number]
 
     def result(self, device: torch.device) -> Tuple[Speed, str]:
         """The form with the lowest median, and a table of all; ``device``: where the ranks exchange them."""
-        medians = [statistics.median(times[1:]) for times in self.times]
+        medians = [math.inf if math.inf in times else statistics.median(times[1:]) for times in self.times]
         if distributed.world_size() > 1:  # the same choice everywhere
             medians = distributed.mean(torch.tensor(medians, device=device)).tolist()
         best = medians.index(min(medians))

@@ -106,3 +106,25 @@ def test_a_resume_goes_on_or_knows_the_choice(monkeypatch):
     auto, _ = tuned('auto')
     auto.fast.load(other.fast.state())  # it was not asked for
     assert not auto.fast.speed.tune
+
+
+def test_a_form_that_fails_later_keeps_its_turns(monkeypatch):
+    """On this rank alone, perhaps: all ranks choose in the same step, and none the form that failed on one."""
+    clock = Clock(monkeypatch, lambda form: 1.0 if form.fold else 2.0)
+    teacher, tap = tuned()
+    step(teacher, tap)  # the first batch, on which all forms hold
+    clock.watch(teacher)
+    own = teacher.fast._run
+
+    def run(form, images, samples, taps):
+        if form.fold and not form.channels_last:
+            raise RuntimeError('not at this size')
+        own(form, images, samples, taps)
+
+    teacher.fast._run = run
+    tuning = teacher.fast.tuning
+    for _ in range(ROUNDS * len(tuning.forms)):
+        assert teacher.fast.tuning is tuning
+        step(teacher, tap)
+    assert teacher.fast.tuning is None and teacher.fast.speed.fold and teacher.fast.speed.channels_last
+    assert sum('not at this size' in text for text in clock.said) == 1
