@@ -172,7 +172,7 @@ class Outputs:
         near = self._near(name, path)
         beside = f' Beside it {"fires" if len(near) == 1 else "fire"} {", ".join(near)}.' if near else ''
         return (f'{term.title}: the tap at {where} never fires: {why}.{beside} List all that do: '
-                'python tools/list_taps.py CONFIG')
+                'kd-mm taps CONFIG')
 
     def _trains(self, name: str, path: str) -> bool:
         """Whether a module runs in a pass with losses."""

@@ -64,7 +64,7 @@ def resolve(model: nn.Module, path: str, side: str = 'model') -> Tuple[Any, str]
                 hint += f' Where it has another path than the other model: {side.split()[0]}_at={close[0]!r}.'
             inside = f' {parent or type(model).__name__} has: {", ".join(children)}.' if children else ''
             raise KeyError(f'{side} has no module {path!r}.{hint}{inside} '
-                           'List all: python tools/list_taps.py CONFIG')
+                           'List all: kd-mm taps CONFIG')
     return owner, 'forward'
 
 

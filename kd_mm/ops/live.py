@@ -6,7 +6,7 @@ from typing import Any, Set
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 
 class LiveBytes(TorchDispatchMode):
@@ -30,8 +30,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        given = {storage_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(output):
+        given = {storage_key(leaf) for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)}
+        for leaf in tree_flatten(output)[0]:
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided and (
                     storage_key(leaf) not in given and storage_key(leaf) not in self._known):
                 storage, key = leaf.untyped_storage(), storage_key(leaf)

@@ -54,3 +54,19 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def autocast_dtype(kind: str) -> Optional[torch.dtype]:
+    """The dtype of the mixed precision around, on a kind of device (``'cpu'``, ``'cuda'``); None outside of one.
+
+    Example:
+        >>> with torch.autocast('cpu', torch.bfloat16):
+        ...     autocast_dtype('cpu')
+        torch.bfloat16
+    """
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    # before torch 2.4 each device has functions of its own
+    if kind == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None

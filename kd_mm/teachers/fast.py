@@ -18,7 +18,7 @@ from kd_mm.hosts.swap import swapped
 from kd_mm.hosts.taps import Tap, tensors_in
 from kd_mm.ops import distributed
 from kd_mm.ops.live import LiveBytes
-from kd_mm.ops.modes import preserved_random_state
+from kd_mm.ops.modes import autocast_dtype, preserved_random_state
 from kd_mm.teachers import chunk
 from kd_mm.teachers.compiled import Compiled
 from kd_mm.teachers.flow import Flow, unhooked, watch_flow
@@ -416,8 +416,7 @@ def _as_host(record: Recorded, dtype: Optional[torch.dtype]) -> Recorded:
 
 def _current_dtype(device: torch.device) -> torch.dtype:
     """The dtype of the training: that of an autocast around, else float32."""
-    kind = device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    return autocast_dtype(device.type) or torch.float32
 
 
 def _autocast(device: torch.device, precision: Optional[str]) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from kd_mm.hosts.swap import swapped
 from kd_mm.ops.live import storage_key
@@ -181,7 +181,7 @@ class Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._inside is None:
             self._settle()
-        for leaf in tree_leaves((args, kwargs)):
+        for leaf in tree_flatten((args, kwargs))[0]:
             if isinstance(leaf, Tensor):
                 made = self._made.get(storage_key(leaf))
                 if made is not None and made is not self._inside:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
+from kd_mm.ops.modes import autocast_dtype
 from kd_mm.teachers.flow import ACTIVATIONS, Pair, unhooked
 
 
@@ -207,7 +208,7 @@ class Folding:
         activation, conv = pair.activation, pair.conv
         return bool(
             activation is not None and images.device.type == 'cpu' and images.dtype == torch.float32
-            and conv.weight.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+            and conv.weight.dtype == torch.float32 and autocast_dtype('cpu') is None
             and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
             and conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
             and not {id(pair.norm), id(activation)} & kept
