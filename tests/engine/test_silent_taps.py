@@ -53,7 +53,7 @@ def test_a_head_of_training_only():
     text = refusal(zoo(DDRNET), at='decode_head.aux_cls_seg')
     assert text.startswith("loss_x: the tap at teacher 'decode_head.aux_cls_seg' never fires: the module is used in "
                            'training only (an auxiliary output, ')
-    assert re.search(r"Beside it fire .*'decode_head\.conv_seg' \[2x19x8x8\]", text) and 'list_taps.py' in text
+    assert re.search(r"Beside it fire .*'decode_head\.conv_seg' \[2x19x8x8\]", text) and 'kd-mm taps CONFIG' in text
 
 
 def test_a_method_that_no_pass_calls():

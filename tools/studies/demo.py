@@ -198,6 +198,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for path in demo_report.write(work_dir, results, pictures, profile):
             print(f'[demo] {path}')
         print('\n' + demo_report.table(results))
+        for entry in results.values():
+            print(f'[demo] {entry["title"]}: {demo_report.verdict(entry)}')
         print(f'[demo] took {(time.time() - begin) / 60:.1f} min')
     except engine.StageError as error:
         print(f'\ndemo: {error}', file=sys.stderr)

@@ -126,9 +126,10 @@ def table(results: Results) -> str:
     for entry in results.values():
         numbers = summary(entry)
         roles = numbers['roles']
-        closed = '-' if numbers['closed'] is None else f'{numbers["closed"]:.0f} %'
+        closed = '-' if numbers['closed'] is None or entry['quick'] else f'{numbers["closed"]:.0f} %'
+        gain = '-' if entry['quick'] else f'{numbers["gain"]:+.1f}'
         cells = [entry['title'], METRIC_NAMES.get(entry['metric'], entry['metric']),
-                 *(score_text(roles[role]) for role in NAMES), f'{numbers["gain"]:+.1f}', closed,
+                 *(score_text(roles[role]) for role in NAMES), gain, closed,
                  ' / '.join(f'{roles[role]["seconds"]:.3f}' for role in NAMES), f'{numbers["overhead"]:.2f}']
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
