@@ -73,5 +73,5 @@ class GradientShares:
             start = f'{weight.module}.'
             part = [gradient for name, gradient in gradients.items() if name.startswith(start)]
             weight.observe(share_of_gradient(part, list(gradients.values())))
-            if weight.interval is not None and (self.step.number + 1) % weight.interval == 0:
+            if weight.interval is not None and weight.state.passes((self.step.number + 1) // weight.interval):
                 weight.update()

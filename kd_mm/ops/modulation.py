@@ -74,22 +74,25 @@ class ShareState(nn.Module):
 
     Attributes:
         known: the weight as a number, without a wait for the accelerator.
+        passed: how many intervals have passed, likewise.
     """
 
     value: Tensor
     total: Tensor
     steps: Tensor
+    turn: Tensor
 
     def __init__(self, value: float):
         super().__init__()
         self.register_buffer('value', torch.tensor(value, dtype=torch.float64))
         self.register_buffer('total', torch.zeros((), dtype=torch.float64))
         self.register_buffer('steps', torch.zeros((), dtype=torch.long))
-        self.known = value
+        self.register_buffer('turn', torch.zeros((), dtype=torch.long))
+        self.known, self.passed = value, 0
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.known = float(self.value)
+        self.known, self.passed = float(self.value), int(self.turn)
 
     def observe(self, share: Tensor) -> None:
         """Note a share."""
@@ -103,6 +106,14 @@ class ShareState(nn.Module):
         self.total.zero_()
         self.steps.zero_()
         return found
+
+    def passes(self, count: int) -> bool:
+        """Whether another interval has passed when ``count`` of them have."""
+        if count == self.passed:
+            return False
+        self.passed = count
+        self.turn.fill_(count)
+        return True
 
     def set(self, value: float) -> None:
         """Change the weight."""
@@ -137,7 +148,8 @@ class GradientShareSchedule(Schedule):
             for S and X].
         final: iteration from which ``default`` is used (there: strong augmentation has stopped); a negative number
             counts back from the end of training. Default None: never.
-        interval: iterations between changes. Default None: an epoch, for an epoch-based loop.
+        interval: iterations between changes, each at the next optimizer step. Default None: an epoch, for an epoch-based
+            loop.
         low, high: limits of the factor of one change. Default 0.1 and 10 [C].
 
     Raises:

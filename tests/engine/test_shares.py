@@ -7,7 +7,7 @@ import torch
 from stock import distill_hook, hook, make_runner, segmentor, teacher_of
 
 from kd_mm.engine.distiller import Distiller
-from kd_mm.ops.modulation import share_of_gradient
+from kd_mm.ops.modulation import GradientShareSchedule, share_of_gradient
 
 
 @pytest.fixture
@@ -40,6 +40,17 @@ def test_the_weight_follows_what_the_optimizer_gets(cfg, monkeypatch):
     assert schedule.state.steps == runner.max_iters % 2
     assert schedule(0) != 2.0
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+
+
+def test_an_interval_that_ends_between_optimizer_steps_counts(cfg, monkeypatch):
+    changed = []
+    update = GradientShareSchedule.update
+    monkeypatch.setattr(GradientShareSchedule, 'update', lambda self: changed.append(1) or update(self))
+    cfg.train_cfg.max_iters = 12
+    cfg.optim_wrapper.accumulative_counts = 4
+    runner = make_runner(with_weight(cfg, interval=3))
+    runner.train()
+    assert len(changed) == 3 and schedule_of(runner).state.passed == 4  # after 4, 8 and 12 iterations
 
 
 def test_a_checkpoint_keeps_it(cfg, tmp_path):
