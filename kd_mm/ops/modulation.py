@@ -148,8 +148,8 @@ class GradientShareSchedule(Schedule):
             for S and X].
         final: iteration from which ``default`` is used (there: strong augmentation has stopped); a negative number
             counts back from the end of training. Default None: never.
-        interval: iterations between changes, each at the next optimizer step. Default None: an epoch, for an epoch-based
-            loop.
+        interval: iterations between changes, each at the next optimizer step. Default None: an epoch, for a loop by
+            epochs.
         low, high: limits of the factor of one change. Default 0.1 and 10 [C].
 
     Raises:
