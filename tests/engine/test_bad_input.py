@@ -41,7 +41,7 @@ def loss(**extra):
 
 
 @pytest.mark.parametrize('losses, expected', [
-    (loss(at='neck.fpn_conv'), r"student has no module 'neck.fpn_conv'. Closest: 'neck.fpn_convs'.*list_taps"),
+    (loss(at='neck.fpn_conv'), r"student has no module 'neck.fpn_conv'. Closest: 'neck.fpn_convs'.*kd-mm taps"),
     (loss(at='bbox_hed.retina_cls'), r"Closest: 'bbox_head.retina_cls'"),
     (loss(at='neck.fpn_convs.9'), r"no module 'neck.fpn_convs.9'.*neck.fpn_convs has: 0, 1, 2, 3, 4"),
     (loss(student_at='neck', teacher_at='nek', at=None), r"teacher has no module 'nek'"),
