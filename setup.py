@@ -17,7 +17,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['kd_mm', 'kd_mm.*']),
-    package_data={'kd_mm': ['py.typed']},
+    package_data={'kd_mm': ['py.typed', 'hosts/renamed.json']},
     install_requires=['torch>=2.1', 'numpy', 'scipy', 'click>=8.1', 'rich>=13'],
     entry_points={'console_scripts': ['kd-mm=kd_mm.lab.commands.app:run']},
     extras_require={

@@ -31,56 +31,57 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for task in ('det', 'seg')
                  for path in (ROOT / 'configs' / task).glob('*/*.py'))
 REQUIRED = {
-    'configs/det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py',
-    'configs/det/fgd/faster-rcnn-r50_from_faster-rcnn-r101_2x_coco.py',
-    'configs/det/pkd/retinanet-r50_from_retinanet-r101_2x_coco.py',
-    'configs/det/pkd/faster-rcnn-r50_from_faster-rcnn-r101_2x_coco.py',
-    'configs/det/pkd/retinanet-r50_from_fcos-x101_1x_coco.py',
-    'configs/det/mgd/retinanet-r50_from_retinanet-x101_2x_coco.py',
-    'configs/det/cwd/retinanet-r50_from_retinanet-x101_2x_coco.py',
-    'configs/det/cwd/rtmdet-s_from_rtmdet-m_300e_coco.py',
-    'configs/det/ld/gfl-r50_from_gfl-r101_1x_coco.py',
-    'configs/det/bckd/gfl-r50_from_gfl-r101_1x_coco.py',
-    'configs/det/rm/retinanet-r50_from_retinanet-r101_2x_coco.py',
-    'configs/det/crosskd/gfl-r50_from_gfl-r101_1x_coco.py',
-    'configs/det/crosskd/retinanet-r50_from_retinanet-r101_2x_coco.py',
-    'configs/seg/cwd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
-    'configs/seg/kd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
-    'configs/seg/mgd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
-    'configs/seg/fitnet/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
-    'configs/seg/pkd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
-    'configs/seg/cwd/deeplabv3plus-r18_from_deeplabv3plus-r101_80k_cityscapes.py',
-    'configs/seg/cwd/segformer-b0_from_segformer-b4_160k_cityscapes.py',
-    'configs/seg/cwd/deeplabv3plus-mv2_from_deeplabv3plus-r101_80k_cityscapes.py',
-    'configs/seg/cwd/hrnet-w18s_from_hrnet-w48_80k_ade20k.py',
-    'configs/seg/cwd/hrnet-w18s_from_hrnet-w48_80k_cityscapes.py',
-    'configs/seg/cwd/pidnet-s_from_pidnet-l_120k_cityscapes.py',
-    'configs/seg/dist/pspnet-r50_from_upernet-swin-b_80k_ade20k.py',
-    'configs/seg/kd/pspnet-r18_from_mask2former-swin-s_80k_cityscapes.py',
-    'configs/seg/kd/pspnet-r18_from_upernet-swin-b_80k_cityscapes.py',
-    'configs/seg/skd_holistic/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
+    'configs/det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py',
+    'configs/det/fgd/fgd_faster_rcnn_r50_from_r101_2x_coco.py',
+    'configs/det/pkd/pkd_retinanet_r50_from_r101_2x_coco.py',
+    'configs/det/pkd/pkd_faster_rcnn_r50_from_r101_2x_coco.py',
+    'configs/det/pkd/pkd_retinanet_r50_from_fcos_x101_1x_coco.py',
+    'configs/det/mgd/mgd_retinanet_r50_from_x101_2x_coco.py',
+    'configs/det/cwd/cwd_retinanet_r50_from_x101_2x_coco.py',
+    'configs/det/cwd/cwd_rtmdet_s_from_m_300e_coco.py',
+    'configs/det/ld/ld_gfl_r50_from_r101_1x_coco.py',
+    'configs/det/bckd/bckd_gfl_r50_from_r101_1x_coco.py',
+    'configs/det/rm/rm_retinanet_r50_from_r101_2x_coco.py',
+    'configs/det/crosskd/crosskd_gfl_r50_from_r101_1x_coco.py',
+    'configs/det/crosskd/crosskd_retinanet_r50_from_r101_2x_coco.py',
+    'configs/seg/cwd/cwd_pspnet_r18_from_r101_80k_cityscapes.py',
+    'configs/seg/kd/kd_pspnet_r18_from_r101_80k_cityscapes.py',
+    'configs/seg/mgd/mgd_pspnet_r18_from_r101_80k_cityscapes.py',
+    'configs/seg/fitnet/fitnet_pspnet_r18_from_r101_80k_cityscapes.py',
+    'configs/seg/pkd/pkd_pspnet_r18_from_r101_80k_cityscapes.py',
+    'configs/seg/cwd/cwd_deeplabv3plus_r18_from_r101_80k_cityscapes.py',
+    'configs/seg/cwd/cwd_segformer_b0_from_b4_160k_cityscapes.py',
+    'configs/seg/cwd/cwd_deeplabv3plus_mv2_from_r101_80k_cityscapes.py',
+    'configs/seg/cwd/cwd_hrnet_w18s_from_w48_80k_ade20k.py',
+    'configs/seg/cwd/cwd_hrnet_w18s_from_w48_80k_cityscapes.py',
+    'configs/seg/cwd/cwd_pidnet_s_from_l_120k_cityscapes.py',
+    'configs/seg/dist/dist_pspnet_r50_from_upernet_swin_b_80k_ade20k.py',
+    'configs/seg/kd/kd_pspnet_r18_from_mask2former_swin_s_80k_cityscapes.py',
+    'configs/seg/kd/kd_pspnet_r18_from_upernet_swin_b_80k_cityscapes.py',
+    'configs/seg/skd_holistic/skd_holistic_pspnet_r18_from_r101_80k_cityscapes.py',
 }
-#: The config that each shipped one extends, by the first part of its file name (and the data, if there are several).
+#: The config that each shipped one extends, by what stands between method and teacher in its file name (and the data,
+#: if there are several).
 BASES = {
-    'faster-rcnn-r50': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
-    'mask-rcnn-r50': 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
-    'retinanet-r50': 'mmdet::retinanet/retinanet_r50_fpn_{schedule}_coco.py',
-    'gfl-r50': 'mmdet::gfl/gfl_r50_fpn_{schedule}_coco.py',
-    'rtmdet-s': 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
-    'deformable-detr-r50': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
-    'dino-r50': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
-    'mask2former-r50': 'mm{task}::mask2former/mask2former_r50_8xb2-{data}.py',
-    'pspnet-r18': 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
-    'deeplabv3plus-r18': 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',
-    'segformer-b0': 'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py',
-    'deeplabv3plus-mv2': 'mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024.py',
-    'hrnet-w18s': 'mmseg::hrnet/fcn_hr18s_4xb2-80k_cityscapes-512x1024.py',
-    'hrnet-w18s ade20k': 'mmseg::hrnet/fcn_hr18s_4xb4-80k_ade20k-512x512.py',
-    'pidnet-s': 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
-    'pspnet-mv2 ade20k': 'mmseg::mobilenet_v2/mobilenet-v2-d8_pspnet_4xb4-160k_ade20k-512x512.py',
-    'pspnet-r50 ade20k': 'mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
-    'pspnet-r50 voc12aug': 'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512.py',
-    'segformer-b0 ade20k': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    'faster_rcnn_r50': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
+    'mask_rcnn_r50': 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
+    'retinanet_r50': 'mmdet::retinanet/retinanet_r50_fpn_{schedule}_coco.py',
+    'gfl_r50': 'mmdet::gfl/gfl_r50_fpn_{schedule}_coco.py',
+    'rtmdet_s': 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
+    'deformable_detr_r50': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    'dino_r50': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    'mask2former_r50': 'mm{task}::mask2former/mask2former_r50_8xb2-{data}.py',
+    'pspnet_r18': 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+    'deeplabv3plus_r18': 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+    'segformer_b0': 'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py',
+    'deeplabv3plus_mv2': 'mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024.py',
+    'hrnet_w18s': 'mmseg::hrnet/fcn_hr18s_4xb2-80k_cityscapes-512x1024.py',
+    'hrnet_w18s ade20k': 'mmseg::hrnet/fcn_hr18s_4xb4-80k_ade20k-512x512.py',
+    'pidnet_s': 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
+    'pspnet_mv2 ade20k': 'mmseg::mobilenet_v2/mobilenet-v2-d8_pspnet_4xb4-160k_ade20k-512x512.py',
+    'pspnet_r50 ade20k': 'mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
+    'pspnet_r50 voc12aug': 'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512.py',
+    'segformer_b0 ade20k': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
 }
 
 
@@ -95,7 +96,8 @@ def base_config(path):
 
 
 def base_of(path):
-    student, data = Path(path).stem.partition('_from_')[0], Path(path).stem.rpartition('_')[2]
+    stem = Path(path).stem.removeprefix(f'{Path(path).parent.name}_')
+    student, data = stem.partition('_from_')[0], stem.rpartition('_')[2]
     task = 'det' if '/det/' in path else 'seg'
     base = BASES.get(f'{student} {data}') or BASES[student]
     return zoo_config(base.format(
@@ -175,7 +177,7 @@ def test_one_training_step(path, tmp_path, monkeypatch):
 
 def test_rtmdet_stops_with_mosaic():
     """The window ends 20 epochs of COCO before the end, when the base switches its pipeline."""
-    cfg = load('configs/det/cwd/rtmdet-s_from_rtmdet-m_300e_coco.py')
+    cfg = load('configs/det/cwd/cwd_rtmdet_s_from_m_300e_coco.py')
     switch = next(hook for hook in cfg.custom_hooks if hook['type'] == 'PipelineSwitchHook')
     images, processes, per_gpu = 117266, 8, cfg.train_dataloader.batch_size
     epoch = math.ceil(math.ceil(images / processes) / per_gpu)
@@ -185,7 +187,7 @@ def test_rtmdet_stops_with_mosaic():
 
 def test_a_loss_that_looks_at_the_images(tmp_path):
     """TransKD's assistants read the batch itself, which the Distiller hands on."""
-    cfg = load('configs/seg/transkd/segformer-b0_from_segformer-b4_160k_cityscapes.py')
+    cfg = load('configs/seg/transkd/transkd_segformer_b0_from_b4_160k_cityscapes.py')
     cfg.custom_hooks[kd_index(cfg)].losses.loss_transkd.embedding = 'assistant'
     _, look, _ = train_one_step(cfg, tmp_path)
     assert look.losses['loss_transkd'] > 0 and look.gradients['loss_transkd'] > 0

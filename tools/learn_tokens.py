@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Learn from the teacher what some losses need before they distil: MasKD's tokens, the auto-encoder of KTAAD.
 
-    python tools/learn_tokens.py configs/seg/maskd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py
+    python tools/learn_tokens.py configs/seg/maskd/maskd_pspnet_r18_from_r101_80k_cityscapes.py
     python tools/learn_tokens.py CONFIG --iters 500 --cfg-options data_root=/data/cityscapes
     python tools/learn_tokens.py CONFIG --train     then train the student with it: both stages by one command
 

@@ -12,6 +12,6 @@ model = dict(
 
 custom_hooks = [dict(
     type='kd_mm.DistillHook',
-    teacher='{{ fileDirname }}/pspnet_teacher.py',
+    teacher='{{ fileDirname }}/pspnet_cwd_teacher.py',
     teacher_ckpt='random',
     losses=dict(loss_cwd=dict(type='CWDLoss', at='decode_head.conv_seg', tau=1.0, loss_weight=5.0)))]

@@ -1,5 +1,5 @@
 # Teacher of pspnet_wide.py: PSPNet R50 of full width.
-_base_ = './pspnet_teacher.py'
+_base_ = './pspnet_cwd_teacher.py'
 
 model = dict(
     backbone=dict(base_channels=64, stem_channels=64),

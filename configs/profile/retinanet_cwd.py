@@ -10,6 +10,6 @@ model = dict(
 
 custom_hooks = [dict(
     type='kd_mm.DistillHook',
-    teacher='{{ fileDirname }}/retinanet_teacher.py',
+    teacher='{{ fileDirname }}/retinanet_cwd_teacher.py',
     teacher_ckpt='random',
     losses=dict(loss_cwd=dict(type='CWDLoss', at='neck', tau=1.0, loss_weight=10.0)))]

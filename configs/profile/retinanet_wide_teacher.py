@@ -1,5 +1,5 @@
 # Teacher of retinanet_wide.py: RetinaNet R50 of full width up to the neck, three classes.
-_base_ = './retinanet_teacher.py'
+_base_ = './retinanet_cwd_teacher.py'
 
 model = dict(
     backbone=dict(base_channels=64, stem_channels=64),

@@ -7,6 +7,6 @@ model = dict(backbone=dict(init_cfg=None), decode_head=dict(norm_cfg=norm_cfg))
 
 custom_hooks = [dict(
     type='kd_mm.DistillHook',
-    teacher='{{ fileDirname }}/segformer_teacher.py',
+    teacher='{{ fileDirname }}/segformer_cwd_teacher.py',
     teacher_ckpt='random',
     losses=dict(loss_cwd=dict(type='CWDLoss', at='decode_head.conv_seg', tau=1.0, loss_weight=5.0)))]

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS as ENGINE_MODELS
 from torch import nn
 
 from kd_mm.hosts.files import find, places
+from kd_mm.hosts.renamed import hint
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
 
 _TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
@@ -62,7 +63,7 @@ def load_config(source: Any, folder: Optional[str] = None) -> Tuple[Config, str,
             rule = 'not' if folder is None else 'then'
             raise FileNotFoundError(f'teacher config {source!r} does not exist (looked at '
                                     f'{" and ".join(places(source, folder))}; a relative path is taken from the '
-                                    f'current folder, {rule} from that of the config)')
+                                    f'current folder, {rule} from that of the config){hint(source)}')
         cfg, name, found = Config.fromfile(path), source, path
     elif isinstance(source, (Config, dict)):
         content = source if isinstance(source, Config) else Config(copy.deepcopy(dict(source)))

@@ -13,6 +13,7 @@ from torch import nn
 from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, listed, other_runner
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
+from kd_mm.hosts.renamed import hint, no_such_config
 from kd_mm.hosts.zoo import package_folder, zoo_config
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import accepted_arguments
@@ -34,8 +35,8 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
     path = os.fspath(path)
     file = str(zoo_config(path)) if '::' in path else os.path.expanduser(path)
     if not os.path.isfile(file):
-        raise FileNotFoundError(f'no such config: {path} (looked at {os.path.abspath(file)})')
-    cfg = Config.fromfile(file)
+        raise FileNotFoundError(no_such_config(path))
+    cfg = read_file(file)
     apply_options(cfg, options or {})
     if not cfg.get('model') or 'type' not in cfg.model:
         raise ValueError(f'{path} has no `model` with a `type`')
@@ -45,6 +46,14 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
                          "theirs. Inherit from a config of the host, such as "
                          "'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py', or set default_scope")
     return cfg
+
+
+def read_file(file: str) -> Config:
+    """``Config.fromfile``; where a ``_base_`` is an old name of one of our configs, the error says the new one."""
+    try:
+        return Config.fromfile(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{file}: {error}{hint(str(error))}') from error
 
 
 def apply_options(cfg: Config, options: Dict[str, Any]) -> None:

@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT / 'tools' / 'studies'))
 import cost  # noqa: E402
 import cost_cards  # noqa: E402
 
-DET = 'retinanet-r50_from_retinanet-r101_2x_coco.py'
-SEG = 'pspnet-r18_from_pspnet-r101_80k_cityscapes.py'
+DET = 'retinanet_r50_from_r101_2x_coco.py'
+SEG = 'pspnet_r18_from_r101_80k_cityscapes.py'
 #: The shipped students and teachers with fewer channels and layers.
 SMALL = {
     'det': {'backbone.depth': 18, 'backbone.base_channels': 8, 'backbone.stem_channels': 8,
@@ -39,11 +39,11 @@ TEACHER = {'det': 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
 
 
 def shipped(home, *methods, name):
-    """Copies of some methods' folders, with one config each."""
+    """Copies of some methods' folders, with one config each: METHOD_name."""
     for method in methods:
         source = ROOT / 'configs' / home.name / method
         (home / method).mkdir(parents=True)
-        shutil.copy(source / name, home / method)
+        shutil.copy(source / f'{method}_{name}', home / method)
         card = cost_cards.MARKS.sub('', (source / 'README.md').read_text())
         (home / method / 'README.md').write_text(card)
 
@@ -70,7 +70,7 @@ def det(tmp_path_factory):
     pytest.importorskip('mmdet')
     home = tmp_path_factory.mktemp('configs') / 'det'
     shipped(home, 'crosskd', 'fgd', 'icd', 'pkd', name=DET)
-    broken = home / 'icd' / DET
+    broken = home / 'icd' / f'icd_{DET}'
     broken.write_text(broken.read_text().replace('ICDLoss', 'NoSuchLoss'))
     assert run(home) == 0
     return home
@@ -99,11 +99,11 @@ def check_sound(record, shape):
 
 def test_detection_group(det):
     found = records(det)
-    crosskd, fgd = found[f'crosskd/{DET}'], found[f'fgd/{DET}']
+    crosskd, fgd = found[f'crosskd/crosskd_{DET}'], found[f'fgd/fgd_{DET}']
     for record in (crosskd, fgd):
         check_sound(record, [64, 96])
     # Measured in one process: the very same plain step.
-    assert crosskd['plain'] == fgd['plain'] == found[f'pkd/{DET}']['plain']
+    assert crosskd['plain'] == fgd['plain'] == found[f'pkd/pkd_{DET}']['plain']
     # The teacher runs as far as each needs it.
     assert fgd['teacher']['until'] == 'neck' and crosskd['teacher']['until'].startswith('bbox_head')
     assert crosskd['teacher']['flops'] > fgd['teacher']['flops']
@@ -117,14 +117,14 @@ def test_detection_group(det):
 
 
 def test_an_error_is_noted_and_stops_nothing(det):
-    record = records(det)[f'icd/{DET}']
+    record = records(det)[f'icd/icd_{DET}']
     assert "unknown loss type 'NoSuchLoss'" in record['error'] and set(record) == {'error', 'hash'}
     assert 'not measured: ' in (det / 'icd' / 'README.md').read_text()
 
 
 def test_segmentation_group(seg):
     found = records(seg)
-    maskd, skd = found[f'maskd/{SEG}'], found[f'skd_holistic/{SEG}']
+    maskd, skd = found[f'maskd/maskd_{SEG}'], found[f'skd_holistic/skd_holistic_{SEG}']
     for record in (maskd, skd):
         check_sound(record, [64, 96])
     assert skd['loss']['opponent_ms'] > 0 and maskd['loss']['opponent_ms'] == 0
@@ -157,14 +157,14 @@ def test_only_what_has_changed_is_measured(det, tmp_path, monkeypatch):
     shutil.copytree(det, home)
     asked = []
     monkeypatch.setattr(cost, 'run_group', lambda entries, *_: asked.extend(entry.name for entry in entries))
-    path = home / 'fgd' / DET
+    path = home / 'fgd' / f'fgd_{DET}'
     path.write_text(path.read_text().replace('tau=0.5', 'tau=0.6'))
     run(home)
-    assert asked == [f'fgd/{DET}']
+    assert asked == [f'fgd/fgd_{DET}']
     asked.clear()
     monkeypatch.setattr(cost.benchmark, 'loss_sources', lambda losses: ['other text'])
     run(home)
-    assert asked == [f'{method}/{DET}' for method in ('crosskd', 'fgd', 'icd', 'pkd')]
+    assert asked == [f'{method}/{method}_{DET}' for method in ('crosskd', 'fgd', 'icd', 'pkd')]
 
 
 def test_a_killed_group_is_noted(det, tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_a_killed_group_is_noted(det, tmp_path, monkeypatch):
     shutil.copytree(det / 'fgd', home / 'fgd')
     monkeypatch.setattr(cost.subprocess, 'run', lambda *_, **__: type('Done', (), dict(returncode=-9)))
     assert run(home) == 0
-    assert records(home)[f'fgd/{DET}']['error'] == 'killed, most likely because memory ran out'
+    assert records(home)[f'fgd/fgd_{DET}']['error'] == 'killed, most likely because memory ran out'
 
 
 def test_an_interruption_keeps_what_was_measured(det, tmp_path, monkeypatch):
@@ -188,12 +188,12 @@ def test_an_interruption_keeps_what_was_measured(det, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cost.subprocess, 'run', interrupted)
     assert run(home) == 130
-    assert list(records(home)) == [f'crosskd/{DET}']
+    assert list(records(home)) == [f'crosskd/crosskd_{DET}']
     asked = []
     monkeypatch.setattr(cost, 'run_group', lambda entries, *_: asked.extend(entry.name for entry in entries))
     monkeypatch.setattr(cost, 'render', lambda *_: None)
     run(home)
-    assert asked == [f'fgd/{DET}']
+    assert asked == [f'fgd/fgd_{DET}']
 
 
 @pytest.mark.parametrize('shape, steps, options', [
@@ -212,9 +212,9 @@ def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
     for text in texts:
         assert text.count('<!-- cost:') == text.count('<!-- end of cost -->') == text.count('## Cost\n') == 1
         assert text.count(cost_cards.HEADER) == 1
-    fgd = records(det)[f'fgd/{DET}']
+    fgd = records(det)[f'fgd/fgd_{DET}']
     spent, added, flops = cost_cards.shares(fgd)
-    assert f'| `{DET}` | {spent:.1f} | ' in texts[1]
+    assert f'| `fgd_{DET}` | {spent:.1f} | ' in texts[1]
     assert f'| {added:.1%} | {flops:.1%} | {added - flops:+.1%} |' in texts[1]
     assert 'Inputs 2x3x64x96 (`--shape 64 96 --steps 1`), CPU, ' in texts[1] and '--task det --only fgd`' in texts[1]
     assert run(det, '--render') == 0
@@ -285,7 +285,7 @@ def test_check_lists_the_worst_first(tmp_path, capsys):
 
 
 def entry(home, method, **options):
-    return cost.Entry(home / method / DET, home, dict(options=options))
+    return cost.Entry(home / method / f'{method}_{DET}', home, dict(options=options))
 
 
 def test_what_makes_a_group(det):

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Dict, List
 
 ROOT = Path(__file__).resolve().parents[2]
-#: By task: the shipped config that the new one is like, what it says about the pair, and the place to tap.
+#: By task: the name of the config after that of the method, what it says about the pair, and the place to tap.
 MODELS = {
-    'det': ('retinanet-r50_from_retinanet-r101_2x_coco.py', 'RetinaNet R50 from R101', 'neck'),
-    'seg': ('pspnet-r18_from_pspnet-r101_80k_cityscapes.py', 'PSPNet R18 from R101', 'decode_head.bottleneck'),
+    'det': ('retinanet_r50_from_r101_2x_coco.py', 'RetinaNet R50 from R101', 'neck'),
+    'seg': ('pspnet_r18_from_r101_80k_cityscapes.py', 'PSPNet R18 from R101', 'decode_head.bottleneck'),
 }
 #: The method whose files show where things are imported from, and whose configs are taken as the pattern.
 PATTERN = 'fitnet'
@@ -171,8 +171,8 @@ def imports(path: Path, *names: str) -> str:
 
 def config(task: str, name: str, cls: str) -> str:
     """The pattern's config with the new loss."""
-    file, _, at = MODELS[task]
-    lines = (ROOT / 'configs' / task / PATTERN / file).read_text().splitlines()
+    pair, _, at = MODELS[task]
+    lines = (ROOT / 'configs' / task / PATTERN / f'{PATTERN}_{pair}').read_text().splitlines()
     last = next(index for index, line in enumerate(lines) if 'teacher_ckpt=' in line)
     return '\n'.join([
         f'# {name}: FILL IN. Card: README.md in this folder.', *lines[1:last + 1],
@@ -190,7 +190,8 @@ def benchmark(task: str, name: str) -> str:
 def stubs(name: str, cls: str, title: str, task: str) -> Dict[Path, str]:
     """Path -> content of every new file."""
     recipes = next(folder for folder in sorted(ROOT.glob('*/*')) if (folder / 'vector.py').is_file())
-    file, pair, at = MODELS[task]
+    suffix, pair, at = MODELS[task]
+    file = f'{name}_{suffix}'
     values = dict(name=name, cls=cls, title=title, task=task, config=file, pair=pair, at=at)
     losses = ROOT / 'kd_mm' / 'losses'
     folder = ROOT / 'configs' / task / name

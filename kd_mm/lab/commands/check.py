@@ -1,6 +1,6 @@
 """Check a distillation config before training it: every problem at once, then one training step on random images.
 
-    kd-mm check configs/det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py
+    kd-mm check configs/det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py
     kd-mm check CONFIG --teacher-random --shape 256 256
 
 Opens no data set, needs no GPU and downloads nothing: teacher weights that are not on this machine are replaced by

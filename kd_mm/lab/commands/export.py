@@ -22,6 +22,7 @@ from mmengine.utils import get_object_from_string
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
 from kd_mm.hosts.models import scope_of_config
+from kd_mm.hosts.renamed import no_such_config
 from kd_mm.lab.commands import fail
 
 #: Entries of ``meta`` that describe the weights and not the run that made them.
@@ -41,7 +42,7 @@ def student_config(path: Optional[str], meta: Dict[str, Any]) -> Config:
     """The student's config, without the distillation hook."""
     if path is not None:
         if not osp.isfile(path):
-            fail(f'no such config: {path} (looked at {osp.abspath(path)})')
+            fail(no_such_config(path))
         cfg = Config.fromfile(path)
     elif isinstance(meta.get('cfg'), str):
         try:

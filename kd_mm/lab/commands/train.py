@@ -1,6 +1,6 @@
 """Train an mmdet or mmseg config, with or without distillation.
 
-    kd-mm train configs/det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py
+    kd-mm train configs/det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py
     kd-mm train CONFIG --cfg-options data_root=/data/coco train_dataloader.batch_size=4
 
 The hosts' own tools/train.py train the same configs.  This one knows both hosts, looks for the data before anything
@@ -21,8 +21,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.models import scope_of_config
+from kd_mm.hosts.renamed import no_such_config
 from kd_mm.lab.commands import fail
-from kd_mm.lab.configs import apply_options, faults
+from kd_mm.lab.configs import apply_options, faults, read_file
 from kd_mm.ops.problems import ConfigProblems
 
 HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
@@ -62,8 +63,11 @@ def prepare_args(args: argparse.Namespace) -> argparse.Namespace:
 def load_config(args: argparse.Namespace) -> Config:
     """The config of the command line, with its options applied, its host checked and its work dir set."""
     if not osp.isfile(args.config):
-        fail(f'no such config: {args.config} (looked at {osp.abspath(args.config)})')
-    cfg = Config.fromfile(args.config)
+        fail(no_such_config(args.config))
+    try:
+        cfg = read_file(args.config)
+    except FileNotFoundError as error:
+        fail(str(error))
     options = args.cfg_options or {}
     old_root = cfg.get('data_root')
     try:
