@@ -74,7 +74,7 @@ class Likeness:
             if isinstance(student, MaskQueryView):
                 return same_class(*grid((label_scores(student), label_scores(teacher)), PIXELS))
             pairs = list(zip(student, teacher))
-            if _are_classes(term, pairs):
+            if are_classes(term, pairs):
                 return self._of_classes(term, pairs)
             return mean([of_features(*pair) for pair in pairs])
 
@@ -87,10 +87,10 @@ class Likeness:
             return mean([judge(*grid(pair, PIXELS)) for pair in pairs])
         if any(student.shape != teacher.shape for student, teacher in pairs):
             return mean([of_features(*pair) for pair in pairs])
-        meaning = _meanings(term)[0]
-        if meaning is None or meaning.sigmoid is not False:
+        if independent(term):
             return same_best(*zip(*pairs))
-        rows = [[level.permute(0, 2, 3, 1).reshape(-1, meaning.width) for level in pair] for pair in pairs]
+        width = _meanings(term)[0].width  # type: ignore[union-attr]
+        rows = [[level.permute(0, 2, 3, 1).reshape(-1, width) for level in pair] for pair in pairs]
         return mean([same_class(*pair) for pair in rows])
 
 
@@ -128,7 +128,7 @@ def _meanings(term: Term) -> List[Optional[Meaning]]:
     return [meaning for side in ('student', 'teacher') for meaning in term.reader.meanings[side].values()] or [None]
 
 
-def _are_classes(term: Term, pairs: Sequence[Pair]) -> bool:
+def are_classes(term: Term, pairs: Sequence[Pair]) -> bool:
     """Whether a term compares class logits, whatever its loss: CWD and its like take features, too."""
     if term.shared is not None:
         said = term.shared in ('@roi_logits', '@rpn_logits')
@@ -138,3 +138,9 @@ def _are_classes(term: Term, pairs: Sequence[Pair]) -> bool:
             term.loss.logits and known == [None])
     return bool(said) and all(s.dim() == t.dim() and s.dim() in (2, 4) and s.shape[1] == t.shape[1] and len(s)
                               for s, t in pairs)
+
+
+def independent(term: Term) -> bool:
+    """Whether the class logits of a term have a sigmoid each, or nothing is known of them."""
+    meaning = _meanings(term)[0]
+    return meaning is None or meaning.sigmoid is not False
