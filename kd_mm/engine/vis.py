@@ -284,7 +284,8 @@ def sheet(title: str, tops: Sequence[Tuple[str, Optional[np.ndarray]]], levels: 
         low, high = drawing.limits(list(level.maps.values()))
         scale = f'both models in one scale, dark {low:.3g}, bright {high:.3g}'
         rows.append(drawing.text_line(f'{level.title}: {level.what}; {scale}', WIDTH, bold=True))
-        tiles = [drawing.tile(drawing.in_colours(values, low, high), (height, TILE), caption)
+        tiles = [drawing.tile(drawing.in_colours(values, low, high), (height, TILE),
+                              f'{caption}, mean {np.nanmean(values):.3g}')
                  for caption, values in level.maps.items()]
         for caption, values in level.others.items():
             top = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
