@@ -12,10 +12,12 @@ __version__ = '0.1.0'
 if TYPE_CHECKING:
     from kd_mm.engine.distiller import Distiller
     from kd_mm.engine.hook import DistillHook
+    from kd_mm.engine.vis import DistillVisHook
     from kd_mm.registry import build
 
-__all__ = ['DistillHook', 'Distiller', '__version__', 'build']
-_DOOR = {'DistillHook': 'kd_mm.engine.hook', 'Distiller': 'kd_mm.engine.distiller', 'build': 'kd_mm.registry'}
+__all__ = ['DistillHook', 'DistillVisHook', 'Distiller', '__version__', 'build']
+_DOOR = {'DistillHook': 'kd_mm.engine.hook', 'DistillVisHook': 'kd_mm.engine.vis',
+         'Distiller': 'kd_mm.engine.distiller', 'build': 'kd_mm.registry'}
 
 
 def __getattr__(name: str) -> Any:

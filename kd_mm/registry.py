@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS as ENGINE_HOOKS
 from mmengine.registry import MODELS as ENGINE_MODELS
 from mmengine.registry import Registry
 
-HOOKS = Registry('hook', parent=ENGINE_HOOKS, scope='kd_mm', locations=['kd_mm.engine.hook'])
+HOOKS = Registry('hook', parent=ENGINE_HOOKS, scope='kd_mm', locations=['kd_mm.engine.hook', 'kd_mm.engine.vis'])
 MODELS = Registry(
     'model',
     parent=ENGINE_MODELS,

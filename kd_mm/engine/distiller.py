@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kd_mm.engine.agreement import Agreement
 from kd_mm.engine.attach import attach
 from kd_mm.engine.balance import Balance, tasks_of
+from kd_mm.engine.likeness import Likeness
 from kd_mm.engine.preflight import Preflight, taken
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.shares import GradientShares
@@ -61,6 +62,8 @@ class Distiller(nn.Module):
         scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
         max_steps: iterations of the whole training, 0 if unknown; schedules that count from the end need it.
         folder: that of the student's config: relative paths of teachers are looked for there after the current folder.
+        agreement: every so many iterations it is measured how alike student and teacher are, see
+            :class:`kd_mm.engine.likeness.Likeness`; :meth:`after_step` gives it. Default 0: never.
 
     Raises:
         ValueError: the configuration is wrong; all problems in one message.
@@ -72,7 +75,7 @@ class Distiller(nn.Module):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, seed: int = 0, speed: Any = AUTO,
                  classes: Optional[Sequence[str]] = None, scope: Optional[str] = None, max_steps: int = 0,
-                 folder: Optional[str] = None):
+                 folder: Optional[str] = None, agreement: int = 0):
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
@@ -82,6 +85,7 @@ class Distiller(nn.Module):
         self._handles: List[Any] = []
         self.watch = Watch()
         self.balance = Balance()
+        self.likeness = Likeness(agreement, task_of(student) == 'segmentation')
         self._log: Dict[str, Tensor] = {}
         self.terms = nn.ModuleDict()
         self.problems = Problems()
@@ -349,7 +353,10 @@ class Distiller(nn.Module):
 
     def end(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         """The student's loss dict with the distillation terms; called after its training forward."""
-        found = [evaluation for _, evaluation in self.evaluate()]
+        pairs = self.evaluate()
+        found = [evaluation for _, evaluation in pairs]
+        if self.likeness.due(self.step):
+            self._log.update(self.likeness.measure([comparison for comparison, _ in pairs]))
         self.watch.gradients(self.current, found)
         found = self.weigh(losses, found)
         result = self.add(losses, found)
@@ -422,8 +429,9 @@ class Distiller(nn.Module):
 
         Returns:
             Numbers for the log that are no losses of the step: what they minimise (``kd_opponent_<name>``, summed over
-            the levels of a term), the parts of each term (``loss_fgd/fg``), and the share of the task's pull that was
-            measured last for a weight of ``'auto'`` (``kd_share_<name>``).
+            the levels of a term), the parts of each term (``loss_fgd/fg``), the share of the task's pull that was
+            measured last for a weight of ``'auto'`` (``kd_share_<name>``), and in some iterations how alike the two
+            models are (``kd_agree_<name>``).
         """
         result: Dict[str, Tensor] = {}
         for term in self.all_terms():

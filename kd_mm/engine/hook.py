@@ -60,6 +60,9 @@ class DistillHook(Hook):
             what was taken. ``'exact'``: the host's own forward, bit for bit. ``'tune'``: forms are tried in the first
             steps and the fastest is kept. Or a dict of what is wanted, see
             :class:`kd_mm.teachers.speed.Speed`, for example ``dict(fold=True, precision='bf16')``.
+        agreement: every so many iterations, and in the first one, the log says how alike student and teacher are at
+            the taps of each loss (``kd_agree_<name>``, see :class:`kd_mm.engine.likeness.Likeness`). Default 50, as
+            often as the hosts log; 0 for never. It changes nothing of the training.
 
     Raises:
         ValueError: (before the first step) the configuration is wrong; all problems in one message.
@@ -72,16 +75,17 @@ class DistillHook(Hook):
     def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
-                 adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO):
+                 adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50):
         problems = Problems()
         for fault in argument_faults(dict(
                 teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,
-                adapter_decay_mult=adapter_decay_mult, seed=seed)).values():
+                adapter_decay_mult=adapter_decay_mult, seed=seed, agreement=agreement)).values():
             problems.add(fault)
         problems.raise_any()
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
-            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed)
+            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed,
+            agreement=agreement)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.distiller: Optional[Distiller] = None
         self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start
@@ -340,6 +344,7 @@ def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
     check('adapter_lr_mult', from_zero)
     check('adapter_decay_mult', from_zero)
     check('seed', lambda owner, name, value: whole(owner, name, value, None))
+    check('agreement', lambda owner, name, value: whole(owner, name, value, 0))
     check('inherit', _module_paths)
     check('teachers', _strict_of_each)
     return faults

@@ -83,7 +83,8 @@ class Bench:
         if arguments.get('teachers') is not None or not _is_model(arguments.get('teacher')):
             raise ValueError('the cost is measured for one teacher with a model of its own; this config has several '
                              "teachers, or teacher='self'")
-        self.distiller = make_distiller(self.cfg, self.student, dict(arguments, teacher_ckpt=RANDOM))
+        self.distiller = make_distiller(self.cfg, self.student, dict(
+            arguments, teacher_ckpt=RANDOM, agreement=0))  # measured by itself: not in every step
         self.distiller.train()
         self.distiller.step = probe_step(self.distiller)
         assert self.distiller.teacher is not None
@@ -339,6 +340,13 @@ class Bench:
         return [dict(name=term.name, method=type(term.loss).__name__, **self.terms_cost([term.name], recording, steps))
                 for term in self.distiller.active_terms()]
 
+    def agreement_ms(self, steps: int) -> float:
+        """Median milliseconds of one measurement of how alike both models are (``kd_agree_...`` of the log)."""
+        recording, likeness = self.record(), self.distiller.likeness
+        found = self.distiller.current.read(self.distiller.active_terms(), recording.records, recording.batch)
+        likeness.measure(found)  # the warm-up
+        return self._medians(lambda: [self._time(likeness.measure, found)], steps)[0]
+
     def peak_memory(self, with_kd: bool) -> Optional[int]:
         """Highest number of bytes held by tensors during one step; None where it cannot be measured.
 
@@ -447,6 +455,7 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
         times = bench.times(steps)
         kd_bytes = bench.peak_memory(with_kd=True)
         terms = bench.term_costs(steps)
+        every, alike = int(arguments['agreement']), bench.agreement_ms(steps)
     medians = {name: statistics.median(values) for name, values in times.items()}
     fastest = {name: min(values) for name, values in times.items()}
     base = medians['plain_step'] + medians['needed_teacher']
@@ -467,4 +476,5 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
         'peak_memory': {
             'plain_bytes': plain_bytes, 'kd_bytes': kd_bytes,
             'what': 'torch.cuda.max_memory_allocated' if cuda else 'resident tensors and peak allocations of a step'},
+        'agreement': {'every': every, 'ms': alike, 'share': alike / every / medians['kd_step'] if every else 0.0},
         'terms': terms}

@@ -207,6 +207,11 @@ class Teacher:
                 image[index, :, :, w:] = target.pad_value
         return image
 
+    def prepared(self, inputs: Tensor, batch: KDBatch) -> Tensor:
+        """The student's batch as this teacher takes it: :meth:`renormalise`, and its own size."""
+        images = self.renormalise(inputs, batch)
+        return images if self.size is None else resize(images, self.size)
+
     def check_eval(self) -> None:
         """Put back any module that something switched to training mode."""
         for module in self._modules:
@@ -227,9 +232,7 @@ class Teacher:
         """
         self.check_eval()
         self.runs += 1
-        images = self.renormalise(inputs, batch)
-        if self.size is not None:
-            images = resize(images, self.size)
+        images = self.prepared(inputs, batch)
         if full:
             self.fast.dry(images, data_samples, taps, partial(self._forward, full=True))
         else:

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from stock import detector, hook, teacher_of, train
+import torch
+from stock import detector, hook, same, segmentor, teacher_of, train, weights
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.hook import DistillHook
 from kd_mm.engine.preflight import random_data
 from kd_mm.hosts.models import build_model, load_config
 
@@ -16,6 +18,11 @@ PARTS = ('fg', 'bg', 'mask', 'rela')
 @pytest.fixture
 def det(coco_root, tmp_path):
     return detector(coco_root, tmp_path / 'work')
+
+
+@pytest.fixture
+def seg(cityscapes_root, tmp_path):
+    return segmentor(cityscapes_root, tmp_path / 'work')
 
 
 def test_the_parts_of_a_term_are_logged_and_counted_once(det):
@@ -75,3 +82,55 @@ def test_what_is_logged_holds_no_graph(det):
     assert all(value.shape == () and not value.requires_grad for value in found.values())
     assert not kd.after_step()  # told once
     kd.detach()
+
+
+def test_agreement_reaches_every_backend_of_the_visualizer_and_changes_nothing(det):
+    """Also of the log; weights, losses and the random numbers after the training are those without it."""
+    det.train_cfg.max_iters = 3
+    losses = dict(loss_fgd=dict(type='FGDLoss', at='neck'),
+                  loss_logit=dict(type='SigmoidKDLoss', at='bbox_head.retina_cls'))
+    found = []
+    for every in (2, 0):
+        det.work_dir = str(Path(det.work_dir).with_name(f'agree_{every}'))
+        runner, record = train(det, [hook(teacher_of(det), losses, agreement=every)])
+        found.append((runner, record, torch.get_rng_state()))
+    (runner, record, state), (plain, plain_record, plain_state) = found
+    assert same(weights(runner), weights(plain)) and torch.equal(state, plain_state)
+    assert record.losses == plain_record.losses
+    for name in ('kd_agree_fgd', 'kd_agree_logit'):
+        values, counts = runner.message_hub.get_scalar(f'train/{name}').data
+        assert len(values) == 2 and counts.tolist() == [1, 1]  # the first iteration, and the second
+        assert all(-1 <= value <= 1 for value in values) and f'train/{name}' not in plain.message_hub.log_scalars
+    file = next(Path(runner.work_dir).glob('*/vis_data/scalars.json'))
+    line = json.loads(file.read_text().splitlines()[-1])
+    for name in ('loss_fgd/fg', 'kd_weight_fgd', 'kd_task_ratio', 'kd_agree_fgd', 'kd_agree_logit'):
+        assert isinstance(line[name], float), name
+
+
+def test_a_copy_of_the_teacher_agrees_with_it(seg):
+    """By features, by class logits of pixels, and where levels differ in width only the features."""
+    losses = dict(loss_logits=dict(type='CWDLoss', at='decode_head.conv_seg'),
+                  loss_features=dict(type='PKDLoss', at='backbone', levels=[2, 3]))
+    numbers = []
+    for teacher in (dict(teacher='student'), dict(teacher=teacher_of(seg))):
+        student = build_model(load_config(seg.to_dict())[0], seg.default_scope)
+        student.init_weights()
+        kd = Distiller(student, losses=losses, scope='mmseg', agreement=1, **dict(teacher, teacher_ckpt='random'))
+        if teacher['teacher'] == 'student':
+            kd.teacher.model.load_state_dict(student.state_dict())
+        student.train()
+        for module in student.modules():
+            if isinstance(module, (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)):
+                module.eval()
+        kd.attach()
+        student(**random_data(student, (64, 64)), mode='loss')
+        numbers.append({name: float(value) for name, value in kd.after_step().items() if 'agree' in name})
+        kd.detach()
+    assert numbers[0] == pytest.approx(dict(kd_agree_logits=1.0, kd_agree_features=1.0), abs=1e-4)
+    assert numbers[1]['kd_agree_logits'] < 0.9 and numbers[1]['kd_agree_features'] < 0.9
+
+
+@pytest.mark.parametrize('value', [-1, 1.5, 'often', True])
+def test_a_wrong_interval_is_refused(value):
+    with pytest.raises(ValueError, match='agreement='):
+        DistillHook(teacher='self', losses={}, agreement=value)

@@ -71,10 +71,14 @@ def print_result(result: Dict[str, Any]) -> None:
         peak = '-' if term['peak_bytes'] is None else f'{term["peak_bytes"] / 2**20:.1f}'
         print(f'{term["name"]:<16}{term["forward_ms"]:>10.2f}{term["backward_ms"]:>10.2f}{term["opponent_ms"]:>10.2f}'
               f'{peak:>10}{term["flops"] / 1e9:>10.2f}   {term["method"]}')
+    alike = result['agreement']
+    print(f'\nagreement       {alike["ms"]:.2f} ms to measure how alike the models are, '
+          + (f'every {alike["every"]} steps: {100 * alike["share"]:.3f} % of a KD step' if alike['every'] else
+             'which this config never does (agreement=0)'))
     memory = result['peak_memory']
     texts = ['not measured' if memory[key] is None else f'{memory[key] / 2**20:.1f} MiB'
              for key in ('plain_bytes', 'kd_bytes')]
-    print(f'\npeak memory     {texts[0]} without, {texts[1]} with distillation ({memory["what"]})')
+    print(f'peak memory     {texts[0]} without, {texts[1]} with distillation ({memory["what"]})')
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
