@@ -34,7 +34,7 @@ pytest.register_assert_rewrite('tensors', 'stock')
 
 
 def pytest_collection_finish():
-    """A data set of the hosts collects garbage when it is made: not that of all modules and tests, a million objects."""
+    """A data set of the hosts collects garbage when it is made; modules and tests, a million objects, are none."""
     gc.collect()
     gc.freeze()
 
