@@ -4,14 +4,18 @@ Data are real files in COCO and Cityscapes layout, written once a session; model
 narrowed by overrides.
 """
 
+import gc
 import json
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import mmengine.config.config
 import mmengine.model.base_module
 import mmengine.model.weight_init
+import mmengine.runner.loops
 import numpy as np
 import pytest
 import torch
@@ -22,9 +26,17 @@ torch.set_num_threads(int(os.environ.get('KD_MM_TEST_THREADS', '1')))
 mmengine.config.config.FormatCode = lambda text, **_: (text, True)
 # For the log, mmengine notes the mean of every parameter after each of its initialisers: a fifth of a model's set-up.
 mmengine.model.base_module.update_init_info = mmengine.model.weight_init.update_init_info = lambda *_, **__: None
+# At the end of its data the loop over iterations waits 2 s for the processes that load them; here there are none.
+mmengine.runner.loops.time = SimpleNamespace(**{**vars(time), 'sleep': lambda seconds: None})
 CLASSES = ('square', 'disc')
 # Their asserts show values too, as those of test files do.
 pytest.register_assert_rewrite('tensors', 'stock')
+
+
+def pytest_collection_finish():
+    """A data set of the hosts collects garbage when it is made; modules and tests, a million objects, are none."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_coco(root: Path, images: int = 8, size=(64, 64), seed: int = 0, empty: int = 1) -> Path:

@@ -52,7 +52,7 @@ def main(out):
     distributed.average_gradients(parameters)
     torch.save(dict(loss=mini.detach(), grad=leaf.grad, queues=memory.queues.state_dict(), message=message,
                     states=states, averaged=[parameter.grad for parameter in parameters]),
-               f'{out}_{rank}.pth')
+               f'{out}_rank{rank}.pth')
     dist.destroy_process_group()
 
 

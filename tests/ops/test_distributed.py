@@ -1,14 +1,11 @@
 """Two processes over gloo against one on the joined batch."""
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run
 
 from kd_mm.ops import distributed
 from kd_mm.registry import build
@@ -18,20 +15,8 @@ WORKER = Path(__file__).resolve().parents[1] / 'helpers' / 'distributed_worker.p
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
-    out = tmp_path_factory.mktemp('ranks') / 'rank'
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        environment = dict(os.environ, RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                           PYTHONPATH=str(WORKER.parents[2]))
-        processes.append(subprocess.Popen([sys.executable, str(WORKER), str(out)], env=environment,
-                                          stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-3000:]
-    return [torch.load(f'{out}_{rank}.pth', weights_only=True) for rank in range(2)]
+    out = tmp_path_factory.mktemp('ranks') / 'two'
+    return run([str(WORKER), str(out)], out, 2)
 
 
 def worker_module():
