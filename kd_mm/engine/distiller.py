@@ -24,6 +24,7 @@ from kd_mm.engine.watch import Watch
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.swap import Swap
+from kd_mm.hosts.versions import require
 from kd_mm.hosts.weights import inherit_weights
 from kd_mm.losses.base.loss import Adversarial, opponents_of
 from kd_mm.losses.base.opponent import Opponent
@@ -76,6 +77,7 @@ class Distiller(nn.Module):
                  task_loss_weight: float = 1.0, seed: int = 0, speed: Any = AUTO,
                  classes: Optional[Sequence[str]] = None, scope: Optional[str] = None, max_steps: int = 0,
                  folder: Optional[str] = None, agreement: int = 0):
+        require()
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight

@@ -16,6 +16,7 @@ from kd_mm.engine.resume import SIDE_KEY, restore, side_state
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names
+from kd_mm.hosts.versions import require
 from kd_mm.ops.checks import boolean, from_zero, whole
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import HOOKS
@@ -65,6 +66,7 @@ class DistillHook(Hook):
             often as the hosts log; 0 for never. It changes nothing of the training.
 
     Raises:
+        ImportError: a version of torch, mmengine, mmcv or a host that kd_mm does not work with.
         ValueError: (before the first step) the configuration is wrong; all problems in one message.
         RuntimeError: (before the first step) a Runner or optimizer that is not supported.
     """
@@ -76,6 +78,7 @@ class DistillHook(Hook):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50):
+        require()
         problems = Problems()
         for fault in argument_faults(dict(
                 teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,

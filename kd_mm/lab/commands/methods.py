@@ -41,9 +41,10 @@ def needs(cls: Type[Any]) -> List[str]:
 
 
 def configs_folder() -> Optional[Path]:
-    """The repository's ``configs``, where there is a checkout."""
-    folder = Path(kd_mm.__file__).resolve().parents[1] / 'configs'
-    return folder if (folder / 'benchmark').is_dir() else None
+    """The folder with the tables: of an installation, or of a checkout."""
+    package = Path(kd_mm.__file__).resolve().parent
+    return next((folder for folder in (package / '.mim' / 'configs', package.parent / 'configs')
+                 if (folder / 'det' / 'benchmark.json').is_file()), None)
 
 
 def ranks() -> Dict[str, Dict[str, str]]:

@@ -22,6 +22,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.models import scope_of_config
 from kd_mm.hosts.renamed import no_such_config
+from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import fail
 from kd_mm.lab.configs import apply_options, faults, read_file
 from kd_mm.ops.problems import ConfigProblems
@@ -62,9 +63,10 @@ def prepare_args(args: argparse.Namespace) -> argparse.Namespace:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config of the command line, with its options applied, its host checked and its work dir set."""
-    if not osp.isfile(args.config):
-        fail(no_such_config(args.config))
     try:
+        args.config = str(zoo_config(args.config)) if '::' in args.config else args.config
+        if not osp.isfile(args.config):
+            fail(no_such_config(args.config))
         cfg = read_file(args.config)
     except FileNotFoundError as error:
         fail(str(error))
