@@ -149,7 +149,9 @@ class Step:
 
     def batch_of(self, inputs: Tensor, data_samples: Any) -> KDBatch:
         """The facts of a batch, as losses and regions see them."""
-        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=Samples(data_samples or ())),
+        # A model of nobody's may take its labels as one tensor: then there are no samples to ask.
+        samples = () if data_samples is None or isinstance(data_samples, Tensor) else data_samples
+        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=Samples(samples)),
                        StepInfo(self.number, self.max_steps, self.seed))
 
     # ------------------------------------------------------------------ before the student's forward
