@@ -1,5 +1,6 @@
 """Distillation configs: read, look for mistakes, make them run without downloads."""
 
+import ast
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -8,6 +9,7 @@ from urllib.parse import urlparse
 import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS as ENGINE_HOOKS
+from mmengine.utils import get_installed_path
 from torch import nn
 
 from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, listed, other_runner
@@ -136,7 +138,7 @@ def dropped_hooks(cfg: Config) -> List[str]:
 
     mmengine merges dicts and replaces lists, so a child that writes ``custom_hooks`` to add one hook loses those of
     its base.  Every file of the ``_base_`` chain is looked at, except those that a host ships: what they leave out is
-    left out on purpose.  Configs in the ``read_base()`` style are not followed.
+    left out on purpose.
     """
     final = _hook_types(cfg)
     sentences: List[str] = []
@@ -158,12 +160,27 @@ def dropped_hooks(cfg: Config) -> List[str]:
 
 
 def _base_files(file: str) -> List[str]:
-    """Paths of the files that ``file`` names in ``_base_``."""
+    """Paths of the files that ``file`` names in ``_base_`` or imports under ``read_base()``."""
     if file.endswith('.py') and Config._is_lazy_import(file):
-        return []
+        return _imported_bases(file)
     names = [name for name in Config._get_base_files(file) if isinstance(name, str)]
     return [str(zoo_config(name)) if '::' in name else os.path.join(os.path.dirname(file), name)
             for name in names]
+
+
+def _imported_bases(file: str) -> List[str]:
+    """Paths of the files that a pure-Python config imports under ``read_base()``; found as mmengine finds them."""
+    found = []
+    for block in ast.parse(Path(file).read_text(encoding='utf-8')).body:
+        for line in block.body if isinstance(block, ast.With) else ():
+            if isinstance(line, ast.ImportFrom) and line.module:
+                parts = line.module.split('.')
+                if line.level:
+                    root = Path(file).resolve().parents[line.level - 1]
+                else:
+                    root = Path(get_installed_path(parts.pop(0)))
+                found.append(f'{root.joinpath(*parts)}.py')
+    return found
 
 
 def _read_quietly(file: str) -> Config:
@@ -175,8 +192,9 @@ def _read_quietly(file: str) -> Config:
 
 def _is_installed(file: str) -> bool:
     """Whether a host ships this file."""
-    roots = [package_folder(host) for host in HOSTS]
-    return any(root is not None and root.resolve() in Path(file).resolve().parents for root in roots)
+    roots = [root for root in map(package_folder, HOSTS) if root is not None]
+    roots += [root.parent for root in roots if root.name == '.mim']  # pure-Python ones are in the package itself
+    return any(root.resolve() in Path(file).resolve().parents for root in roots)
 
 
 def _short(file: str) -> str:
