@@ -2,12 +2,14 @@
 
     kd-mm check configs/det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py
     kd-mm check CONFIG --teacher-random --shape 256 256
+    kd-mm check CONFIG --plot weights.png
 
 Opens no data set, needs no GPU and downloads nothing: teacher weights that are not on this machine are replaced by
 random ones, and the report says so.  The exit status is 1 if there is a problem.
 """
 
 import argparse
+import os
 import sys
 from typing import Optional, Sequence
 
@@ -16,7 +18,8 @@ from mmengine.config import Config, DictAction
 from kd_mm.engine.hook import guesses
 from kd_mm.lab import check as inspection
 from kd_mm.lab.commands import program
-from kd_mm.lab.configs import read_config
+from kd_mm.lab.configs import read_config, training_length
+from kd_mm.lab.curves import curves_of, plot
 from kd_mm.lab.observe import shape_text
 from kd_mm.lab.step import StepReport, parameter_count
 
@@ -34,6 +37,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help='size of the random images. Default: 256 256')
     parser.add_argument('--batch', type=int, default=2, help='number of random images. Default: 2')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... Default: cpu')
+    parser.add_argument('--plot', metavar='FILE', help='draw the weights of all losses over the training into this '
+                        'file (.png, .pdf, .svg)')
     return parser.parse_args(argv)
 
 
@@ -90,6 +95,28 @@ def print_step(step: StepReport) -> None:
                 " with this random student; loss_weight='auto' holds it at 1" if term.share > STRONG else ''))
 
 
+def draw(file: str, cfg: Config, report: inspection.Report) -> None:
+    """Draw the weights over the training, and say them in a line each.
+
+    Raises:
+        ValueError: nothing is known of the length of the training, or the file cannot be written.
+    """
+    assert report.distiller is not None
+    length, guessed = training_length(cfg)
+    if not length:
+        raise ValueError('--plot: the config does not say how long it trains (train_cfg with max_iters or max_epochs)')
+    found = curves_of(list(report.distiller.terms.values()), length)  # type: ignore[arg-type]
+    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
+    plot(file, found, os.path.basename(str(cfg.filename)), length // int(epochs) if epochs else None, guessed)
+    print()
+    for curve in found:
+        marks = [curve.steps[min(range(len(curve.steps)), key=lambda i: abs(curve.steps[i] - part * length / 4))]
+                 for part in range(5)]
+        values = dict(zip(curve.steps, curve.values))
+        print_row('weights', f'{curve.label}: ' + ', '.join(f'{values[step]:.4g} at {step}' for step in marks))
+    print_row('curves', file)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
@@ -110,5 +137,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for number, problem in enumerate(report.problems, 1):
             print(f'  {number}. {problem}')
         return 1
+    if args.plot:
+        try:
+            draw(args.plot, cfg, report)
+        except ValueError as error:
+            print(f'{program()}: {error}', file=sys.stderr)
+            return 1
     print('\nok')
     return 0
