@@ -106,10 +106,10 @@ def plot(file: str, curves: Sequence[Curve], title: str, epoch: Optional[int] = 
         chosen = [curve for curve in curves if curve.measured == kind]
         for curve in chosen:
             axis.plot([step / epoch if epoch else step for step in curve.steps], curve.values, label=curve.label)
-        positive = [value for curve in chosen for value in curve.values if value > 0]
-        if positive and max(max(curve.values) for curve in chosen) > 30 * min(
-                max(curve.values) for curve in chosen if max(curve.values) > 0):
-            axis.set_yscale('symlog', linthresh=min(positive))  # weights of different methods differ by far
+        peaks = [peak for curve in chosen if (peak := max(curve.values)) > 0]
+        if peaks and max(peaks) > 30 * min(peaks):  # weights of different methods differ by far
+            axis.set_yscale('symlog', linthresh=min(peaks) / 100)
+            axis.set_ylim(bottom=0)
         else:
             axis.set_ylim(bottom=0)
         axis.set_ylabel("share of the task's pull" if kind else 'loss_weight')

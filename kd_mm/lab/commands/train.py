@@ -23,7 +23,7 @@ from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.models import scope_of_config
 from kd_mm.hosts.renamed import no_such_config
 from kd_mm.lab.commands import fail
-from kd_mm.lab.configs import apply_options, faults, read_file
+from kd_mm.lab.configs import apply_options, faults, hook_entries, read_file
 from kd_mm.ops.problems import ConfigProblems
 
 HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
@@ -42,6 +42,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help='continue from this checkpoint; without a path from the latest one in the work dir')
     parser.add_argument('--overwrite', action='store_true',
                         help='start anew in a work dir that already has checkpoints')
+    parser.add_argument('--score-teacher', action='store_true', help='evaluate the teacher on the validation data '
+                        'before the first step')
     add_shared_arguments(parser)
     return prepare_args(parser.parse_args(argv))
 
@@ -254,6 +256,11 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    if args.score_teacher:
+        entries = hook_entries(cfg)
+        if not entries:
+            fail('--score-teacher: the config has no kd_mm.DistillHook in custom_hooks, so there is no teacher')
+        entries[0]['score_teacher'] = True
     found = faults(cfg)
     if found:
         fail('\n'.join(found))
