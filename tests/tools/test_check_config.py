@@ -1,6 +1,7 @@
 """tools/check_config.py: what it prints for a good config, and that it names all that is wrong with a bad one."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,13 @@ def test_the_weights_over_the_training_are_drawn_before_it(folder, capsys):
     assert 'cannot be written to' in capsys.readouterr().err
     assert TOOL.main([config, *SHAPE, '--plot', str(folder / 'curves.doc')]) == 1
     assert 'curves.doc' in capsys.readouterr().err
+
+
+def test_curves_without_matplotlib(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    config = write(folder, distil({'loss_a': {'type': 'CWDLoss', 'at': 'neck'}}))
+    assert TOOL.main([config, *SHAPE, '--plot', str(folder / 'curves.svg')]) == 1
+    assert 'Install it: pip install matplotlib' in capsys.readouterr().err
 
 
 def test_curves_of_a_training_by_epochs(folder, capsys):

@@ -40,7 +40,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--resume', nargs='?', const='auto',
                         help='continue from this checkpoint; without a path from the latest one in the work dir')
-    parser.add_argument('--overwrite', action='store_true',
+    parser.add_argument('--overwrite', '--force', action='store_true',
                         help='start anew in a work dir that already has checkpoints')
     parser.add_argument('--score-teacher', action='store_true', help='evaluate the teacher on the validation data '
                         'before the first step')
