@@ -13,6 +13,7 @@ from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.resume import SIDE_KEY, restore, side_state
+from kd_mm.engine.score import Scores
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names
@@ -64,6 +65,9 @@ class DistillHook(Hook):
         agreement: every so many iterations, and in the first one, the log says how alike student and teacher are at
             the taps of each loss (``kd_agree_<name>``, see :class:`kd_mm.engine.likeness.Likeness`). Default 50, as
             often as the hosts log; 0 for never. It changes nothing of the training.
+        score_teacher: whether the teachers are evaluated before the first step, in the config's own validation: the
+            scores stand in the log beside those of the student (``teacher_mIoU``), and a student that is as good as
+            its teacher is said. Default False; ``kd-mm distill`` does it by itself.
 
     Raises:
         ImportError: a version of torch, mmengine, mmcv or a host that kd_mm does not work with.
@@ -77,12 +81,14 @@ class DistillHook(Hook):
     def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
-                 adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50):
+                 adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
+                 score_teacher: bool = False):
         require()
         problems = Problems()
         for fault in argument_faults(dict(
                 teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,
-                adapter_decay_mult=adapter_decay_mult, seed=seed, agreement=agreement)).values():
+                adapter_decay_mult=adapter_decay_mult, seed=seed, agreement=agreement,
+                score_teacher=score_teacher)).values():
             problems.add(fault)
         problems.raise_any()
         self.config: Dict[str, Any] = dict(
@@ -90,6 +96,7 @@ class DistillHook(Hook):
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed,
             agreement=agreement)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
+        self.scores: Optional[Scores] = Scores() if score_teacher else None
         self.distiller: Optional[Distiller] = None
         self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start
         self._averaged = False  # whether that checkpoint has an EMAHook's average
@@ -112,6 +119,10 @@ class DistillHook(Hook):
             raise RuntimeError(SEVERAL_OPTIMIZERS)
         if multi_branch(_unwrap(runner.model)):
             raise ValueError(MULTI_BRANCH)
+        if self.scores is not None and runner.val_loop is None:
+            raise ValueError('kd_mm.DistillHook: score_teacher=True evaluates the teacher in the validation of the '
+                             'config, which has none (val_dataloader, val_evaluator, val_cfg). Add it, or leave '
+                             'score_teacher out')
         dataset = runner.train_dataloader.dataset
         if hasattr(dataset, '__len__') and len(dataset) == 0:
             raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
@@ -200,6 +211,9 @@ class DistillHook(Hook):
             teacher.start(self._resumed)
         if self.distiller.peers:
             self.distiller.start_peers(runner.cfg.get('optim_wrapper'), _lr_scale(runner))
+        if self.scores is not None:
+            for name, value in self.scores.measure(self.distiller, runner.val_loop).items():
+                runner.message_hub.update_scalar(f'val/{name}', value)
         self.distiller.attach()
         self.distiller.shares.follow(runner.optim_wrapper.optimizer,
                                      isinstance(runner.train_loop, EpochBasedTrainLoop))
@@ -225,11 +239,19 @@ class DistillHook(Hook):
         if self.distiller is not None:
             self.distiller.shares.end_epoch()
 
+    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
+        """Compare the student with its teachers, where these were scored."""
+        if self.scores is not None and self.distiller is not None:
+            self.scores.compare(metrics)
+
     def after_train(self, runner: Runner) -> None:
         """Leave the student as a stock model."""
         if self.distiller is not None:
             self.distiller.raise_if_not_finite()
             self.distiller.detach()
+            print_log('kd_mm: whether it helped is seen beside a training of the same config and seed without this '
+                      f'hook: kd-mm compare WORK_DIR_WITHOUT {runner.work_dir}. Stock tools and inference take what '
+                      'kd-mm export CHECKPOINT student.pth writes', 'current')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Keep the extras under the side key; the student's ``state_dict`` is not touched."""
@@ -347,6 +369,7 @@ def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
     check('adapter_lr_mult', from_zero)
     check('adapter_decay_mult', from_zero)
     check('seed', lambda owner, name, value: whole(owner, name, value, None))
+    check('score_teacher', boolean)
     check('agreement', lambda owner, name, value: whole(owner, name, value, 0))
     check('inherit', _module_paths)
     check('teachers', _strict_of_each)

@@ -440,7 +440,9 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
     """
     entries = hook_entries(cfg)
     if len(entries) != 1:
-        raise ValueError(f'custom_hooks must have one kd_mm.DistillHook to profile, and has {len(entries)}')
+        mend = ("add dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks, or let kd-mm init write "
+                'the config' if not entries else 'put all losses into one')
+        raise ValueError(f'custom_hooks must have one kd_mm.DistillHook to profile, and has {len(entries)}: {mend}')
     problems = Problems()
     arguments = hook_arguments(entries[0], problems)
     problems.raise_any()
