@@ -93,6 +93,8 @@ class Distiller(nn.Module):
         self.problems = Problems()
         self._skipped: Optional[Swap] = None  # of the student's own loss, where it counts nothing
         self._opened = False
+        #: whether the student's own losses may be left out where they count nothing
+        self.may_skip = True
 
         if not hasattr(losses, 'items') or not losses:
             self.problems.add(f'losses={losses!r}: give a dict of losses, losses=dict(loss_x=dict(type=..., at=...))')
@@ -262,6 +264,12 @@ class Distiller(nn.Module):
         self._wrapper = [wrapper]
         distributed.broadcast(self)
 
+    def move(self, student: nn.Module) -> None:
+        """Go over to another instance of the same student, whose parts may be wrapped: before it is attached."""
+        self.__dict__['student'] = student
+        self.current.move(student)
+        self.shares = GradientShares(student, self.current)
+
     def inherit_weights(self) -> None:
         """Copy the inherited modules from the teacher into the student."""
         assert self.teacher is not None
@@ -326,7 +334,8 @@ class Distiller(nn.Module):
         self.current.teach(inputs, data_samples)
         paths = self.current.listen()
         self._opened = True
-        if self.task_loss_weight == 0 and self.current.active and not set(paths) & set(self._loss_only):
+        alone = self.task_loss_weight == 0 and self.may_skip and self.current.active
+        if alone and not set(paths) & set(self._loss_only):
             self._skip_task_loss(paths)
 
     def _skip_task_loss(self, paths: List[str]) -> None:

@@ -103,6 +103,13 @@ class Step:
         """The model behind a name; the student for names that no teacher has."""
         return self.teachers[name].model if name in self.teachers else self.student
 
+    def move(self, student: nn.Module) -> None:
+        """Go over to another instance of the same student."""
+        self.student = student
+        for (name, _), tap in self.taps.items():
+            if name == STUDENT:
+                tap.move(student)
+
     @staticmethod
     def source_of(term: Term, source: str) -> str:
         """Name of the model behind one of a term's sources."""

@@ -116,6 +116,11 @@ class Tap:
         self._ambiguous: Optional[str] = None
         self._misfit: Optional[str] = None
 
+    def move(self, model: nn.Module) -> None:
+        """Go over to another instance of the same model."""
+        self.clear()
+        self.owner, self.name = resolve(model, self.path, self.side)
+
     def arm(self, input_shape: Optional[Tuple[int, int]] = None) -> None:
         """Start recording, from nothing.
 
