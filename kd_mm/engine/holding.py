@@ -3,9 +3,9 @@
 ==================  ==========================================================================================
 ``Holding``         Runner; FlexibleRunner with SingleDeviceStrategy or DDPStrategy: the student is whole, and its
                     optimizer takes the extras as one more group
-``Shards``          FSDPStrategy: every rank has a part of each weight.  What looks at the whole student (the first pass,
-                    ``inherit``) looks at a plain twin, which is then dropped; the extras are whole on every rank and
-                    have an optimizer of their own
+``Shards``          FSDPStrategy: every rank has a part of each weight.  What looks at the whole student (the first
+                    pass, ``inherit``) looks at a plain twin, which is then dropped; the extras are whole on every rank
+                    and have an optimizer of their own
 ``Engine``          DeepSpeedStrategy with ZeRO-1 or -2: weights are whole, the optimizer is not; the extras have one of
                     their own
 ==================  ==========================================================================================
@@ -71,8 +71,8 @@ def refusal(runner: str, strategy: Optional[Mapping[str, Any]] = None) -> Option
                     "together, so that neither the first pass nor a plain checkpoint can be made. Use stage 1 or 2, or "
                     "strategy=dict(type='FSDPStrategy', state_dict_cfg='full')")
     elif kind not in ('SingleDeviceStrategy', 'DDPStrategy'):
-        return (f'kd_mm.DistillHook: {kind} of FlexibleRunner is not supported: it owns model, optimizer and checkpoint '
-                'in forms of its own. Use SingleDeviceStrategy, DDPStrategy, FSDPStrategy or DeepSpeedStrategy')
+        return (f'kd_mm.DistillHook: {kind} of FlexibleRunner is not supported: it owns model, optimizer and '
+                'checkpoint in forms of its own. Use SingleDeviceStrategy, DDPStrategy, FSDPStrategy or DeepSpeedStrategy')
     return None
 
 
@@ -210,8 +210,8 @@ class Beside(Holding):
         cfg = self.runner.cfg
         wrapper = cfg.get('optim_wrapper')
         return [] if cfg.get('model') and hasattr(wrapper, 'get') and wrapper.get('optimizer') else [
-            f'kd_mm.DistillHook: with {self.word} the optimizer of the extras, and the twin of the student for the first '
-            'pass, are made from the config, and this Runner has none with model and optim_wrapper.optimizer. Use '
+            f'kd_mm.DistillHook: with {self.word} the optimizer of the extras, and the twin of the student for the '
+            'first pass, are made from the config, and this Runner has none with model and optim_wrapper.optimizer. Use '
             'FlexibleRunner.from_cfg(cfg)']
 
     def plain_twin(self, state: Mapping[str, Tensor]) -> nn.Module:
