@@ -334,8 +334,8 @@ class Distiller(nn.Module):
         self.current.teach(inputs, data_samples)
         paths = self.current.listen()
         self._opened = True
-        alone = self.task_loss_weight == 0 and self.may_skip and self.current.active
-        if alone and not set(paths) & set(self._loss_only):
+        if (self.task_loss_weight == 0 and self.may_skip and self.current.active
+                and not set(paths) & set(self._loss_only)):
             self._skip_task_loss(paths)
 
     def _skip_task_loss(self, paths: List[str]) -> None:

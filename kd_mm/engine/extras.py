@@ -1,4 +1,4 @@
-"""How the trainable extras (adapters, generators) are optimized: in the student's optimizer, or beside it."""
+"""How the trainable extras (adapters, generators) are optimized: in a group of the student's optimizer, or beside."""
 
 from typing import Any, Callable, Dict, List, Optional, Sequence
 

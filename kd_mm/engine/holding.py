@@ -4,8 +4,8 @@
 ``Holding``         Runner; FlexibleRunner with SingleDeviceStrategy or DDPStrategy: the student is whole, and its
                     optimizer takes the extras as one more group
 ``Shards``          FSDPStrategy: every rank has a part of each weight.  What looks at the whole student (the first
-                    pass, ``inherit``) looks at a plain twin, which is then dropped; the extras are whole on every rank and
-                    have an optimizer of their own
+                    pass, ``inherit``) looks at a plain twin, which is then dropped; the extras are whole on every rank
+                    and have an optimizer of their own
 ``Engine``          DeepSpeedStrategy with ZeRO-1 or -2: weights are whole, the optimizer is not; the extras have one of
                     their own
 ==================  ==========================================================================================

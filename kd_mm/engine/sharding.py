@@ -1,4 +1,4 @@
-"""Teachers in shards: every rank keeps its part of the weights of each block, and has them whole while it runs."""
+"""Teachers in shards: a rank keeps its part of the weights of each block, and has them whole while the block runs."""
 
 from typing import Any, List, Mapping
 

@@ -12,7 +12,8 @@ from mmengine.registry import HOOKS as ENGINE_HOOKS
 from mmengine.utils import get_installed_path
 from torch import nn
 
-from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, listed, other_runner
+from kd_mm.engine.holding import refusal
+from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, listed
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.hosts.renamed import hint, no_such_config
@@ -226,8 +227,10 @@ def unsupported(cfg: Config) -> List[str]:
     if len(entries) > 1:
         problems.append(listed(len(entries)))
     runner = cfg.get('runner_type')
-    if entries and runner is not None and _type_name(dict(type=runner)) != 'Runner':
-        problems.append(other_runner(_type_name(dict(type=runner))))
+    if entries and runner is not None:
+        strategy = cfg.get('strategy')
+        reason = refusal(_type_name(dict(type=runner)), strategy and dict(strategy, type=_type_name(strategy)))
+        problems += [] if reason is None else [reason]
     wrapper = cfg.get('optim_wrapper') or {}
     if entries and (_type_name(wrapper) == 'OptimWrapperDict' or (wrapper and 'optimizer' not in wrapper and any(
             hasattr(part, 'get') and 'optimizer' in part for part in wrapper.values()))):

@@ -132,11 +132,12 @@ def test_all_problems_are_listed_together(folder, capsys):
 def test_runner_settings_that_are_not_supported(folder):
     entry = distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'}})
     part = "dict(optimizer=dict(type='SGD', lr=0.1))"
-    config = write(folder, f'{entry}, {entry}', extra=f"runner_type = 'FlexibleRunner'\n"
-                   f"optim_wrapper = dict(_delete_=True, constructor='Two', a={part}, b={part})")
+    config = write(folder, f'{entry}, {entry}', extra=(
+                   f"runner_type = 'FlexibleRunner'\nstrategy = dict(type='FSDPStrategy')\n"
+                   f"optim_wrapper = dict(_delete_=True, constructor='Two', a={part}, b={part})"))
     problems = inspection.check(read_config(config), (64, 64)).problems
     assert len(problems) == 3
-    for word in ('2 times', 'FlexibleRunner', 'OptimWrapperDict'):
+    for word in ('2 times', 'FSDPStrategy', 'OptimWrapperDict'):
         assert any(word in problem for problem in problems)
 
 
