@@ -88,7 +88,7 @@ class Likeness:
         if any(student.shape != teacher.shape for student, teacher in pairs):
             return mean([of_features(*pair) for pair in pairs])
         if independent(term):
-            return same_best(*zip(*pairs))
+            return same_best([student for student, _ in pairs], [teacher for _, teacher in pairs])
         width = _meanings(term)[0].width  # type: ignore[union-attr]
         rows = [[level.permute(0, 2, 3, 1).reshape(-1, width) for level in pair] for pair in pairs]
         return mean([same_class(*pair) for pair in rows])

@@ -129,7 +129,7 @@ class DistillVisHook(Hook):
         student = step.student
         yield 'ground truth', self._annotated(runner, canvas, truth(samples[0], size), True)
         batch = step.batch_of(inputs, samples)
-        sides = [('student', student, inputs, None)]
+        sides: List[Tuple[str, Any, Tensor, Optional[List[str]]]] = [('student', student, inputs, None)]
         for name, teacher in step.teachers.items():
             sides.append((step.word(name), teacher.model, teacher.prepared(inputs, batch), teacher.classes))
         for word, model, images, classes in sides[:3]:

@@ -176,7 +176,9 @@ def _lacking(section: Any, error: Exception) -> str:
     missing = [name for name in SECTIONS if name not in content]
     if missing:
         return f' ({file} has no {", ".join(map(repr, missing))}; COCO\'s form has {", ".join(SECTIONS)})'
-    for name in SECTIONS if isinstance(key, str) else ():
+    if not isinstance(key, str):
+        return ''
+    for name in SECTIONS:
         without = [entry for entry in content[name] if isinstance(entry, dict) and key not in entry]
         if without and _usual(name, key):
             return (f' ({len(without)} of {len(content[name])} {name} in {file} have no {key!r}, first: '

@@ -32,6 +32,8 @@ def joined(cityscapes_root, tmp_path_factory):
 @pytest.mark.parametrize('batch, counts', [(2, 1), (1, 2)], ids=['one step', 'accumulated with no_sync'])
 def test_two_processes_equal_one_on_the_joined_batch(cityscapes_root, tmp_path, joined, batch, counts):
     first, second = launch(cityscapes_root, tmp_path / 'two', batch, counts, 2)
+    assert first['alike'] == second['alike'] and list(first['alike']) == ['train/kd_agree_kd', 'train/kd_agree_hint']
+    assert joined['pictures'] == 2 and second['pictures'] in (1, 2)  # one rank writes, before and after the update
     for part in ('student', 'extras'):
         assert first[part].keys() == joined[part].keys()
         for key, value in joined[part].items():

@@ -88,7 +88,14 @@ def test_without_a_validation_there_is_nothing_to_score(coco_root, tmp_path):
         train(cfg, [hook(wide(cfg), losses, score_teacher=True)])
 
 
-def test_the_flag_of_train(cityscapes_root, tmp_path):
+def test_what_train_refuses_before_anything_is_built(cityscapes_root, tmp_path):
     pair = segmentation_pair(tmp_path / 'pair', cityscapes_root, steps=2)
     result = kd_mm('train', pair.student, '--score-teacher', '--work-dir', tmp_path / 'work')
     assert result.exit_code and 'has no kd_mm.DistillHook' in message(result)
+    (tmp_path / 'file').write_text('')
+    result = kd_mm('train', pair.student, '--work-dir', tmp_path / 'file' / 'work')
+    assert result.exit_code and 'cannot be written: ' in message(result) and '--work-dir' in message(result)
+    (tmp_path / 'bare.py').write_text(f'_base_ = {pair.student!r}\ntrain_dataloader = None\n')
+    result = kd_mm('train', tmp_path / 'bare.py', '--work-dir', tmp_path / 'work')
+    assert result.exit_code and 'bare.py has no train_dataloader' in message(result)
+    assert not (tmp_path / 'work').exists()

@@ -10,13 +10,14 @@ import torch
 from conftest import write_coco
 from detrs import batch_of, build_detr
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from stock import detector, hook, same, segmentor, teacher_of, traces, train, weights, wide
 
 from kd_mm import DistillVisHook
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.pictures import Lookout
 from kd_mm.engine.preflight import random_data
-from kd_mm.engine.vis import WIDTH, fixed_images
+from kd_mm.engine.vis import WIDTH, fixed_images, light_copy
 from kd_mm.hosts.models import build_model
 from kd_mm.hosts.zoo import zoo_config
 
@@ -150,6 +151,24 @@ def test_the_pull_is_the_gradient_at_each_cell(det):
     (3.0 * kd.terms['loss_f'].loss.per_level(own, theirs)[0]).backward()
     want = own.grad[0].norm(dim=0).numpy()
     assert np.allclose(levels[0].others['pull'], want[:levels[0].others['pull'].shape[0]], rtol=1e-4)
+
+
+def test_transforms_that_remember_images_do_not_remember_these(det):
+    """With num_workers=0 the loader uses the very same transforms; the annotations are shared, not copied."""
+    import mmdet.datasets  # noqa: F401  (registers)
+    from mmdet.registry import DATASETS
+    section = copy.deepcopy(det.train_dataloader.dataset)
+    section.pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
+    mosaic = dict(type='CachedMosaic', img_scale=(64, 64), max_cached_images=8, random_pop=False)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(dict(type='RepeatDataset', times=2, dataset=dict(
+            type='MultiImageMixDataset', dataset=section, pipeline=[mosaic, dict(type='PackDetInputs')])))
+    student = build_model(Config(dict(model=det.model, default_scope='mmdet')), 'mmdet')
+    inner = dataset.dataset.dataset
+    assert light_copy(dataset).dataset.dataset.data_bytes is inner.data_bytes
+    found = fixed_images(dataset, 2, student)
+    assert len(found) == 2 and found[0][0].dtype == np.uint8 and found[0][1]['inputs'].shape[0] == 1
+    assert dataset.dataset.pipeline[0].results_cache == []
 
 
 def test_wrong_arguments_are_refused_before_the_first_step(det):

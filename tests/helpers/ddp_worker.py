@@ -33,13 +33,18 @@ def main(root, out, batch, counts, launcher):
         model = build_model(Config(teacher), 'mmseg')
         model.init_weights()
     torch.save(dict(state_dict=model.state_dict()), weights)
-    runner = make_runner(cfg, [hook(teacher, losses, teacher_ckpt=weights)])
+    # Pictures too: every rank looks, one draws, and the updates are those without.
+    runner = make_runner(cfg, [hook(teacher, losses, teacher_ckpt=weights),
+                               dict(type='kd_mm.DistillVisHook', images=1)])
     assert runner.distributed == (launcher == 'pytorch')
     # Every rank starts its adapters elsewhere: the hook must bring them together.
     distill_hook(runner).config['seed'] = runner.rank
     runner.train()
     model = runner.model.module if runner.distributed else runner.model
-    torch.save(dict(student=model.state_dict(), extras=distill_hook(runner).distiller.terms.state_dict()),
+    logged = runner.message_hub.log_scalars
+    alike = {name: buffer.data[0].tolist() for name, buffer in logged.items() if 'agree' in name}
+    torch.save(dict(alike=alike, pictures=len(list(Path(runner.work_dir).glob('distill_vis/*.png'))),
+                    student=model.state_dict(), extras=distill_hook(runner).distiller.terms.state_dict()),
                f'{out}_rank{runner.rank}.pth')
 
 

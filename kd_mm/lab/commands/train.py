@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import os
 import os.path as osp
+import tempfile
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -204,6 +205,16 @@ def use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def check_folder(folder: str) -> None:
+    """Refuse a work dir that cannot be written, before anything is built."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fail(f'the work dir {folder} cannot be written: {error}. Give another one with --work-dir')
+
+
 def set_start(cfg: Config, resume: Optional[str], overwrite: bool) -> None:
     """Where training starts from; refuse to mix a new run into the checkpoints of an old one."""
     if resume is not None and resume != 'auto':
@@ -263,10 +274,15 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         if not entries:
             fail('--score-teacher: the config has no kd_mm.DistillHook in custom_hooks, so there is no teacher')
         entries[0]['score_teacher'] = True
+    for part in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not cfg.get(part):
+            fail(f'{args.config} has no {part}: a config without data or schedule cannot be trained. Inherit from a '
+                 "whole one of the host, such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
     found = faults(cfg)
     if found:
         fail('\n'.join(found))
     check_data(cfg, phases(cfg))
+    check_folder(cfg.work_dir)
     set_start(cfg, args.resume, args.overwrite)
     allow_mmengine_checkpoints()
     init_cpu_processes(cfg)
