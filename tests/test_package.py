@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kd_mm.hosts.shipped import folder, inherit, live, merged
 from kd_mm.hosts.versions import INDEX, RANGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +55,7 @@ print(kd_mm.__file__)
 '''
 
 
-def run(folder, *command, path=(), code=None):
+def run(place, *command, path=(), code=None):
     """A process that sees the packages of this environment and, before them, those of the folders in ``path``."""
     if code is None:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, path)), OMP_NUM_THREADS='1')
@@ -64,20 +65,20 @@ def run(folder, *command, path=(), code=None):
         site = [str(Path(pytest.__file__).resolve().parents[1])]
         start = f'import site, sys; [site.addsitedir(p) for p in {list(map(str, path))!r}]; sys.path += {site!r}\n'
         command = [sys.executable, '-S', '-W', 'ignore', '-c', start + code, *command]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('source') / 'kd_mm'
+    checkout = tmp_path_factory.mktemp('source') / 'kd_mm'
     for name in ('kd_mm', 'configs', 'tools', 'examples'):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns('__pycache__'))
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith('.'):
-            shutil.copy(path, folder)
-    return folder
+            shutil.copy(path, checkout)
+    return checkout
 
 
 def build(source, kind, out):
@@ -155,6 +156,16 @@ def test_a_wheel_from_the_sdist_is_the_same(source, wheel, tmp_path):
     again = build(next((tmp_path / 'unpacked').iterdir()), 'wheel', tmp_path / 'wheel')
     with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
         assert sorted(first.namelist()) == sorted(second.namelist())
+
+
+def test_a_base_by_a_function_merges_as_a_base(tmp_path):
+    (tmp_path / 'base.py').write_text("model = dict(a=dict(x=1, y=2), b=dict(z=3))\nsteps = [1, 2]\n")
+    own = "model = dict(a=dict(y=5), b=dict(_delete_=True, w=1))\nsteps = [3]\nname = 'mine'\n"
+    (tmp_path / 'child.py').write_text("_base_ = './base.py'\n" + own)
+    variables = {'__file__': 'x', 'LazyObject': None}
+    exec(own, variables)
+    assert merged(variables, inherit([str(tmp_path / 'base.py')], 'det')) == live(str(tmp_path / 'child.py'))
+    assert Path(folder('det')).name == 'det'
 
 
 def test_the_extras_name_the_versions_that_are_checked():

@@ -30,7 +30,7 @@ def hook_of(path: Path) -> Tuple[str, List[str]]:
         if isinstance(node, ast.Call):
             entry = {keyword.arg: keyword.value for keyword in node.keywords}
             if 'teacher' in entry and 'losses' in entry:
-                losses = [loss.value.value for inner in ast.walk(entry['losses']) if isinstance(inner, ast.keyword)
+                losses = [str(loss.value.value) for inner in ast.walk(entry['losses']) if isinstance(inner, ast.keyword)
                           and (inner.arg or '').startswith('loss_') and isinstance(inner.value, ast.Call)
                           for loss in inner.value.keywords
                           if loss.arg == 'type' and isinstance(loss.value, ast.Constant)]

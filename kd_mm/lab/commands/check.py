@@ -32,7 +32,7 @@ STRONG = 10.0
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file, or the name of an installed one (mmdet::...)')
+    parser.add_argument('config', help='config file, or the name of an installed one (mmdet::..., kd_mm::NAME)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         help='change settings of the config: KEY=VALUE ...')
     parser.add_argument('--teacher-random', action='store_true', help='random teacher weights, whatever the config has')

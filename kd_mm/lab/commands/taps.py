@@ -28,7 +28,7 @@ from kd_mm.teachers.sources import SELF, build_teachers
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file, or the name of an installed one (mmdet::...)')
+    parser.add_argument('config', help='config file, or the name of an installed one (mmdet::..., kd_mm::NAME)')
     parser.add_argument('--filter', help="only paths with this in them; with wildcards, paths that fit: 'neck.*'")
     parser.add_argument('--teacher', nargs='?', const='', metavar='NAME',
                         help="the teacher of the config's distillation hook; of several the one of this name")

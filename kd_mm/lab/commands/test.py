@@ -31,7 +31,7 @@ from kd_mm.lab.commands.train import (
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or kd_mm::NAME for one that we ship')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--work-dir', help='folder for the log and the metrics. Default: as in tools/train.py')
     parser.add_argument('--out', help='keep the predictions: a .pkl file (mmdet) or a folder for label maps (mmseg)')

@@ -35,7 +35,7 @@ CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or kd_mm::NAME for one that we ship')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints. Default: the config\'s work_dir, else '
                         './work_dirs/ and the path of the config below its `configs` folder')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
