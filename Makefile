@@ -1,6 +1,8 @@
 # make demo      the main job on generated data: teacher, plain student, distilled student, for both tasks
 # make test      lint, types and all tests; then the examples and some tests again without the processor's own kernels
 # make sweep     distillation with every family of the hosts; writes tests/compat.json and configs/README.md
+# make gpu       what depends on the device: promises, mixed precision, streams, memory, DDP, cost; needs a torch with
+#                CUDA and an mmcv that is compiled for it (CONTRIBUTING.md, "On a GPU"), and makes its CPU part without
 # Each sets everything up by themselves on a fresh machine (.venv; about ten minutes, once).
 #
 # STACK=onedl    the maintained forks of the hosts instead of the published ones
@@ -20,7 +22,7 @@ RUN := $(VENV)/bin/python
 MEASURE := $(filter-out 0,$(COVERAGE))
 PLAIN := tests/test_examples.py tests/ops/test_functional.py tests/regions tests/adapters tests/test_golden.py
 
-.PHONY: demo test sweep lint env clean
+.PHONY: demo test sweep gpu lint env clean
 
 env:
 	@$(PYTHON) tools/dev/setup_env.py --stack $(STACK)
@@ -34,6 +36,9 @@ lint: env
 
 sweep: env
 	@$(RUN) tools/studies/sweep.py $(ARGS)
+
+gpu: env
+	@$(RUN) tools/dev/gpu_check.py $(ARGS)
 
 test: lint
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(if $(MEASURE),--cov=kd_mm --cov-report=) $(ARGS)

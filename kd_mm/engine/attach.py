@@ -54,7 +54,9 @@ def _before_forward(distiller: Any, module: nn.Module, args: Any, kwargs: Any) -
     # A copy of the student (an EMA model made while attached) carries the hooks too, and is none of our business.
     if module is distiller.student and module.training and mode == 'loss':
         with _precision(inputs):
-            distiller.begin(inputs, data_samples)
+            # Teachers may look at the batch in full precision; what the cast has rounded stays rounded.
+            half = isinstance(inputs, Tensor) and inputs.dtype in HALF
+            distiller.begin(inputs.float() if half else inputs, data_samples)
 
 
 @torch.compiler.disable

@@ -31,6 +31,7 @@ from kd_mm.losses.base.opponent import Opponent
 from kd_mm.ops import distributed
 from kd_mm.ops.problems import Problems
 from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.sources import SELF, build_teachers
 from kd_mm.teachers.speed import AUTO
@@ -268,6 +269,9 @@ class Distiller(nn.Module):
         """Go over to another instance of the same student, whose parts may be wrapped: before it is attached."""
         self.__dict__['student'] = student
         self.current.move(student)
+        for teacher in self.teachers.values():
+            if isinstance(teacher, EMATeacher):
+                teacher.move(student)
         self.shares = GradientShares(student, self.current)
 
     def inherit_weights(self) -> None:

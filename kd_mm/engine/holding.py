@@ -72,7 +72,8 @@ def refusal(runner: str, strategy: Optional[Mapping[str, Any]] = None) -> Option
                     "strategy=dict(type='FSDPStrategy', state_dict_cfg='full')")
     elif kind not in ('SingleDeviceStrategy', 'DDPStrategy'):
         return (f'kd_mm.DistillHook: {kind} of FlexibleRunner is not supported: it owns model, optimizer and '
-                'checkpoint in forms of its own. Use SingleDeviceStrategy, DDPStrategy, FSDPStrategy or DeepSpeedStrategy')
+                'checkpoint in forms of its own. Use SingleDeviceStrategy, DDPStrategy, FSDPStrategy or '
+                'DeepSpeedStrategy')
     return None
 
 
@@ -211,8 +212,8 @@ class Beside(Holding):
         wrapper = cfg.get('optim_wrapper')
         return [] if cfg.get('model') and hasattr(wrapper, 'get') and wrapper.get('optimizer') else [
             f'kd_mm.DistillHook: with {self.word} the optimizer of the extras, and the twin of the student for the '
-            'first pass, are made from the config, and this Runner has none with model and optim_wrapper.optimizer. Use '
-            'FlexibleRunner.from_cfg(cfg)']
+            'first pass, are made from the config, and this Runner has none with model and optim_wrapper.optimizer. '
+            'Use FlexibleRunner.from_cfg(cfg)']
 
     def plain_twin(self, state: Mapping[str, Tensor]) -> nn.Module:
         """A plain student in full precision with these weights."""
@@ -360,7 +361,8 @@ class Engine(Beside):
         return next(self.whole.parameters()).dtype in HALF
 
     def student(self) -> nn.Module:
-        return self.plain_twin(self.whole.state_dict()) if self._half else self.whole
+        # The first pass goes backward, which the engine would take for a step, and needs full precision.
+        return self.plain_twin(self.whole.state_dict())
 
     def inherit(self, distiller: Distiller) -> bool:
         distiller.inherit_weights()

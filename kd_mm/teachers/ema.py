@@ -51,6 +51,10 @@ class EMATeacher(Teacher):
             tensor.data = theirs[name].data
         self.shared = True
 
+    def move(self, student: nn.Module) -> None:
+        """Average another instance of the same student from now on."""
+        self._student[0] = student
+
     def start(self, resumed: bool) -> None:
         if not resumed and not self.shared:
             self._blend(1.0)
