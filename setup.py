@@ -23,6 +23,7 @@ setup(
     extras_require={
         'det': ['mmengine>=0.10', 'mmcv>=2.0', 'mmdet>=3.0'],
         'seg': ['mmengine>=0.10', 'mmcv>=2.0', 'mmsegmentation>=1.0', 'ftfy', 'regex'],
+        'foundation': ['timm>=1.0.9', 'safetensors', 'transformers>=4.45'],
         'dev': ['pytest', 'pytest-cov', 'ruff', 'mypy'],
     },
 )

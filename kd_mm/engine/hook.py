@@ -17,8 +17,10 @@ from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names
 from kd_mm.ops.checks import boolean, from_zero, whole
+from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import HOOKS
+from kd_mm.teachers.beside import first_problem
 from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.speed import AUTO
 
@@ -48,8 +50,8 @@ class DistillHook(Hook):
             ``'random'`` uses untrained weights (tests).
         teacher_strict: whether the weights must fit the config exactly. Default True.
         teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
-            speed=...)``; each loss then says ``teacher='name'``, or names several whose outputs are averaged. Default
-            none.
+            speed=..., view=..., input_key=...)``; each loss then says ``teacher='name'``, or names
+            several whose outputs are averaged. Default none.
         inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``. Default none.
         task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
         adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
@@ -63,6 +65,10 @@ class DistillHook(Hook):
         agreement: every so many iterations, and in the first one, the log says how alike student and teacher are at
             the taps of each loss (``kd_agree_<name>``, see :class:`kd_mm.engine.likeness.Likeness`). Default 50, as
             often as the hosts log; 0 for never. It changes nothing of the training.
+        view: at which size the teacher sees the batch: ``dict(scale=0.5, multiple_of=16)`` or ``dict(size=(H, W))``,
+            see :class:`kd_mm.teachers.view.View`; its taps are brought to the student's grid. Default: the student's.
+        input_key: name of a field in the ``metainfo`` of the samples that the teacher is shown instead of the student's
+            pictures, such as infrared or depth, see :mod:`kd_mm.teachers.beside`. Default none.
 
     Raises:
         ValueError: (before the first step) the configuration is wrong; all problems in one message.
@@ -75,7 +81,8 @@ class DistillHook(Hook):
     def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
-                 adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50):
+                 adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
+                 view: Any = None, input_key: Optional[str] = None):
         problems = Problems()
         for fault in argument_faults(dict(
                 teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,
@@ -85,7 +92,7 @@ class DistillHook(Hook):
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed,
-            agreement=agreement)
+            agreement=agreement, view=view, input_key=input_key)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.distiller: Optional[Distiller] = None
         self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start
@@ -117,6 +124,7 @@ class DistillHook(Hook):
             _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
             folder=folder_of(runner.cfg), **self.config)
         check_folded(self.distiller, runner.cfg)
+        check_fields(self.distiller, dataset)
         entries = [*(runner.cfg.get('custom_hooks') or ()), *(runner.cfg.get('default_hooks') or {}).values()]
         if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
             runner.dump_config()  # again: beside the copy in the work dir they are not
@@ -309,6 +317,22 @@ def check_folded(distiller: Distiller, cfg: Any) -> None:
                 raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
                                  f'is not called as a module any more. Tap {module!r} or what comes after it, or '
                                  'leave the option out')
+
+
+def check_fields(distiller: Distiller, dataset: Any) -> None:
+    """Refuse data without the field that a teacher is shown (``input_key``), by their first sample.
+
+    Raises:
+        ValueError: naming teacher and field.
+    """
+    teachers = [teacher for teacher in distiller.teachers.values() if teacher.input_key is not None]
+    if not teachers:
+        return
+    with preserved_random_state():
+        sample = dataset[0]['data_samples']
+    problem = first_problem(teachers, sample.metainfo)
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def guesses(distiller: Distiller) -> List[str]:

@@ -293,7 +293,7 @@ class Preflight:
                 continue
             taps = {path: tap for (owner, path), tap in step.taps.items() if owner == name}
             teacher.run(inputs, samples, list(taps.values()), batch, full=True)
-            records[name] = {path: tap.read() for path, tap in taps.items() if tap.fired}
+            records[name] = teacher.records([tap for tap in taps.values() if tap.fired], inputs)
         return records, batch
 
     def _judge_tokens(self, shape: Tuple[int, int]) -> None:
@@ -364,7 +364,7 @@ class Preflight:
         inputs, samples, batch = self.given
         model = self.step.model(name)
         if name in self.step.teachers:
-            inputs = self.step.teachers[name].renormalise(inputs, batch)
+            inputs, samples = self.step.teachers[name].prepare(inputs, samples, batch)
         with eval_mode(model):
             if losses:
                 self._losses(model, inputs, samples, taps, keep=True)
