@@ -20,8 +20,8 @@ def pair_levels(student: Features, teacher: Features, seen: Sequence[Optional[Se
 
     Args:
         student, teacher: the levels for the same input.
-        seen: how each side saw it.  A level then counts as large as the part of it that shows the batch; where every
-            batch is brought to one size, strides say nothing and levels are paired by index.
+        seen: how each side saw it.  A level then counts as large as the part of it that shows the batch; where that
+            says nothing about strides, levels are paired by index.
 
     Returns:
         Pairs (student index, teacher index) in the student's order; None if the two do not go together.
@@ -35,7 +35,7 @@ def pair_levels(student: Features, teacher: Features, seen: Sequence[Optional[Se
         [(0, 0)]
     """
     by_index = [(index, index) for index in range(len(student))] if len(student) == len(teacher) else None
-    if any(how is not None and how.fixed for how in seen):
+    if any(how is not None and not how.strides for how in seen):
         return by_index
     sizes = [[_size(tensor, how) for tensor in side] for side, how in zip((student, teacher), seen)]
     if sizes[0] == sizes[1] or any(None in side or len(set(side)) < len(side) for side in sizes):

@@ -255,7 +255,10 @@ class Preflight:
         """What all taps record on random images, at the smallest size that all models take."""
         step = self.step
         errors: Dict[str, str] = {}
-        for shape in dry_shapes(step.student, *(teacher.model for teacher in step.teachers.values())):
+        # What is seen smaller must still have maps of several cells.
+        factor = max([1.0, *(1 / teacher.view.scale for teacher in step.teachers.values() if teacher.view is not None)])
+        for small in dry_shapes(step.student, *(teacher.model for teacher in step.teachers.values())):
+            shape = round(small[0] * factor), round(small[1] * factor)
             try:
                 passed = self._pass(shape)
                 self._judge_tokens(shape)

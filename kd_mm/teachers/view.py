@@ -1,5 +1,6 @@
 """``view=``: a teacher sees the batch at another size than the student."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Tuple
 
@@ -43,9 +44,11 @@ class View:
             >>> seen.content, seen.size
             ((32, 50), (42, 56))
         """
-        content = self.size or (max(1, round(shape[0] * self.scale)), max(1, round(shape[1] * self.scale)))
+        scaled = max(1, round(shape[0] * self.scale)), max(1, round(shape[1] * self.scale))
+        content = self.size or scaled
         height, width = (-(-edge // multiple) * multiple for edge, multiple in zip(content, self.multiple_of))
-        return Seen((height, width), content if self.fit == 'pad' else (height, width), shape, self.size is not None)
+        content = content if self.fit == 'pad' else (height, width)
+        return Seen((height, width), content, shape, content == scaled and math.log2(self.scale).is_integer())
 
     def apply(self, images: Tensor, pad_value: float = 0.0) -> Tensor:
         """The batch as the teacher sees it; the tensor itself where nothing changes.

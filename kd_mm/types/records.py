@@ -20,13 +20,14 @@ class Seen(NamedTuple):
         size: (H, W) of the pictures that it was given.
         content: (h, w) of their upper left part that shows the student's batch; the rest is padding.
         shape: (Hin, Win) of the student's batch.
-        fixed: whether every batch is brought to this size, so that strides are others for each.
+        strides: whether a map as large as one of the student's has its stride: not where every batch is brought to one
+            size, or scaled by something else than a power of two, where small maps are equal by chance.
     """
 
     size: Tuple[int, int]
     content: Tuple[int, int]
     shape: Tuple[int, int]
-    fixed: bool = False
+    strides: bool = True
 
     @property
     def part(self) -> Tuple[float, float]:
