@@ -38,7 +38,10 @@ from kd_mm.ops.problems import Problems
 from kd_mm.registry import TEACHERS
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.ema import EMATeacher
+from kd_mm.teachers.foundation.hub_source import hub_backbone
+from kd_mm.teachers.foundation.mmpretrain_source import mmpretrain_backbone
 from kd_mm.teachers.foundation.timm_source import timm_backbone
+from kd_mm.teachers.foundation.transformers_source import transformers_backbone
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.plain import build_plain
 from kd_mm.teachers.spec import OWN, RANDOM, TeacherSpec
@@ -84,7 +87,9 @@ def second_student(spec: TeacherSpec, config: Any, optim_wrapper: Any = None) ->
     return PeerTeacher.create(spec, config, optim_wrapper)
 
 
-TEACHERS.register_module(name='timm', module=timm_backbone)
+for _kind, _source in (('timm', timm_backbone), ('transformers', transformers_backbone), ('torch.hub', hub_backbone),
+                       ('mmpretrain', mmpretrain_backbone)):
+    TEACHERS.register_module(name=_kind, module=_source)
 
 
 def from_registry(factory: Any, spec: TeacherSpec) -> Teacher:
