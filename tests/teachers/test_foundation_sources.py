@@ -101,7 +101,7 @@ def test_a_hub_on_the_disk(student, repo, tmp_path):
 
 
 @pytest.mark.parametrize('source, checkpoint, message', [
-    (dict(repo='facebookresearch/dinov2', name='dino'), 'random', 'no folder here with a hubconf.py.*downloads nothing'),
+    (dict(repo='facebookresearch/dinov2', name='dino'), 'random', 'no folder here with a hubconf.py'),
     (dict(name='dino'), None, 'kd_mm downloads nothing for it'),
     (dict(name='dino', preprocess=None), 'random', 'does not say how pictures are normalised'),
     (dict(name='dino', options=dict(pretrained=True)), 'random', 'pretrained=True downloads'),
@@ -187,7 +187,7 @@ def test_without_weights_it_says_so(library, student):
 
 def test_another_file_is_refused(library, student, folder, tmp_path):
     torch.save(dict(state_dict={'layer.weight': torch.zeros(2)}), tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match='no key fits'):
+    with pytest.raises(ValueError, match='leaves 62 keys of the model unset'):
         build(student, str(tmp_path / 'other.pth'), type='transformers', config=str(folder))
     assert transformers_backbone.__doc__
 

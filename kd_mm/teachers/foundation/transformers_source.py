@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.files import find
+from kd_mm.ops.checks import boolean
+from kd_mm.ops.modes import preserved_random_state
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.foundation.maps import (
-    fill,
     indices_of,
     make_teacher,
     maps_of,
@@ -24,6 +25,8 @@ from kd_mm.teachers.foundation.maps import (
 )
 from kd_mm.teachers.spec import TeacherSpec
 
+#: Where a file of a model of pictures and text has the former.
+_PICTURES = 'vision_model.'
 #: Files of a folder that hold weights, the first that there is.
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 #: First parts of keys that a backbone does not have, and the last norm of a model, by name.
@@ -39,6 +42,10 @@ class BackboneMaps(nn.Module):
         self.model, self.patch, self.name = model, patch, name
         self.prefix = prefix_tokens(model)
 
+    def take(self, model: Any) -> None:
+        """Use this model, of the same config."""
+        self.model = model
+
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         return maps_of(self.model(images).feature_maps, images, self.patch, self.prefix, self.name)
 
@@ -48,12 +55,17 @@ class HiddenMaps(nn.Module):
 
     def __init__(self, model: Any, patch: Optional[Tuple[int, int]], indices: Sequence[int], norm: bool, name: str):
         super().__init__()
-        self.model, self.patch, self.indices, self.name = model, patch, list(indices), name
+        self.patch, self.indices, self.name, self.norm = patch, list(indices), name, norm
         self.prefix = prefix_tokens(model)
-        norms = [getattr(model, part) for part in _NORMS if isinstance(getattr(model, part, None), nn.Module)]
-        self._norm = norms[:1] if norm else []  # in a list: it is part of the model already
+        self.take(model)
         accepted = inspect.signature(model.forward).parameters
         self._options = dict(interpolate_pos_encoding=True) if 'interpolate_pos_encoding' in accepted else {}
+
+    def take(self, model: Any) -> None:
+        """Use this model, of the same config."""
+        self.model = model
+        norms = [getattr(model, part) for part in _NORMS if isinstance(getattr(model, part, None), nn.Module)]
+        self._norm = norms[:1] if self.norm else []  # in a list: it is part of the model already
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         states = self.model(images, output_hidden_states=True, **self._options).hidden_states
@@ -96,15 +108,58 @@ def transformers_backbone(spec: TeacherSpec, config: Any, out_indices: Any = Non
         backbone = _build(library, owner, cfg, indices, patch, norm, name)
     notes: List[str] = []
     if spec.wants_file:
-        notes = fill(spec, backbone.model, read_file(spec), _HEADS)
+        notes = _fill(library, spec, backbone, read_file(spec), spec.checkpoint)
     elif spec.checkpoint is None:
         state: Dict[str, Tensor] = {}
         for file in files:
             state.update(ckpt.state_dict_of(ckpt.load_file(file)))
-        named = TeacherSpec(spec.source, spec.student, files[0], spec.strict)
-        notes = fill(named, backbone.model, state, _HEADS)
+        notes = _fill(library, spec, backbone, state, files[0])
     return make_teacher(spec, backbone, f'transformers {name}', preprocess, _own(owner, folder, preprocess), patch,
                         notes=notes)
+
+
+def _fill(library: Any, spec: TeacherSpec, backbone: Any, state: Mapping[str, Tensor], source: Any) -> List[str]:
+    """Load weights strictly, but for those of a classifier; the package itself converts the names of its files.
+
+    Returns:
+        Sentences for the log.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    model = backbone.model
+    strict = boolean('teacher transformers', 'teacher_strict', spec.strict)
+    pictures = {key[len(_PICTURES):]: value for key, value in state.items() if key.startswith(_PICTURES)}
+    found: List[Tuple[Any, Dict[str, Any]]] = []
+    talk = library.logging.get_verbosity()
+    library.logging.set_verbosity(library.logging.CRITICAL)
+    library.logging.disable_progress_bar()
+    try:
+        for candidate in (dict(state), *([pictures] if pictures else [])):
+            with preserved_random_state():
+                found.append(type(model).from_pretrained(None, config=model.config, state_dict=candidate,
+                                                         output_loading_info=True, ignore_mismatched_sizes=True))
+    except Exception as error:
+        raise ValueError(f'teacher checkpoint {source} cannot be loaded: {type(error).__name__}: {error}') from error
+    finally:
+        library.logging.set_verbosity(talk)
+        library.logging.enable_progress_bar()
+    loaded, info = min(found, key=lambda pair: len(pair[1]['missing_keys']))
+    missing, extra, shapes = (sorted(map(str, info[key])) for key in (
+        'missing_keys', 'unexpected_keys', 'mismatched_keys'))
+    heads = sorted({head for key in extra for head in _HEADS if f'.{head}.' in f'.{key}.'})
+    extra = [key for key in extra if not any(f'.{head}.' in f'.{key}.' for head in heads)]
+    faults = [f'{word} {len(keys)} keys {what} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
+              for word, keys, what in (('leaves', missing, 'of the model unset'),
+                                       ('has', extra, 'the model does not have'),
+                                       ('has', shapes, 'of another shape')) if keys]
+    if faults and (strict or len(missing) + len(shapes) >= len(model.state_dict())):
+        raise ValueError(f'teacher checkpoint {source} {"; ".join(faults)}: wrong file for this config? If it is meant '
+                         'so, set teacher_strict=False')
+    backbone.take(loaded.float())
+    if heads:
+        faults.append(f'has weights of {", ".join(heads)} as well, which a backbone does not have: they are left out')
+    return [f'teacher checkpoint {source} {fault}' for fault in faults]
 
 
 def _config(library: Any, spec: TeacherSpec, config: Any, options: Mapping[str, Any]) -> Tuple[Any, str, Optional[str]]:
