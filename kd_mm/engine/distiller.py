@@ -23,6 +23,7 @@ from kd_mm.engine.term import STUDENT, Term, mirrored
 from kd_mm.engine.watch import Watch
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import task_of
+from kd_mm.hosts.rows import in_trunk
 from kd_mm.hosts.swap import Swap
 from kd_mm.hosts.weights import inherit_weights
 from kd_mm.losses.base.loss import Adversarial, PicksInstances, opponents_of
@@ -340,8 +341,13 @@ class Distiller(nn.Module):
         """Run the forward pass alone: the student's own loss has the weight 0 and may lack its labels."""
         student = self.student
 
+        trunk = task_of(student) is not None and all(in_trunk(path) for path in paths)
+
         def loss(inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
-            forward_tensor(student, inputs, data_samples, paths)
+            if trunk:  # nobody looks at the heads
+                student.extract_feat(inputs)
+            else:
+                forward_tensor(student, inputs, data_samples, paths)
             return {}
 
         self._skipped = Swap(student, 'loss', loss).on()
