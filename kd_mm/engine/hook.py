@@ -330,7 +330,7 @@ def check_fields(distiller: Distiller, dataset: Any) -> None:
         return
     with preserved_random_state():
         sample = dataset[0]['data_samples']
-    problem = first_problem(teachers, sample.metainfo)
+    problem = first_problem(teachers, sample)
     if problem is not None:
         raise ValueError(problem)
 

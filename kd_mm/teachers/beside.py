@@ -95,9 +95,16 @@ def _picture(teacher: Any, value: Any, size: Tuple[int, int], wanted: int, own: 
     return tensor
 
 
-def first_problem(teachers: List[Any], metainfo: Optional[Any]) -> Optional[str]:
-    """What a first sample of the training data lacks, as a sentence; None if nothing."""
+def first_problem(teachers: List[Any], sample: Any) -> Optional[str]:
+    """What is wrong with the fields of a first sample of the training data, as a sentence; None if nothing."""
+    metainfo = getattr(sample, 'metainfo', {})
     for teacher in teachers:
-        if teacher.input_key is not None and teacher.input_key not in (metainfo or {}):
-            return missing_field(teacher.name, teacher.input_key, metainfo or {})
+        if teacher.input_key is None:
+            continue
+        if teacher.input_key not in metainfo:
+            return missing_field(teacher.name, teacher.input_key, metainfo)
+        try:
+            _picture(teacher, metainfo[teacher.input_key], (8, 8), teacher.channels[1], teacher._to, 0)
+        except ValueError as error:
+            return str(error)
     return None
