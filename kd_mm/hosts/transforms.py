@@ -73,7 +73,7 @@ class LoadImageBeside:
         assert self.replace is not None
         if self.replace[0] not in image:
             raise ValueError(f'LoadImageBeside: {self.replace[0]!r} of replace is not in the path {image}')
-        return image.replace(*self.replace)
+        return image.replace(self.replace[0], self.replace[1])
 
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
         image, path = results['img'], self.path_of(results['img_path'])

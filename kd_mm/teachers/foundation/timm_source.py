@@ -114,7 +114,8 @@ def _where(model: Any) -> str:
 
 
 def _check_indices(owner: str, model: Any, indices: Optional[Sequence[int]]) -> None:
-    count = len(getattr(model, 'feature_info', None) or getattr(model, 'blocks', ()))
+    blocks: Any = getattr(model, 'feature_info', None) or getattr(model, 'blocks', ())
+    count = len(blocks)
     wrong = [index for index in indices or () if count and not -count <= index < count]
     if wrong:
         raise ValueError(f'{owner}: out_indices={list(indices or ())} and the model has {count} blocks')

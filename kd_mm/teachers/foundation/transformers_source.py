@@ -219,8 +219,8 @@ def _build(library: Any, owner: str, cfg: Any, indices: Optional[Sequence[int]],
             return BackboneMaps(model, patch, f'transformers {name}')
         except Exception as error:
             raise ValueError(f'{owner} cannot be built: {type(error).__name__}: {error}') from error
-    count = getattr(cfg, 'num_hidden_layers', None)
-    chosen = _checked(owner, indices, count if isinstance(count, int) else len(getattr(cfg, 'depths', ())))
+    layers = getattr(cfg, 'num_hidden_layers', None)
+    chosen = _checked(owner, indices, layers if isinstance(layers, int) else len(getattr(cfg, 'depths', ())))
     try:
         try:  # what pools tokens for a classifier is not in every file
             model = library.AutoModel.from_config(cfg, add_pooling_layer=False)
