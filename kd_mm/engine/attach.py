@@ -1,10 +1,15 @@
 """The two hooks on the student's forward, by which a distiller takes part in a training that is not its own."""
 
 import functools
-from typing import Any, Dict, List, Tuple
+from contextlib import nullcontext
+from typing import Any, ContextManager, Dict, List, Tuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from kd_mm.ops.modes import autocast_dtype
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def attach(distiller: Any) -> List[Any]:
@@ -31,24 +36,38 @@ def _arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Any,
     return given.get('inputs'), given.get('data_samples'), given.get('mode', 'tensor')
 
 
+def _precision(inputs: Any) -> ContextManager[Any]:
+    """Mixed precision for a student whose own weights are in half precision (DeepSpeed, FSDP): no autocast is on there.
+
+    Teachers and adapters are in full precision, and then run as they do in any other mixed-precision training.
+    """
+    kind = inputs.device.type if isinstance(inputs, Tensor) else 'cpu'
+    if not isinstance(inputs, Tensor) or inputs.dtype not in HALF or autocast_dtype(kind):
+        return nullcontext()
+    return torch.autocast(kind, inputs.dtype)
+
+
 # A compiled train_step (compile=True) breaks here and goes on: which taps are armed changes from step to step.
 @torch.compiler.disable
 def _before_forward(distiller: Any, module: nn.Module, args: Any, kwargs: Any) -> None:
     inputs, data_samples, mode = _arguments(args, kwargs)
     # A copy of the student (an EMA model made while attached) carries the hooks too, and is none of our business.
     if module is distiller.student and module.training and mode == 'loss':
-        distiller.begin(inputs, data_samples)
+        with _precision(inputs):
+            distiller.begin(inputs, data_samples)
 
 
 @torch.compiler.disable
 def _after_forward(distiller: Any, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    if module is not distiller.student or not module.training or _arguments(args, kwargs)[2] != 'loss':
+    inputs, _, mode = _arguments(args, kwargs)
+    if module is not distiller.student or not module.training or mode != 'loss':
         return None
     if not isinstance(output, dict):  # the forward raised
         distiller.clear()
         return None
     try:
-        return distiller.end(output)
+        with _precision(inputs):
+            return distiller.end(output)
     except BaseException:
         distiller.clear()
         raise

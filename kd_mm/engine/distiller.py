@@ -25,6 +25,7 @@ from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.rows import in_trunk
 from kd_mm.hosts.swap import Swap
+from kd_mm.hosts.versions import require
 from kd_mm.hosts.weights import inherit_weights
 from kd_mm.losses.base.loss import Adversarial, PicksInstances, opponents_of
 from kd_mm.losses.base.opponent import Opponent
@@ -80,6 +81,7 @@ class Distiller(nn.Module):
                  task_loss_weight: float = 1.0, seed: int = 0, speed: Any = AUTO,
                  classes: Optional[Sequence[str]] = None, scope: Optional[str] = None, max_steps: int = 0,
                  folder: Optional[str] = None, agreement: int = 0, view: Any = None, input_key: Optional[str] = None):
+        require()
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
@@ -95,6 +97,8 @@ class Distiller(nn.Module):
         self.problems = Problems()
         self._skipped: Optional[Swap] = None  # of the student's own loss, where it counts nothing
         self._opened = False
+        #: whether the student's own losses may be left out where they count nothing
+        self.may_skip = True
 
         if not hasattr(losses, 'items') or not losses:
             self.problems.add(f'losses={losses!r}: give a dict of losses, losses=dict(loss_x=dict(type=..., at=...))')
@@ -270,6 +274,12 @@ class Distiller(nn.Module):
         self._wrapper = [wrapper]
         distributed.broadcast(self)
 
+    def move(self, student: nn.Module) -> None:
+        """Go over to another instance of the same student, whose parts may be wrapped: before it is attached."""
+        self.__dict__['student'] = student
+        self.current.move(student)
+        self.shares = GradientShares(student, self.current)
+
     def inherit_weights(self) -> None:
         """Copy the inherited modules from the teacher into the student."""
         assert self.teacher is not None
@@ -334,7 +344,8 @@ class Distiller(nn.Module):
         self.current.teach(inputs, data_samples)
         paths = self.current.listen()
         self._opened = True
-        if self.task_loss_weight == 0 and self.current.active and not set(paths) & set(self._loss_only):
+        if (self.task_loss_weight == 0 and self.may_skip and self.current.active
+                and not set(paths) & set(self._loss_only)):
             self._skip_task_loss(paths)
 
     def _skip_task_loss(self, paths: List[str]) -> None:

@@ -1,4 +1,4 @@
-"""Runner life cycle <-> Distiller: the only file that knows the Runner."""
+"""Runner life cycle <-> Distiller; with ``holding.py`` the only file that knows the Runner."""
 
 import os
 from collections.abc import Collection
@@ -12,10 +12,15 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.extras import group_options
+from kd_mm.engine.holding import Holding, before_loading, hold
 from kd_mm.engine.resume import SIDE_KEY, restore, side_state
+from kd_mm.engine.score import Scores
+from kd_mm.engine.sharding import shard_teachers
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names
+from kd_mm.hosts.versions import require
 from kd_mm.ops.checks import boolean, from_zero, whole
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
@@ -65,12 +70,19 @@ class DistillHook(Hook):
         agreement: every so many iterations, and in the first one, the log says how alike student and teacher are at
             the taps of each loss (``kd_agree_<name>``, see :class:`kd_mm.engine.likeness.Likeness`). Default 50, as
             often as the hosts log; 0 for never. It changes nothing of the training.
+        score_teacher: whether the teachers are evaluated before the first step, in the config's own validation: the
+            scores stand in the log beside those of the student (``teacher_mIoU``), and a student that is as good as
+            its teacher is said. Default False; ``kd-mm distill`` does it by itself.
+        shard_teacher: with several processes, whether each keeps only its share of the teachers' weights and gets the
+            others' when a part runs: less memory, more messages. Such a teacher runs in its exact form. Default False:
+            every process has the whole teacher.
         view: at which size the teacher sees the batch: ``dict(scale=0.5, multiple_of=16)`` or ``dict(size=(H, W))``,
             see :class:`kd_mm.teachers.view.View`; its taps are brought to the student's grid. Default: the student's.
         input_key: name of a field in the ``metainfo`` of the samples that the teacher is shown instead of the student's
             pictures, such as infrared or depth, see :mod:`kd_mm.teachers.beside`. Default none.
 
     Raises:
+        ImportError: a version of torch, mmengine, mmcv or a host that kd_mm does not work with.
         ValueError: (before the first step) the configuration is wrong; all problems in one message.
         RuntimeError: (before the first step) a Runner or optimizer that is not supported.
     """
@@ -82,11 +94,14 @@ class DistillHook(Hook):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
-                 view: Any = None, input_key: Optional[str] = None):
+                 score_teacher: bool = False, shard_teacher: bool = False, view: Any = None,
+                 input_key: Optional[str] = None):
+        require()
         problems = Problems()
         for fault in argument_faults(dict(
                 teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,
-                adapter_decay_mult=adapter_decay_mult, seed=seed, agreement=agreement)).values():
+                adapter_decay_mult=adapter_decay_mult, seed=seed, agreement=agreement,
+                score_teacher=score_teacher, shard_teacher=shard_teacher)).values():
             problems.add(fault)
         problems.raise_any()
         self.config: Dict[str, Any] = dict(
@@ -94,7 +109,10 @@ class DistillHook(Hook):
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed,
             agreement=agreement, view=view, input_key=input_key)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
+        self.scores: Optional[Scores] = Scores() if score_teacher else None
+        self.shard_teacher = shard_teacher
         self.distiller: Optional[Distiller] = None
+        self.holding: Optional[Holding] = None
         self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start
         self._averaged = False  # whether that checkpoint has an EMAHook's average
         self._early: Any = None  # what was loaded before there was a distiller
@@ -104,8 +122,7 @@ class DistillHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Build and check everything, and give the extras to the optimizer (training only)."""
-        if not isinstance(runner, Runner):
-            raise RuntimeError(other_runner(type(runner).__name__))
+        holding = hold(runner)
         # before_run fires for val() and test() too, before and after training, and then there is nothing to build.
         if self.distiller is not None or not self._trains(runner):
             return
@@ -116,18 +133,41 @@ class DistillHook(Hook):
             raise RuntimeError(SEVERAL_OPTIMIZERS)
         if multi_branch(_unwrap(runner.model)):
             raise ValueError(MULTI_BRANCH)
+        if self.scores is not None and runner.val_loop is None:
+            raise ValueError('kd_mm.DistillHook: score_teacher=True evaluates the teacher in the validation of the '
+                             'config, which has none (val_dataloader, val_evaluator, val_cfg). Add it, or leave '
+                             'score_teacher out')
         dataset = runner.train_dataloader.dataset
         if hasattr(dataset, '__len__') and len(dataset) == 0:
             raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
                              'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
+        problems = Problems()
+        for fault in holding.faults():
+            problems.add(fault)
+        problems.raise_any()
+        student = holding.student()
         self.distiller = Distiller(
-            _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
+            student, classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
             folder=folder_of(runner.cfg), **self.config)
+        for fault in holding.faults_of(self.distiller):
+            problems.add(fault)
+        problems.raise_any()
         check_folded(self.distiller, runner.cfg)
         check_fields(self.distiller, dataset)
         entries = [*(runner.cfg.get('custom_hooks') or ()), *(runner.cfg.get('default_hooks') or {}).values()]
         if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
             runner.dump_config()  # again: beside the copy in the work dir they are not
+        if self.shard_teacher:
+            entries = self.config['teachers'] or {}
+            speeds = {name: entries.get(name, {}).get('speed', self.config['speed'])
+                      for name in self.distiller.teachers}
+            for note in shard_teachers(self.distiller, speeds):
+                print_log(f'kd_mm: {note}', 'current')
+        found = holding.side()
+        self._resumed = self._resumed or found is not None
+        if holding.settle(self.distiller, inherit=not self._resumed):
+            self._say_inherited()
+        self.holding = holding
         if is_model_wrapper(runner.model):
             self.distiller.follow(runner.model)
         for teacher in self.distiller.teachers.values():
@@ -137,7 +177,9 @@ class DistillHook(Hook):
             print_log(f'kd_mm: {note}', 'current')
         self._add_parameters(runner)
         if self._resumed:
-            restore(self.distiller, *(self._early or (None, None)))
+            side, average = self._early or found or (None, None)
+            restore(self.distiller, side, average)
+            holding.load((side or {}).get(OPTIMIZER))
             self._early = None
         for term in self.distiller.all_terms():
             print_log(f'kd_mm: {term.name}: {type(term.loss).__name__}, student {term.student_paths}, teacher '
@@ -161,38 +203,22 @@ class DistillHook(Hook):
                  if parameter.requires_grad}
         if not named:
             return
-        optimizer = runner.optim_wrapper.optimizer
-        groups = optimizer.param_groups
-        base = optimizer.defaults['lr'] * _lr_scale(runner)
-        reference = max(groups, key=lambda group: group.get('initial_lr', group['lr']))
-        first = reference.get('initial_lr', reference['lr'])
-        # A one-cycle schedule sets its own rates, the same for every group, whatever the optimizer was given.
-        own_rates = 'max_lr' in reference
-        ratio = self.adapter_lr_mult * (1.0 if own_rates or not first else base / first)
-        group = {key: value for key, value in reference.items() if key not in ('params', 'param_names')}
-        for key in ('lr', 'initial_lr', 'max_lr', 'min_lr'):
-            if isinstance(group.get(key), (int, float)):
-                group[key] = group[key] * ratio
-        if 'weight_decay' in group:
-            group['weight_decay'] = optimizer.defaults['weight_decay'] * self.adapter_decay_mult
-        if 'param_names' in reference:  # layer-decay constructors name parameters; torch wants all groups to, or none
-            group['param_names'] = list(named)
-        before = len(groups)
-        optimizer.add_param_group(dict(group, params=list(named.values())))
-        for scheduler in _schedulers(runner):
-            # Cosine and its like compute from a list of first values, one a group.
-            values = getattr(scheduler, 'base_values', None)
-            if isinstance(values, list) and len(values) == before:
-                name = f'initial_{scheduler.param_name}'
-                values.append(groups[-1].get(name, groups[-1].get(scheduler.param_name)))
+        assert self.holding is not None
+        self.holding.take(named, group_options(
+            self.holding.optimizer, list(named), self.holding.lr_scale(), self.adapter_lr_mult,
+            self.adapter_decay_mult))
+
+    def _say_inherited(self) -> None:
+        assert self.distiller is not None
+        print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
 
     def before_train(self, runner: Runner) -> None:
         """After weights were initialised or loaded: inherit, then attach."""
         if self.distiller is None:
             return
-        if not self._resumed and self.distiller.inherit:
-            self.distiller.inherit_weights()
-            print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
+        assert self.holding is not None
+        if not self._resumed and self.distiller.inherit and self.holding.inherit(self.distiller):
+            self._say_inherited()
         for teacher in self.distiller.teachers.values():
             if isinstance(teacher, EMATeacher) and teacher.share:
                 average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)), None)
@@ -204,13 +230,17 @@ class DistillHook(Hook):
                         average.steps.fill_(max(runner.iter, 1))  # at 0 the student is copied
             teacher.start(self._resumed)
         if self.distiller.peers:
-            self.distiller.start_peers(runner.cfg.get('optim_wrapper'), _lr_scale(runner))
+            self.distiller.start_peers(runner.cfg.get('optim_wrapper'), self.holding.lr_scale())
+        if self.scores is not None:
+            for name, value in self.scores.measure(self.distiller, runner.val_loop).items():
+                runner.message_hub.update_scalar(f'val/{name}', value)
         self.distiller.attach()
-        self.distiller.shares.follow(runner.optim_wrapper.optimizer,
-                                     isinstance(runner.train_loop, EpochBasedTrainLoop))
+        self.holding.start(self)
+        self.distiller.shares.follow(self.holding.optimizer, isinstance(runner.train_loop, EpochBasedTrainLoop))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if self.distiller is not None:
+        if self.distiller is not None and self.holding is not None:
+            self.holding.before_iter()
             self.distiller.step = runner.iter
             group = runner.optim_wrapper.optimizer.param_groups[0]
             self._rate = group['lr'] / group['initial_lr'] if group.get('initial_lr') else 1.0
@@ -218,9 +248,9 @@ class DistillHook(Hook):
                 peer.rate = self._rate
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if self.distiller is not None:
+        if self.distiller is not None and self.holding is not None:
             # With accumulated gradients an iteration is no step: the average and the opponents go with the steps.
-            stepped = runner.optim_wrapper.should_update()
+            stepped = self.holding.after_iter()
             for name, value in self.distiller.after_step(self._rate, stepped).items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
             for teacher in self.distiller.teachers.values() if stepped else ():
@@ -230,17 +260,31 @@ class DistillHook(Hook):
         if self.distiller is not None:
             self.distiller.shares.end_epoch()
 
+    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
+        """Compare the student with its teachers, where these were scored."""
+        if self.scores is not None and self.distiller is not None:
+            self.scores.compare(metrics)
+
+    def after_run(self, runner: Runner) -> None:
+        if self.holding is not None:
+            self.holding.close()
+
     def after_train(self, runner: Runner) -> None:
         """Leave the student as a stock model."""
         if self.distiller is not None:
             self.distiller.raise_if_not_finite()
             self.distiller.detach()
+            print_log('kd_mm: whether it helped is seen beside a training of the same config and seed without this '
+                      f'hook: kd-mm compare WORK_DIR_WITHOUT {runner.work_dir}. Stock tools and inference take what '
+                      'kd-mm export CHECKPOINT student.pth writes', 'current')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Keep the extras under the side key; the student's ``state_dict`` is not touched."""
         if self.distiller is not None:
             self.distiller.raise_if_not_finite()
             checkpoint[SIDE_KEY] = side_state(self.distiller)
+            if self.holding is not None and self.holding.state() is not None:
+                checkpoint[SIDE_KEY][OPTIMIZER] = self.holding.state()
             for name, peer in self.distiller.peers.items():
                 peer.save(runner.work_dir, name, checkpoint.get('meta', {}))
 
@@ -255,6 +299,7 @@ class DistillHook(Hook):
             average = {key[len('module.'):]: value for key, value in checkpoint['ema_state_dict'].items()
                        if key.startswith('module.')}
         side = checkpoint.get(SIDE_KEY)
+        before_loading(runner, checkpoint)
         if self.distiller is not None:
             restore(self.distiller, side, average)
         elif side is not None or average is not None:
@@ -262,16 +307,12 @@ class DistillHook(Hook):
             self._early = side, None if average is None else dict(average)
 
 
+#: Where the side key keeps the state of an optimizer that trains the extras alone.
+OPTIMIZER = 'optimizer'
 #: Refusals that training and ``tools/check_config.py`` share, word by word.
 SEVERAL_OPTIMIZERS = 'kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported'
 MULTI_BRANCH = ('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) are not '
                 'supported. Distil the detector inside, on one branch')
-
-
-def other_runner(name: str) -> str:
-    """The refusal of another Runner."""
-    return (f'kd_mm.DistillHook works with mmengine.runner.Runner; {name} and its strategies (DeepSpeed, FSDP, '
-            'ColossalAI) are not supported. Use a plain Runner')
 
 
 def listed(count: int) -> str:
@@ -365,9 +406,11 @@ def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
             faults[name] = str(error)
 
     check('teacher_strict', boolean)
+    check('shard_teacher', boolean)
     check('adapter_lr_mult', from_zero)
     check('adapter_decay_mult', from_zero)
     check('seed', lambda owner, name, value: whole(owner, name, value, None))
+    check('score_teacher', boolean)
     check('agreement', lambda owner, name, value: whole(owner, name, value, 0))
     check('inherit', _module_paths)
     check('teachers', _strict_of_each)
@@ -388,29 +431,6 @@ def _strict_of_each(owner: str, name: str, value: Any) -> None:
 
 def _unwrap(model: Any) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
-
-
-def _schedulers(runner: Runner) -> List[Any]:
-    found = runner.param_schedulers or []
-    if isinstance(found, dict):
-        found = [scheduler for part in found.values() for scheduler in part]
-    return list(found)
-
-
-def _lr_scale(runner: Runner) -> float:
-    """The factor by which the Runner's automatic scaling has multiplied every learning rate."""
-    scaling = runner.auto_scale_lr
-    if not scaling or not scaling.get('enable', False):
-        return 1.0
-    loader = runner.train_dataloader
-    # A loader with a batch sampler, as in most configs of mmdet, has a batch_size of None.
-    batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
-    if batch is None:
-        batch = (runner.cfg.get('train_dataloader') or {}).get('batch_size')
-    if batch is None:
-        raise ValueError('auto_scale_lr: the batch size is not known, neither from the batch sampler '
-                         f'({type(loader.batch_sampler).__name__}) nor from train_dataloader.batch_size')
-    return runner.world_size * batch / scaling['base_batch_size']
 
 
 def _scope(runner: Runner) -> Optional[str]:

@@ -103,6 +103,13 @@ class Step:
         """The model behind a name; the student for names that no teacher has."""
         return self.teachers[name].model if name in self.teachers else self.student
 
+    def move(self, student: nn.Module) -> None:
+        """Go over to another instance of the same student."""
+        self.student = student
+        for (name, _), tap in self.taps.items():
+            if name == STUDENT:
+                tap.move(student)
+
     @staticmethod
     def source_of(term: Term, source: str) -> str:
         """Name of the model behind one of a term's sources."""
@@ -149,7 +156,9 @@ class Step:
 
     def batch_of(self, inputs: Tensor, data_samples: Any) -> KDBatch:
         """The facts of a batch, as losses and regions see them."""
-        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=Samples(data_samples or ())),
+        # A model of nobody's may take its labels as one tensor: then there are no samples to ask.
+        samples = () if data_samples is None or isinstance(data_samples, Tensor) else data_samples
+        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=Samples(samples)),
                        StepInfo(self.number, self.max_steps, self.seed))
 
     # ------------------------------------------------------------------ before the student's forward

@@ -31,8 +31,9 @@ def resolve(model: nn.Module, path: str, side: str = 'model') -> Tuple[Any, str]
 
     Args:
         model: the student or the teacher.
-        path: ``'neck'``, ``'backbone.layer4.2'`` (a module: its ``forward``), ``'bbox_head.get_targets'`` (a method) or
-            ``'backbone.layer4.2:pre_relu'`` (the ``relu`` of a residual block, see :data:`PRE_RELU`).
+        path: ``''`` (the model itself), ``'neck'``, ``'backbone.layer4.2'`` (a module: its ``forward``),
+            ``'bbox_head.get_targets'`` (a method) or ``'backbone.layer4.2:pre_relu'`` (the ``relu`` of a residual
+            block, see :data:`PRE_RELU`).
         side: word for the message.
 
     Raises:
@@ -44,6 +45,8 @@ def resolve(model: nn.Module, path: str, side: str = 'model') -> Tuple[Any, str]
             raise KeyError(f'{side}: {path!r} is the sum that the last ReLU of a residual block takes, and '
                            f'{path.removesuffix(PRE_RELU)!r} has no `relu`. Tap its last norm')
         return relu, 'forward'
+    if not path:
+        return model, 'forward'
     owner: Any = model
     parts = path.split('.')
     for position, part in enumerate(parts):

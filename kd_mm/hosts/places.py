@@ -4,7 +4,8 @@
 else the backbone.  ``@memory`` is the encoder's output of a DETR-type detector, as maps.  ``@logits`` are the dense
 class logits, before sigmoid or softmax: those of a one-stage head, of the region proposals of a two-stage detector, or
 of a segmentor's head.  Mask transformers for segmentation (MaskFormer, Mask2Former) have none; theirs are the logarithm
-of the scores that they predict with, see :func:`semantic_logits`.
+of the scores that they predict with, see :func:`semantic_logits`.  ``@output`` is what a model of no host returns as a
+whole.
 
 The places of :data:`SHARED` are what both models say about the same proposals.
 
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts.meaning import Meaning, branch_meaning, class_meaning
+from kd_mm.hosts.models import task_of
 from kd_mm.ops.functional import lift
 from kd_mm.types.batch import Features
 
 MARK = '@'
-PLACES = ('@backbone', '@neck', '@memory', '@logits')
+PLACES = ('@backbone', '@neck', '@memory', '@logits', '@output')
 #: Places that are rows of proposals which both models are asked about, see :mod:`kd_mm.hosts.heads.proposals`.
 SHARED = ('@roi_logits', '@roi_boxes', '@roi_masks', '@roi_features', '@rpn_logits', '@rpn_boxes')
 
@@ -202,6 +204,11 @@ def find(model: nn.Module, place: str) -> Place:
 def _find(model: nn.Module, place: str) -> Place:
     if place == '@logits':
         return _logits(model)
+    if place == '@output':
+        if task_of(model) is not None:
+            raise KeyError(f"'@output' is what a model of no host returns; {type(model).__name__} is a model of one. "
+                           "Tap '@backbone', '@neck' or '@logits'")
+        return Place(('', ))
     if place == '@memory':
         if not callable(getattr(model, 'forward_encoder', None)) or not isinstance(_lookup(model, 'neck'), nn.Module):
             raise KeyError(f"{type(model).__name__} has no encoder of tokens ('@memory'), as DETR-type detectors have. "

@@ -79,8 +79,8 @@ class Tap:
 
     A tuple, list or dict output gives one tensor an item; repeated calls (a head shared by the levels) one a call.
     (N, L, C) tokens become maps when the size is known: from ``tokens``; else from an (H, W) pair among the arguments
-    or results of the call, an exact one before one that leaves 1 to 16 tokens over; else, below a ``backbone``, from
-    the input's shape, by a stride from 1 to 64, with or without a class token.
+    or results of the call, an exact one before one that leaves 1 to 16 tokens over; else, below a ``backbone`` and for
+    a model as a whole, from the input's shape, by a stride from 1 to 64, with or without a class token.
 
     At ``'...:pre_relu'`` it is what the block's ``relu`` was given the last time: the sum with the shortcut.
 
@@ -115,6 +115,11 @@ class Tap:
         # Texts, not exceptions: those would hold the frames of the model's forward.
         self._ambiguous: Optional[str] = None
         self._misfit: Optional[str] = None
+
+    def move(self, model: nn.Module) -> None:
+        """Go over to another instance of the same model."""
+        self.clear()
+        self.owner, self.name = resolve(model, self.path, self.side)
 
     def arm(self, input_shape: Optional[Tuple[int, int]] = None) -> None:
         """Start recording, from nothing.
@@ -252,7 +257,7 @@ class Tap:
                                 'the cells of the map, if all inputs have one size, else tokens=STRIDE in pixels')
         else:
             sizes = fitting_sizes(tokens, named)
-            if not sizes and 'backbone' in self.path:
+            if not sizes and ('backbone' in self.path or not self.path):
                 source = f"by the input's {seen[0]}x{seen[1]}" if seen else ''
                 sizes = guess_sizes(tokens, seen)
         if len(sizes) > 1:

@@ -7,23 +7,29 @@ from typing import List, Optional
 
 import yaml
 
+from kd_mm.hosts.renamed import hint
+
+#: Our own package: ``kd_mm::NAME`` is a config that we ship.
+OWN = 'kd_mm'
+
 
 def package_folder(package: str) -> Optional[Path]:
-    """The ``.mim`` folder of an installed host (``mmdet``, ``mmseg``, ...), or None.
+    """The folder that has the ``configs`` of an installed host (``mmdet``, ``mmseg``, ...) or of kd_mm, or None.
 
     Found through the import system and not through the distribution's name, because the maintained forks have other
     distribution names than the package they install.
     """
     spec = importlib.util.find_spec(package)
     for place in (spec.submodule_search_locations or []) if spec else []:
-        for root in (Path(place) / '.mim', Path(place).parent):
+        # A host has them in .mim; a wheel of ours in the package itself, a checkout beside it.
+        for root in (*([Path(place)] if package == OWN else []), Path(place) / '.mim', Path(place).parent):
             if (root / 'configs').is_dir():
                 return root
     return None
 
 
 def zoo_config(name: str) -> Path:
-    """Path of an installed config named ``package::folder/file.py``.
+    """Path of an installed config named ``package::folder/file.py``; of kd_mm the name of the file is enough.
 
     Raises:
         FileNotFoundError: the host is not installed or has no such config; the nearest names are listed.
@@ -34,6 +40,12 @@ def zoo_config(name: str) -> Path:
         raise FileNotFoundError(f'{name}: {package} is not installed, or without its configs. Install it, or give the '
                                 'path of a config file')
     path = root / 'configs' / (relative if relative.endswith('.py') else relative + '.py')
+    if package == OWN and not path.is_file():
+        ours = {found.name: found for found in sorted((root / 'configs').rglob('*.py'))}
+        if path.name in ours and '/' not in relative:
+            return ours[path.name]
+        raise FileNotFoundError(f'{name}: kd_mm has no such config{hint(relative)}. Closest: '
+                                f'{", ".join(_closest(path.name, sorted(ours)))}')
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob('*.py')) if path.parent.is_dir() else \
             sorted(p.name for p in (root / 'configs').iterdir() if p.is_dir())

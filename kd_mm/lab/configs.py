@@ -1,5 +1,6 @@
 """Distillation configs: read, look for mistakes, make them run without downloads."""
 
+import ast
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -8,9 +9,11 @@ from urllib.parse import urlparse
 import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS as ENGINE_HOOKS
+from mmengine.utils import get_installed_path
 from torch import nn
 
-from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, listed, other_runner
+from kd_mm.engine.holding import refusal
+from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, listed
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.hosts.renamed import hint, no_such_config
@@ -136,7 +139,7 @@ def dropped_hooks(cfg: Config) -> List[str]:
 
     mmengine merges dicts and replaces lists, so a child that writes ``custom_hooks`` to add one hook loses those of
     its base.  Every file of the ``_base_`` chain is looked at, except those that a host ships: what they leave out is
-    left out on purpose.  Configs in the ``read_base()`` style are not followed.
+    left out on purpose.
     """
     final = _hook_types(cfg)
     sentences: List[str] = []
@@ -158,12 +161,27 @@ def dropped_hooks(cfg: Config) -> List[str]:
 
 
 def _base_files(file: str) -> List[str]:
-    """Paths of the files that ``file`` names in ``_base_``."""
+    """Paths of the files that ``file`` names in ``_base_`` or imports under ``read_base()``."""
     if file.endswith('.py') and Config._is_lazy_import(file):
-        return []
+        return _imported_bases(file)
     names = [name for name in Config._get_base_files(file) if isinstance(name, str)]
     return [str(zoo_config(name)) if '::' in name else os.path.join(os.path.dirname(file), name)
             for name in names]
+
+
+def _imported_bases(file: str) -> List[str]:
+    """Paths of the files that a pure-Python config imports under ``read_base()``; found as mmengine finds them."""
+    found = []
+    for block in ast.parse(Path(file).read_text(encoding='utf-8')).body:
+        for line in block.body if isinstance(block, ast.With) else ():
+            if isinstance(line, ast.ImportFrom) and line.module:
+                parts = line.module.split('.')
+                if line.level:
+                    root = Path(file).resolve().parents[line.level - 1]
+                else:
+                    root = Path(get_installed_path(parts.pop(0)))
+                found.append(f'{root.joinpath(*parts)}.py')
+    return found
 
 
 def _read_quietly(file: str) -> Config:
@@ -175,8 +193,9 @@ def _read_quietly(file: str) -> Config:
 
 def _is_installed(file: str) -> bool:
     """Whether a host ships this file."""
-    roots = [package_folder(host) for host in HOSTS]
-    return any(root is not None and root.resolve() in Path(file).resolve().parents for root in roots)
+    roots = [root for root in map(package_folder, HOSTS) if root is not None]
+    roots += [root.parent for root in roots if root.name == '.mim']  # pure-Python ones are in the package itself
+    return any(root.resolve() in Path(file).resolve().parents for root in roots)
 
 
 def _short(file: str) -> str:
@@ -208,8 +227,10 @@ def unsupported(cfg: Config) -> List[str]:
     if len(entries) > 1:
         problems.append(listed(len(entries)))
     runner = cfg.get('runner_type')
-    if entries and runner is not None and _type_name(dict(type=runner)) != 'Runner':
-        problems.append(other_runner(_type_name(dict(type=runner))))
+    if entries and runner is not None:
+        strategy = cfg.get('strategy')
+        reason = refusal(_type_name(dict(type=runner)), strategy and dict(strategy, type=_type_name(strategy)))
+        problems += [] if reason is None else [reason]
     wrapper = cfg.get('optim_wrapper') or {}
     if entries and (_type_name(wrapper) == 'OptimWrapperDict' or (wrapper and 'optimizer' not in wrapper and any(
             hasattr(part, 'get') and 'optimizer' in part for part in wrapper.values()))):

@@ -140,7 +140,7 @@ class Bench:
     def full_teacher(self, samples: Any, paths: Optional[Sequence[str]] = None) -> None:
         """The bare teacher to the end of its heads."""
         with self.optim_wrapper.optim_context(self.student):
-            images = self.teacher.renormalise(self.data['inputs'], self.batch)
+            images, samples = self.teacher.prepare(self.data['inputs'], samples, self.batch)
             forward_tensor(self.teacher.model, images, samples, self.teacher_paths if paths is None else paths)
 
     def needed_teacher(self, samples: Any, paths: Optional[Sequence[str]] = None) -> None:
@@ -440,7 +440,9 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
     """
     entries = hook_entries(cfg)
     if len(entries) != 1:
-        raise ValueError(f'custom_hooks must have one kd_mm.DistillHook to profile, and has {len(entries)}')
+        mend = ("add dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks, or let kd-mm init write "
+                'the config' if not entries else 'put all losses into one')
+        raise ValueError(f'custom_hooks must have one kd_mm.DistillHook to profile, and has {len(entries)}: {mend}')
     problems = Problems()
     arguments = hook_arguments(entries[0], problems)
     problems.raise_any()

@@ -2,12 +2,13 @@
 
 import fnmatch
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from kd_mm.hosts.forward import forward_tensor
+from kd_mm.hosts.models import task_of
 from kd_mm.hosts.taps import Tap
 from kd_mm.hosts.tokens import TokenSizeError
 from kd_mm.lab.models import random_batch
@@ -24,16 +25,24 @@ class Output:
     shapes: List[Tuple[int, ...]]
 
 
-def observe(model: nn.Module, shape: Tuple[int, int]) -> List[Output]:
+def observe(model: nn.Module, shape: Tuple[int, int], data: Optional[Dict[str, Any]] = None) -> List[Output]:
     """Outputs of every sub-module in one forward pass (eval, no losses) on a random image, in model order.
 
     A tap on each module sees what a distillation tap there would see: a tensor an item of a tuple, one more for every
-    further call, tokens as maps.
+    further call, tokens as maps.  A model of no host has one more, ``'@output'``: what it returns as a whole.
+
+    Args:
+        model: the model.
+        shape: (H, W) of the image.
+        data: a batch of one, ``inputs`` and ``data_samples``. Default: what the model's data preprocessor makes of a
+            random image.
     """
     device = next(model.parameters()).device
-    taps = [Tap(model, name) for name, _ in model.named_modules() if name and not name.startswith('data_preprocessor')]
+    alone = task_of(model) is None
+    taps = [Tap(model, name) for name, _ in model.named_modules()
+            if (name or alone) and not name.startswith('data_preprocessor')]
     with preserved_random_state(0), torch.no_grad(), eval_mode(model):
-        data = random_batch(model, 1, shape, device, training=False)
+        data = random_batch(model, 1, shape, device, training=False) if data is None else data
         try:
             for tap in taps:
                 tap.arm(tuple(data['inputs'].shape[-2:]))
@@ -47,7 +56,7 @@ def observe(model: nn.Module, shape: Tuple[int, int]) -> List[Output]:
                     shapes = []
                 except TokenSizeError as error:  # a loss there has to say tokens=
                     shapes = error.shapes
-                rows.append(Output(tap.path, owner, tap.calls, shapes))
+                rows.append(Output(tap.path or '@output', owner, tap.calls, shapes))
             return rows
         finally:
             for tap in taps:

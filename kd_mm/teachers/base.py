@@ -270,6 +270,20 @@ class Teacher:
                 record.seen = self.view.of((inputs.shape[-2], inputs.shape[-1]))
         return found
 
+    def _judge_units(self, images: Tensor) -> None:
+        """Note a mean and deviation that are meant for pictures of 0..1, with what the first input became by them."""
+        mean, std = self._to.mean, self._to.std
+        if self.same_input or not (0 < float(mean.abs().max()) <= 1 or float(std.max()) < 1):
+            return
+        values = images.float()
+        numbers = [', '.join(f'{number:.4g}' for number in part.flatten().tolist()) for part in (mean, std)]
+        scaled = [', '.join(f'{255 * number:.4g}' for number in part.flatten().tolist()) for part in (mean, std)]
+        self.notes.append(
+            f'teacher {self.name}: its first input has the mean {float(values.mean()):.4g} and the deviation '
+            f'{float(values.std()):.4g} after its normalisation (mean={numbers[0]}; std={numbers[1]}), where numbers '
+            'around 0 and 1 are usual: mean and std look as if pictures were 0..1, and they are 0..255. If so, write '
+            f'mean=({scaled[0]}), std=({scaled[1]})')
+
     def check_eval(self) -> None:
         """Put back any module that something switched to training mode."""
         for module in self._modules:
@@ -291,6 +305,8 @@ class Teacher:
         self.check_eval()
         self.runs += 1
         images, samples = self.prepare(inputs, data_samples, batch)
+        if self.runs == 1:
+            self._judge_units(images)
         if full:
             self.fast.dry(images, samples, taps, partial(self._forward, full=True))
         else:

@@ -1,5 +1,6 @@
 """Any ``nn.Module`` as a teacher."""
 
+import difflib
 import importlib
 from typing import Any, Dict, Mapping, Optional
 
@@ -53,24 +54,58 @@ class PlainTeacher(Teacher):
         self.size = None if size is None else pair(owner, 'preprocess size', size)
 
 
+def find(name: str) -> Any:
+    """What a dotted name means: a class, a function, or a member of one: ``package.module.Class.from_name``.
+
+    Raises:
+        ValueError: nothing of that name, or it cannot be called.
+
+    Example:
+        >>> find('collections.OrderedDict.fromkeys')('ab')
+        OrderedDict({'a': None, 'b': None})
+    """
+    parts = name.split('.')
+    for count in range(len(parts) - 1, 0, -1):
+        module = '.'.join(parts[:count])
+        try:
+            found: Any = importlib.import_module(module)
+        except ImportError as error:
+            # Either there is no such module, and a shorter name may be one; or one that is there cannot be imported.
+            absent = isinstance(error, ModuleNotFoundError) and f'{module}.'.startswith(f'{error.name}.')
+            if absent and count > 1:
+                continue
+            raise ValueError(f'teacher type={name!r} cannot be imported: {error}. Install the package that has it, or '
+                             'mend the name') from error
+        for part in parts[count:]:
+            if not hasattr(found, part):
+                close = difflib.get_close_matches(part, dir(found), n=3)
+                raise ValueError(f'teacher type={name!r} cannot be imported: {getattr(found, "__name__", found)} has '
+                                 f'no {part!r}' + (f'. Did you mean {" or ".join(close)}?' if close else ''))
+            found = getattr(found, part)
+        if not callable(found):
+            raise ValueError(f'teacher type={name!r} is no class, function or method, but {type(found).__name__}')
+        return found
+    raise ValueError(f'teacher type={name!r} has no package in front: write package.Class')
+
+
 def build_plain(spec: TeacherSpec) -> PlainTeacher:
-    """A teacher from ``dict(type='package.Class', preprocess=..., **arguments)``.
+    """A teacher from ``dict(type='package.Class', preprocess=..., **arguments)``; a function or a method that gives an
+    ``nn.Module`` does as well (``timm.create_model``, ``package.Class.from_name``).
 
     Raises:
         ValueError: no such class, or weights that do not fit or are not named.
     """
     arguments = dict(spec.source)
     name, preprocess = arguments.pop('type'), arguments.pop('preprocess', None)
-    module, _, attribute = name.rpartition('.')
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f'teacher type={name!r} cannot be imported: {error}') from error
+    factory = find(name)
     if spec.checkpoint is None:
         raise ValueError(f"no weights for teacher {name}: give teacher_ckpt='path or URL', teacher_ckpt='own' if it "
                          "loads them itself (or teacher_ckpt='random' to test)")
     with spec.drawn():
-        model = factory(**arguments)
+        try:
+            model = factory(**arguments)
+        except TypeError as error:
+            raise ValueError(f'teacher type={name!r} does not take {arguments}: {error}') from error
         if not isinstance(model, nn.Module):
             raise ValueError(f'teacher type={name!r} gives {type(model).__name__}, not an nn.Module')
     notes = spec.load(model)

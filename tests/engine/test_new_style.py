@@ -1,53 +1,54 @@
 """Configs with classes for ``type``, ``read_base()`` and no default scope, as the hosts' newer ones are."""
 
 import copy
+import importlib
 
 import pytest
 import torch
-from mmdet import registry as mmdet_registry
 from mmengine.config import Config
 from mmengine.model import PretrainedInit
 from mmengine.registry import DefaultScope, Registry
-from stock import detector, tool
+from stock import detector, segmentor, tool, with_evaluation
 
 from kd_mm.hosts.models import build_model, load_config, scope_of_config
 from kd_mm.lab.check import check
-from kd_mm.lab.configs import read_config
+from kd_mm.lab.configs import dropped_hooks, read_config
 
 AS_NAMES = ('norm_cfg', 'init_cfg')
-WHERE = [value for value in vars(mmdet_registry).values() if isinstance(value, Registry) and value.scope == 'mmdet']
 
 
-def source(value, imports):
+def source(value, imports, scope='mmdet'):
     """A config's value as a new-style file has it; ``imports`` gets the classes."""
     if isinstance(value, dict):
         parts = []
         for key, item in value.items():
             if key == 'type' and isinstance(item, str) and item != 'nms':
-                parts.append(f'type={class_of(item, imports)}')
+                parts.append(f'type={class_of(item, imports, scope)}')
             else:
                 held = set() if key in AS_NAMES else imports
-                parts.append(f'{key}={repr(item) if key in AS_NAMES else source(item, held)}')
+                parts.append(f'{key}={repr(item) if key in AS_NAMES else source(item, held, scope)}')
         return f'dict({", ".join(parts)})'
     if isinstance(value, (list, tuple)):
-        inner = ', '.join(source(item, imports) for item in value)
+        inner = ', '.join(source(item, imports, scope) for item in value)
         return f'[{inner}]' if isinstance(value, list) else f'({inner}{"," if value else ""})'
     return repr(value)
 
 
-def class_of(name, imports):
-    if name.startswith('mmdet.'):
+def class_of(name, imports, scope):
+    if name.startswith(f'{scope}.'):
         name = name.split('.')[-1]
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        found = next((cls for cls in (registry.get(name) for registry in WHERE) if cls is not None), None)
+    registries = [value for value in vars(importlib.import_module(f'{scope}.registry')).values()
+                  if isinstance(value, Registry) and value.scope == scope]
+    with DefaultScope.overwrite_default_scope(scope):
+        found = next((cls for cls in (registry.get(name) for registry in registries) if cls is not None), None)
     assert found is not None, name
     imports.add(f'from {found.__module__} import {found.__name__}')
     return found.__name__
 
 
-def write(path, cfg, entry=None, base=None):
+def write(path, cfg, entry=None, base=None, scope='mmdet'):
     imports = set()
-    lines = [] if base else [f'{key} = {source(value, imports)}' for key, value in cfg.items()
+    lines = [] if base else [f'{key} = {source(value, imports, scope)}' for key, value in cfg.items()
                              if key not in ('default_scope', 'custom_hooks') and not key.startswith('_')]
     if entry is not None:
         imports.add('from kd_mm.engine.hook import DistillHook')
@@ -61,7 +62,7 @@ def write(path, cfg, entry=None, base=None):
 @pytest.fixture
 def folder(coco_root, tmp_path):
     """A student's base and a teacher, both new, and a student that inherits."""
-    cfg = detector(coco_root, tmp_path / 'work').to_dict()
+    cfg = with_evaluation(detector(coco_root, tmp_path / 'work'), coco_root).to_dict()
     write(tmp_path / 'base.py', cfg)
     teacher = copy.deepcopy(cfg)
     teacher['model']['neck']['out_channels'] = 24
@@ -88,6 +89,33 @@ def test_the_tools_train_and_check(folder, monkeypatch):
     work = folder / 'trained'
     tool('train').main([path, '--work-dir', str(work)])
     assert (work / 'iter_2.pth').is_file()
+    assert tool('test').main([path, str(work / 'iter_2.pth'), '--work-dir', str(folder / 'tested')]) in (None, 0)
+    for more in ((), ('--teacher', )):
+        assert tool('list_taps').main([path, *more, '--shape', '64', '64', '--filter', 'neck']) == 0
+    assert tool('measure').main([path, '--shape', '64', '64', '--batch', '1', '--steps', '1']) in (None, 0)
+
+
+def test_a_segmenter(cityscapes_root, tmp_path, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    cfg = segmentor(cityscapes_root, tmp_path / 'work').to_dict()
+    write(tmp_path / 'base.py', cfg, scope='mmseg')
+    write(tmp_path / 'teacher.py', segmentor(cityscapes_root, tmp_path / 'work', base=12).to_dict(), scope='mmseg')
+    student = write(tmp_path / 'student.py', cfg, f"teacher={str(tmp_path / 'teacher.py')!r}, teacher_ckpt='random', "
+                    "losses=dict(loss_cwd=dict(type=CWDLoss, at='@logits'))", base='base', scope='mmseg')
+    report = check(read_config(str(student)), (64, 64))
+    assert report.problems == [] and report.step.terms[0].loss > 0
+    tool('train').main([str(student), '--work-dir', str(tmp_path / 'trained')])
+    assert (tmp_path / 'trained' / 'iter_2.pth').is_file()
+
+
+def test_a_hook_of_the_base_that_is_lost(folder):
+    """A list of hooks replaces that of the base in this style too; one that is taken over does not."""
+    base, student = folder / 'base.py', folder / 'student.py'
+    base.write_text(base.read_text() + "from mmengine.hooks import EMAHook\ncustom_hooks = [dict(type=EMAHook)]\n")
+    lost, = dropped_hooks(read_config(str(student)))
+    assert 'student.py replaces the list of' in lost and 'base.py and drops EMAHook' in lost
+    student.write_text(student.read_text().replace('custom_hooks = [', 'custom_hooks = [*custom_hooks, '))
+    assert dropped_hooks(read_config(str(student))) == []
 
 
 def test_a_student_of_names_with_a_new_teacher(folder, coco_root):

@@ -1,6 +1,7 @@
 """Where a teacher may come from, and pairs that do not match, each on a real Runner."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -333,6 +334,25 @@ def test_bad_preprocess(det):
             Distiller(student_of(det), dict(type=f'{__name__}.Foundation', preprocess=preprocess),
                       dict(loss_hint=dict(type='FitNetLoss', student_at='backbone.layer4', teacher_at='patch')),
                       teacher_ckpt='random')
+
+
+@pytest.mark.parametrize('preprocess, told', [
+    (dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]), True),
+    (dict(mean=[0.0, 0.0, 0.0], std=[0.5, 0.5, 0.5]), True), (dict(mean=[0.485, 0.456, 0.406]), True),
+    (dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]), False),
+    (dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0]), False),
+    (dict(mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0]), False), (None, False)])
+def test_units_of_0_to_1_are_noticed(det, preprocess, told):
+    """Before the first step, with the numbers that the first input has by them."""
+    kd = Distiller(student_of(det), dict(type=f'{__name__}.Foundation', preprocess=preprocess), dict(
+        loss_hint=dict(type='FitNetLoss', student_at='backbone', levels=dict(student=[2], teacher=[0]),
+                       teacher_at='patch')), teacher_ckpt='random')
+    notes = [note for note in kd.teacher.notes if 'they are 0..255' in note]
+    assert len(notes) == told
+    if told and preprocess['mean'][0] and 'std' in preprocess:
+        assert 'mean=(123.7, 116.3, 103.5), std=(58.4, 57.12, 57.37)' in notes[0]
+        deviation = float(re.search('the deviation ([0-9.]+)', notes[0]).group(1))
+        assert 200 < deviation < 500
 
 
 # -------------------------------------------------------------------------------------------- pairs that do not match

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import FlexibleRunner
 from stock import (
     coco_data,
     detector,
@@ -320,18 +319,6 @@ def test_teacher_with_drop_path_is_deterministic(cityscapes_root, tmp_path):
 
     runner, record = train(cfg, [hook(teacher, losses)], look)
     assert answers == [True, True] and all(step['loss_hint'] > 0 for step in record.losses)
-
-
-def test_other_runners_are_refused(det, tmp_path):
-    cfg = det
-    cfg.custom_hooks = [hook(wide(cfg), CWD)]
-    cfg.experiment_name = 'flexible'
-    runner = FlexibleRunner(
-        model=cfg.model, work_dir=cfg.work_dir, train_dataloader=cfg.train_dataloader, optim_wrapper=cfg.optim_wrapper,
-        train_cfg=cfg.train_cfg, custom_hooks=cfg.custom_hooks, default_scope='mmdet', cfg=cfg,
-        strategy=dict(type='SingleDeviceStrategy'))
-    with pytest.raises(RuntimeError, match='FlexibleRunner and its strategies .* not supported'):
-        runner.train()
 
 
 def test_several_optimizers_are_refused(det):

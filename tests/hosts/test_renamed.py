@@ -7,6 +7,7 @@ import pytest
 
 from kd_mm.hosts.models import load_config
 from kd_mm.hosts.renamed import renamed
+from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import train
 from kd_mm.lab.configs import read_config
 
@@ -37,6 +38,17 @@ def test_an_old_path_names_the_new_one(path):
         train.main([path])
     with pytest.raises(FileNotFoundError, match=NEW):
         load_config(path)
+
+
+def test_ours_by_name():
+    assert zoo_config('kd_mm::fgd_retinanet_r50_from_r101_2x_coco') == CONFIGS / NEW.rsplit('configs/', 1)[1]
+    assert zoo_config('kd_mm::profile/pspnet_cwd.py') == CONFIGS / 'profile' / 'pspnet_cwd.py'
+    with pytest.raises(FileNotFoundError, match=NEW):
+        zoo_config(f'kd_mm::{OLD}')
+    with pytest.raises(FileNotFoundError, match=r'kd_mm has no such config\. Closest: .*fgd'):
+        zoo_config('kd_mm::fgd_retinanet_r50')
+    with pytest.raises(SystemExit, match='kd_mm has no such config'):
+        train.main(['kd_mm::nowhere'])
 
 
 def test_from_inside_its_folder_and_by_its_name_alone(tmp_path, monkeypatch):

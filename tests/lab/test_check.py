@@ -75,10 +75,15 @@ def test_wrong_arguments_before_anything_is_built(det, tmp_path, capsys, monkeyp
 def test_a_config_without_the_hook_may_have_what_the_hook_refuses(det):
     det.custom_hooks = []
     det.runner_type, det.optim_wrapper.type = 'FlexibleRunner', 'OptimWrapperDict'
+    det.strategy = dict(type='mmengine._strategy.ColossalAIStrategy')
     from kd_mm.lab.configs import faults
     assert faults(det) == []
     det.custom_hooks = [hook(teacher_of(det), CWD)]
     assert len(faults(det)) == 2
+    det.strategy = dict(type='FSDPStrategy', state_dict_cfg='full')
+    assert len(faults(det)) == 1
+    det.runner_type = 'SomeRunner'
+    assert 'SomeRunner is not supported' in faults(det)[0]
 
 
 # ------------------------------------------------------------------------------------------------ options

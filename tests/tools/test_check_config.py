@@ -1,6 +1,7 @@
 """tools/check_config.py: what it prints for a good config, and that it names all that is wrong with a bad one."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from stock import NARROW_FCN
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab import check as inspection
 from kd_mm.lab.configs import dropped_hooks, read_config
+from kd_mm.lab.curves import curves_of
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_check_config', TOOLS / 'check_config.py')
@@ -130,11 +132,12 @@ def test_all_problems_are_listed_together(folder, capsys):
 def test_runner_settings_that_are_not_supported(folder):
     entry = distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'}})
     part = "dict(optimizer=dict(type='SGD', lr=0.1))"
-    config = write(folder, f'{entry}, {entry}', extra=f"runner_type = 'FlexibleRunner'\n"
-                   f"optim_wrapper = dict(_delete_=True, constructor='Two', a={part}, b={part})")
+    config = write(folder, f'{entry}, {entry}', extra=(
+                   f"runner_type = 'FlexibleRunner'\nstrategy = dict(type='FSDPStrategy')\n"
+                   f"optim_wrapper = dict(_delete_=True, constructor='Two', a={part}, b={part})"))
     problems = inspection.check(read_config(config), (64, 64)).problems
     assert len(problems) == 3
-    for word in ('2 times', 'FlexibleRunner', 'OptimWrapperDict'):
+    for word in ('2 times', 'FSDPStrategy', 'OptimWrapperDict'):
         assert any(word in problem for problem in problems)
 
 
@@ -217,3 +220,56 @@ def test_a_url_is_not_fetched(folder, capsys, monkeypatch):
     assert 'none of the 1 keys' in (text := capsys.readouterr().out) or 'teacher checkpoint' in text
     assert TOOL.main([config, *SHAPE, '--teacher-random']) == 0
     assert 'WARNING' not in capsys.readouterr().out
+
+
+def test_the_weights_over_the_training_are_drawn_before_it(folder, capsys):
+    """Every kind of weight: a list, a window, a product with a measured one; jumps are where they are."""
+    losses = {
+        'loss_a': {'type': 'CWDLoss', 'at': 'neck', 'loss_weight': {'levels': [1.0, 2.0, 2.0, 0.0, 1.0], 'schedule': {
+            'type': 'ProductSchedule', 'schedules': [{'type': 'LinearWarmup', 'steps': 500},
+                                                     {'type': 'CosineSchedule', 'final': 0.0}]}}},
+        'loss_b': {'type': 'FitNetLoss', 'at': 'neck', 'loss_weight': {'type': 'WindowSchedule', 'windows': [[0, -777]],
+                                                                       'value': 30.0}},
+        'loss_c': {'type': 'PKDLoss', 'at': 'neck', 'loss_weight': {'type': 'ProductSchedule', 'schedules': [
+            {'type': 'AutoWeight', 'share': 0.5}, {'type': 'CosineSchedule', 'final': 0.1}]}}}
+    config = write(folder, distil(losses), extra="train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', "
+                                                 'max_iters=90000)')
+    file = folder / 'curves.png'
+    assert TOOL.main([config, *SHAPE, '--plot', str(file)]) == 0
+    text = capsys.readouterr().out
+    assert file.read_bytes()[:4] == b'\x89PNG' and f'curves      {file}' in text
+    report = inspection.check(read_config(config), (64, 64))
+    found = {curve.label: curve for curve in curves_of(list(report.distiller.terms.values()), 90000)}
+    assert list(found) == ['loss_a, levels 0, 4', 'loss_a, levels 1, 2', 'loss_a, level 3', 'loss_b',
+                           "loss_c: 'auto', the weight follows from the share"]
+    for curve in found.values():
+        assert curve.steps[0] == 0 and curve.steps[-1] == 89999 and curve.steps == sorted(set(curve.steps))
+    window = dict(zip(found['loss_b'].steps, found['loss_b'].values))
+    assert window[89222] == 30.0 and window[89223] == 0.0
+    ramp = found['loss_a, levels 1, 2']
+    assert max(ramp.values) == pytest.approx(2.0, rel=1e-3) and ramp.values[0] == 0
+    share = found["loss_c: 'auto', the weight follows from the share"]
+    assert share.measured and max(share.values) == pytest.approx(0.5, rel=1e-2)
+    assert share.values[0] == pytest.approx(0.005) and share.values[-1] == pytest.approx(0.05, rel=1e-2)
+
+    assert TOOL.main([config, *SHAPE, '--plot', str(folder / 'no' / 'curves.png')]) == 1
+    assert 'cannot be written to' in capsys.readouterr().err
+    assert TOOL.main([config, *SHAPE, '--plot', str(folder / 'curves.doc')]) == 1
+    assert 'curves.doc' in capsys.readouterr().err
+
+
+def test_curves_without_matplotlib(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    config = write(folder, distil({'loss_a': {'type': 'CWDLoss', 'at': 'neck'}}))
+    assert TOOL.main([config, *SHAPE, '--plot', str(folder / 'curves.svg')]) == 1
+    assert 'Install it: pip install matplotlib' in capsys.readouterr().err
+
+
+def test_curves_of_a_training_by_epochs(folder, capsys):
+    config = write(folder, distil({'loss_a': {'type': 'CWDLoss', 'at': 'neck'}}))
+    assert TOOL.main([config, *SHAPE, '--plot', str(folder / 'curves.svg')]) == 0
+    assert 'epoch (7000 iterations each, a guess' in (folder / 'curves.svg').read_text()
+    capsys.readouterr()
+    nothing = write(folder, distil({'loss_a': {'type': 'CWDLoss', 'at': 'neck'}}), extra='train_cfg = None')
+    assert TOOL.main([nothing, *SHAPE, '--plot', str(folder / 'curves.svg')]) == 1
+    assert 'does not say how long it trains' in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_nothing_is_overwritten_unasked(run, tmp_path):
     out = tmp_path / 'student.pth'
     out.write_text('precious')
     arguments = [str(run['checkpoint']), str(out)]
-    with pytest.raises(SystemExit, match='exists.*--force'):
+    with pytest.raises(SystemExit, match='exists.*--overwrite'):
         EXPORT.main(arguments)
     assert out.read_text() == 'precious'
     EXPORT.main([*arguments, '--force'])

@@ -1,18 +1,22 @@
 """tools/list_taps.py: paths, shapes and calls are those that a tap finds."""
 
 import importlib.util
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from stock import NARROW_FCN
+from stock import NARROW_FCN, loss_step
 
+from kd_mm.engine.distiller import Distiller
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.taps import Tap
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.models import build_student, scope_of
 from kd_mm.lab.observe import observe, shape_text
+from kd_mm.ops.problems import ConfigProblems
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_list_taps', TOOLS / 'list_taps.py')
@@ -105,3 +109,98 @@ def test_long_lists_of_shapes_are_cut():
     assert shape_text([(1, 2), (1, 2), (3, )]) == '2 times 1x2, 3'
     text = shape_text([(1, index) for index in range(20)])
     assert text.endswith('1x7, ... (20 in all)')
+
+
+class Foreign(torch.nn.Module):
+    """A backbone of no host, as timm's with features_only: one module, several maps."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, width, 3, 4, 1)
+        self.deep = torch.nn.Conv2d(width, 2 * width, 3, 2, 1)
+
+    @classmethod
+    def from_name(cls, name):
+        return cls(dict(small=4, large=8)[name])
+
+    def forward(self, images):
+        stem = self.stem(images)
+        return [stem, self.deep(stem)]
+
+
+def build_foreign(width):
+    return Foreign(width)
+
+
+FOREIGN = f'{__name__}.Foreign'
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """This file under the name by which a config would import it."""
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or types.ModuleType(__name__))
+    for name, value in dict(Foreign=Foreign, build_foreign=build_foreign).items():
+        monkeypatch.setattr(sys.modules[__name__], name, value, raising=False)
+
+
+def teachers_config(folder, hook):
+    (folder / 'teacher.py').write_text(NARROW_FCN)
+    (folder / 'student.py').write_text(f"_base_ = './teacher.py'\ncustom_hooks = [{hook!r}]\n")
+    return str(folder / 'student.py')
+
+
+@pytest.mark.parametrize('teacher, path, shape', [
+    ('teacher.py', 'decode_head', '1x19x8x8'),
+    ('student', 'decode_head', '1x19x8x8'),
+    ('self', 'decode_head', '1x19x8x8'),
+    (dict(type='EMATeacher'), 'decode_head', '1x19x8x8'),
+    (dict(type='PeerTeacher', config='teacher.py'), 'decode_head', '1x19x8x8'),
+    (dict(type=FOREIGN, preprocess=dict(size=(32, 64))), '@output', '1x6x8x16, 1x12x4x8'),
+    (dict(type=f'{FOREIGN}.from_name', name='large'), '@output', '1x8x16x16, 1x16x8x8'),
+    (dict(type=f'{__name__}.build_foreign', width=5), 'stem', '1x5x16x16')])
+def test_every_source_of_teachers(tmp_path, capsys, foreign, teacher, path, shape):
+    hook = dict(type='kd_mm.DistillHook', teacher=teacher, teacher_ckpt='nowhere.pth', losses=dict())
+    assert TOOL.main([teachers_config(tmp_path, hook), '--teacher', '--shape', '64', '64']) == 0
+    assert rows(capsys.readouterr().out)[path][2] == shape
+
+
+def test_one_of_several_teachers(tmp_path, capsys, foreign):
+    teachers = dict(big=dict(teacher='teacher.py'), odd=dict(teacher=dict(type=FOREIGN)))
+    config = teachers_config(tmp_path, dict(type='kd_mm.DistillHook', teachers=teachers, losses=dict()))
+    words = ['--shape', '64', '64', '--teacher']
+    assert TOOL.main([config, *words, 'odd']) == 0
+    assert '@output' in rows(capsys.readouterr().out)
+    assert TOOL.main([config, *words]) == 1
+    assert 'there are several, say which one: big, odd' in capsys.readouterr().err
+    assert TOOL.main([config, *words, 'small']) == 1
+    assert '--teacher small: no teacher of that name; there are big, odd' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind, said', [
+    ('nobody_has_this.Model', "cannot be imported: No module named 'nobody_has_this'. Install the package"),
+    (f'{FOREIGN}.from_names', "has no 'from_names'. Did you mean from_name"),
+    (f'{__name__}.FOREIGN', 'is no class, function or method, but str'),
+    (f'{__name__}.build_foreign', 'does not take')])
+def test_a_wrong_name_says_what_is_there(tmp_path, capsys, foreign, kind, said):
+    sys.modules[__name__].FOREIGN = FOREIGN
+    hook = dict(type='kd_mm.DistillHook', teacher=dict(type=kind), teacher_ckpt='own', losses=dict())
+    assert TOOL.main([teachers_config(tmp_path, hook), '--teacher']) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_whole_output_of_a_foreign_model_teaches(foreign):
+    """`teacher_at='@output'`, with weights that the factory has loaded itself."""
+    cfg = Config.fromfile(str(zoo_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')))
+    cfg.merge_from_dict(dict(model=dict(pretrained=None, backbone=dict(depth=18, base_channels=8, stem_channels=8,
+                                                                       norm_cfg=dict(type='BN')))))
+    cfg.model.decode_head.update(in_channels=64, channels=16, norm_cfg=dict(type='BN'))
+    cfg.model.auxiliary_head = None
+    with scope_of(cfg):
+        student = build_student(cfg)
+        kd = Distiller(student, dict(type=f'{FOREIGN}.from_name', name='small'), dict(loss_a=dict(
+            type='FitNetLoss', student_at='backbone', teacher_at='@output', levels=dict(student=[0, 1], teacher=[0, 1])
+        )), teacher_ckpt='own', scope='mmseg')
+        assert loss_step(student, kd)['loss_a'] > 0
+        with pytest.raises(ConfigProblems, match="'@output' is what a model of no host returns; EncoderDecoder"):
+            Distiller(student, dict(type=FOREIGN), dict(loss_a=dict(type='FitNetLoss', at='@output')),
+                      teacher_ckpt='own', scope='mmseg')

@@ -114,6 +114,12 @@ def test_a_config_without_hook_is_refused(capsys):
     assert 'must have one kd_mm.DistillHook' in capsys.readouterr().err
 
 
+def test_a_config_without_the_hook_says_what_to_do(tmp_path, capsys):
+    (tmp_path / 'plain.py').write_text(f"_base_ = {str(ROOT / 'configs/profile/retinanet_cwd_teacher.py')!r}\n")
+    assert TOOL.main([str(tmp_path / 'plain.py')]) == 1
+    assert "and has 0: add dict(type='kd_mm.DistillHook'" in capsys.readouterr().err
+
+
 def test_scripts_in_tools_get_the_profile_module_of_the_standard_library():
     """torch imports cProfile, which imports ``profile``: with tools/ first on the path that is our file."""
     code = 'import sys; sys.path.insert(0, "tools"); import cProfile, profile; print(profile.__file__, profile.Profile)'

@@ -49,13 +49,15 @@ def test_new_methods_pass_the_sweeps(copy):
         new = {path.as_posix() for path in set(after) - set(earlier)}
         changed = {path.as_posix() for path in earlier if after[path] != earlier[path]}
         # Five places: the loss, its test, its folder of configs, the benchmark's list, the recipe; the table is
-        # generated.
-        assert changed == {'README.md', f'configs/benchmark/{task}.py'}
-        assert {f'kd_mm/losses/{name}.py', f'tests/losses/test_{name}.py', f'configs/{task}/{name}/README.md'} < new
-        assert len(new) == 5 and all(name in path for path in new)
+        # generated, and so is the index of the configs.
+        assert changed == {'README.md', f'configs/benchmark/{task}.py', 'model-index.yml'}
+        assert {f'kd_mm/losses/{name}.py', f'tests/losses/test_{name}.py', f'configs/{task}/{name}/README.md',
+                f'configs/{task}/{name}/metafile.yml'} < new
+        assert len(new) == 6 and all(name in path for path in new)
         # Each place where the author's part belongs is listed.
         listed = [line for line in written.stdout.splitlines() if 'FILL IN' in line]
-        assert len(listed) == sum(text.count(b'FILL IN') for path, text in after.items() if path.as_posix() in new) + 1
+        assert len(listed) == sum(text.count(b'FILL IN') for path, text in after.items()
+                                  if path.as_posix() in new and path.suffix != '.yml') + 1
         wanted += [name, cls]
         files += [path for path in sorted(new) if path.endswith('.py')]
 

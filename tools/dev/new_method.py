@@ -230,9 +230,11 @@ def main() -> int:
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    subprocess.run([sys.executable, str(next(ROOT.glob('tools/**/readme_methods.py')))], check=True, cwd=ROOT)
+    for tool in ('readme_methods', 'metafiles'):
+        subprocess.run([sys.executable, str(ROOT / 'tools' / 'dev' / f'{tool}.py')], check=True, cwd=ROOT,
+                       stdout=subprocess.DEVNULL)
 
-    print('written, and the table of README.md; fill in:')
+    print('written, the table of README.md, and the metafiles; fill in:')
     for path, text in files.items():
         for number, line in enumerate(text.splitlines(), 1):
             if 'FILL IN' in line and (args.method in path.parts or args.method in path.stem or args.method in line):

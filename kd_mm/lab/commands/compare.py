@@ -169,14 +169,20 @@ def verdict(mean: float, half: Optional[float]) -> str:
 
 
 @click.command('compare')
-@click.argument('runs', nargs=-1, required=True)
+@click.argument('runs', nargs=-1, required=True, metavar='RUN [RUN ...]')
 @click.option('--metric', help='Which one. Default: coco/bbox_mAP or mIoU.')
 def command(runs: Tuple[str, ...], metric: Optional[str]) -> None:
-    """Mean and spread of RUN RUN ... (work dirs), and whether they differ from the first.
+    """Did it help? Scores of trainings, with their mean and spread over seeds, and the verdict against the first.
 
-    Runs of the same config but for the seed are one group; NAME=RUN puts a run into the group NAME. A work dir of
-    kd-mm distill counts with its plain student, too. "No difference shown" is said where the 95 % interval of the
-    difference holds 0. A higher score is taken as better.
+    Each RUN is a work dir of kd-mm train (or of the host's tools/train.py), or of kd-mm distill, which counts with its
+    plain student where there is one. Give the plain student's first:
+
+    \b
+        kd-mm compare work_dirs/plain_seed0 work_dirs/plain_seed1 work_dirs/fgd_seed0 work_dirs/fgd_seed1
+
+    Runs whose configs differ in the seed alone are one group. Where that is not enough, NAME=RUN puts a run into the
+    group NAME: plain=work_dirs/a. The last evaluation of a run counts, and a higher score is taken as better. "No
+    difference shown" is said where 0 lies in the 95 % interval of the difference: take more seeds.
     """
     try:
         chosen, groups = gather(list(runs), metric)

@@ -33,7 +33,7 @@ STATE = 'distill.json'
 #: What is said where the host's evaluation gives no number.
 NOTHING = 'nothing was detected on the validation data, so that there is no score'
 #: Flags of train that distill sets itself.
-TAKEN = ('--work-dir', '--resume', '--overwrite', '--launcher')
+TAKEN = ('--work-dir', '--resume', '--overwrite', '--force', '--launcher', '--score-teacher')
 
 
 #: Entries of a run's description as a user knows them.
@@ -269,8 +269,8 @@ def check_flags(flags: Sequence[str]) -> None:
             raise ValueError('distill trains in one process. For several write the config with kd-mm init, and train '
                              'it with torchrun: tools/dist_train.sh CONFIG NPROC')
         if name in TAKEN:
-            raise ValueError(f'{name} after -- is set by distill itself: it continues by itself, and --work-dir and '
-                             '--overwrite stand before --')
+            raise ValueError(f'{name} after -- is set by distill itself: it continues and scores the teacher by '
+                             'itself, and --work-dir and --overwrite stand before --')
 
 
 def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: bool) -> None:
@@ -303,7 +303,7 @@ def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: boo
     train_and_score(run, 'distilled', config, stock, flags)
     heading('exporting the plain student')
     student = osp.join(run.folder, 'student.pth')
-    export.main([run.results['distilled']['checkpoint'], student, '--force'])
+    export.main([run.results['distilled']['checkpoint'], student, '--overwrite'])
     run.results.update(student=student, config=config)
     run.save()
     Path(run.folder, 'report.md').write_text(report(run), encoding='utf-8')
@@ -315,7 +315,8 @@ def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: boo
 @click.option('--work-dir', help='Folder of everything. Default: work_dirs/STUDENT_from_TEACHER_RECIPE.')
 @click.option('--baseline', is_flag=True, help='Also train the student without distillation, with the same seed.')
 @click.option('--no-cost', is_flag=True, help='Do not measure what a step costs.')
-@click.option('--overwrite', is_flag=True, help='Start anew in a work dir with another distillation.')
+@click.option('--overwrite', '--force', 'overwrite', is_flag=True,
+              help='Start anew in a work dir with another distillation.')
 @click.argument('flags', nargs=-1, type=click.UNPROCESSED)
 def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str, explain: bool,
             work_dir: Optional[str], baseline: bool, no_cost: bool, overwrite: bool, flags: Tuple[str, ...]) -> None:

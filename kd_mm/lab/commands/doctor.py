@@ -3,21 +3,15 @@
 import importlib
 import importlib.util
 import platform
-import re
 import sys
 from dataclasses import dataclass
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional
 
 import click
 
 import kd_mm
+from kd_mm.hosts import versions
 
-#: Package -> (least, below which it must stay), of what the hosts of today say and what kd_mm needs.
-RANGES = {
-    'torch': ('2.1', None), 'mmengine': ('0.10', None), 'mmcv': ('2.0', None), 'mmdet': ('3.0', None),
-    'mmseg': ('1.0', None)}
-#: Package -> name on the package index, where it is another.
-INDEX = {'mmseg': 'mmsegmentation'}
 HOSTS = ('mmdet', 'mmseg')
 
 
@@ -38,19 +32,9 @@ class Finding:
     needed: bool = True
 
 
-def numbers(version: str) -> Tuple[int, ...]:
-    """The numbers of a version, for comparisons.
-
-    Example:
-        >>> numbers('2.13.0+cpu') > numbers('2.9'), numbers('0.10') <= numbers('0.10.7')
-        (True, True)
-    """
-    return tuple(int(part) for part in re.findall(r'\d+', version.split('+')[0])[:3])
-
-
 def look(name: str, load: Callable[[str], Any] = importlib.import_module) -> Finding:
     """A package: whether it is there, can be imported, and has a version that fits."""
-    install = f'pip install {INDEX.get(name, name)}'
+    install = f'pip install {versions.INDEX.get(name, name)}'
     host = name in HOSTS
     if importlib.util.find_spec(name) is None:
         return Finding(name, 'not installed', install, needed=not host)
@@ -62,12 +46,7 @@ def look(name: str, load: Callable[[str], Any] = importlib.import_module) -> Fin
             error, AssertionError) else f'mend the import: python -c "import {name}"; or {install} --force-reinstall')
         return Finding(name, f'cannot be imported: {type(error).__name__}: {text}', mend)
     version = str(getattr(module, '__version__', '?'))
-    least, below = RANGES.get(name, (None, None))
-    if least and numbers(version) < numbers(least):
-        return Finding(name, version, f'{name} {least} or newer is needed: {install} --upgrade')
-    if below and numbers(version) >= numbers(below):
-        return Finding(name, version, f'{name} below {below} is needed: pip install "{INDEX.get(name, name)}<{below}"')
-    return Finding(name, version)
+    return Finding(name, version, versions.mend(name, version))
 
 
 def operators() -> Finding:

@@ -2,17 +2,18 @@
 
 import copy
 import gc
+import os.path as osp
 import uuid
-from typing import Any, Dict, Optional, Tuple
+from typing import Dict, Optional
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from kd_mm.engine.score import PRIMARY, numbers, primary
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.weights import load_weights
 
-#: Keys that say it in one number, the first that is there.
-PRIMARY = ('coco/bbox_mAP', 'mIoU')
+__all__ = ['PRIMARY', 'evaluate', 'own_name', 'primary']
 
 
 def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional[Config] = None) -> Dict[str, float]:
@@ -39,6 +40,8 @@ def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional
         chosen[key] = None
     chosen.custom_hooks, chosen.load_from, chosen.resume = [], None, False
     chosen.work_dir = work_dir
+    if model is not None:  # the Runner keeps a copy of the config under the name of its file
+        object.__setattr__(chosen, '_filename', osp.join(osp.dirname(str(cfg.filename or '')), 'teacher.py'))
     own_name(chosen)
     runner = Runner.from_cfg(chosen)
     if weights is not None:
@@ -46,11 +49,7 @@ def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional
     metrics = runner.val()
     del runner
     gc.collect()
-    return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float)) or _number(value)}
-
-
-def _number(value: Any) -> bool:
-    return hasattr(value, 'item') and getattr(value, 'size', 1) == 1
+    return numbers(metrics)
 
 
 def own_name(cfg: Config) -> None:
@@ -58,19 +57,3 @@ def own_name(cfg: Config) -> None:
     cfg.experiment_name = f'kd_mm_{uuid.uuid4().hex}'
     if cfg.get('visualizer'):
         cfg.visualizer['name'] = cfg.experiment_name
-
-
-def primary(metrics: Dict[str, float]) -> Tuple[str, float]:
-    """The metric that says it in one number, and its value.
-
-    Raises:
-        ValueError: there is none.
-
-    Example:
-        >>> primary({'aAcc': 91.0, 'mIoU': 71.5})
-        ('mIoU', 71.5)
-    """
-    if not metrics:
-        raise ValueError('the evaluation gave no number')
-    key = next((name for name in PRIMARY if name in metrics), next(iter(metrics)))
-    return key, metrics[key]

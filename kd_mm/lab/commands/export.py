@@ -34,7 +34,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint written by a training run')
     parser.add_argument('out', help='file to write')
     parser.add_argument('--config', help='config of the student. Default: the one stored in the checkpoint')
-    parser.add_argument('--force', action='store_true', help='overwrite OUT if it exists')
+    parser.add_argument('--overwrite', '--force', action='store_true', help='write over OUT if it exists')
     return parser.parse_args(argv)
 
 
@@ -106,8 +106,8 @@ def check_strict(model: torch.nn.Module, state: Dict[str, torch.Tensor], source:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
-    if osp.exists(args.out) and not args.force:
-        fail(f'{args.out} exists. Choose another name, or overwrite it with --force')
+    if osp.exists(args.out) and not args.overwrite:
+        fail(f'{args.out} exists. Choose another name, or write over it with --overwrite')
     if osp.exists(args.out) and osp.samefile(args.out, args.checkpoint):
         fail('OUT is the checkpoint itself, which holds what a resume needs. Choose another name')
     folder = osp.dirname(osp.abspath(args.out))

@@ -113,6 +113,7 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
             except Exception as error:  # the registry and the models raise anything
                 raise ValueError(f'the model of the {side} cannot be built: {type(error).__name__}: {error}') from error
         choice = choose(models[0], models[1], recipe, class_names(cfg))
+        notes += _compare_sizes(*models)
     source = teacher if '::' in teacher else str(path)
     return Plan(cfg, file, theirs, osp.abspath(source) if '::' not in source else source, found, choice, notes)
 
@@ -137,6 +138,15 @@ def _compare_classes(cfg: Config, theirs: Config, weights: str) -> List[str]:
             + '. Take a teacher that was trained on these classes; or write a config by hand, with a loss on features '
             "(at='neck'), or on logits with classes='common'")
     return [] if own and other else ['the class names of a side are not known, and were not compared']
+
+
+def _compare_sizes(student: Any, teacher: Any) -> List[str]:
+    """A note where the student is no smaller than its teacher."""
+    own, theirs = (sum(parameter.numel() for parameter in model.parameters()) for model in (student, teacher))
+    if own <= theirs:
+        return []
+    return [f'NOTE: the student ({own / 1e6:.2f} M parameters) is larger than its teacher ({theirs / 1e6:.2f} M). A '
+            'larger model seldom learns from a smaller one: are the two exchanged?']
 
 
 def _some(names: List[str]) -> str:
@@ -189,7 +199,7 @@ def pair_options(command: Any) -> Any:
 @click.command('init')
 @pair_options
 @click.option('--out', help='File to write. Default: STUDENT_from_TEACHER_RECIPE.py in the current folder.')
-@click.option('--overwrite', is_flag=True, help='Write over a file with another content.')
+@click.option('--overwrite', '--force', 'overwrite', is_flag=True, help='Write over a file with another content.')
 def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str, explain: bool, out: Optional[str],
             overwrite: bool) -> None:
     """Write the config that distils TEACHER into STUDENT, and nothing else.

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Type
 import click
 
 import kd_mm
+from kd_mm.lab.commands import fail
 from kd_mm.losses.base.head import HeadLoss
 from kd_mm.losses.base.loss import KDLoss
 from kd_mm.registry import MODELS, choices
@@ -41,9 +42,10 @@ def needs(cls: Type[Any]) -> List[str]:
 
 
 def configs_folder() -> Optional[Path]:
-    """The repository's ``configs``, where there is a checkout."""
-    folder = Path(kd_mm.__file__).resolve().parents[1] / 'configs'
-    return folder if (folder / 'benchmark').is_dir() else None
+    """The folder with the tables: of an installation, or of a checkout."""
+    package = Path(kd_mm.__file__).resolve().parent
+    return next((folder for folder in (package / '.mim' / 'configs', package.parent / 'configs')
+                 if (folder / 'det' / 'benchmark.json').is_file()), None)
 
 
 def ranks() -> Dict[str, Dict[str, str]]:
@@ -95,4 +97,6 @@ def command(kind: Optional[str], task: Optional[str], no_needs: bool, name: Opti
         for what, text in (('', title), ('compares', compares(cls)), ('needs', ', '.join(needs(cls)) or 'nothing more'),
                            ('tasks', ', '.join(tasks(method))), ('our rank', places or 'not in our tables')):
             click.echo(click.wrap_text(text, 110, f'  {what:<10}', ' ' * 12))
-    click.echo(f'\n{count} losses' if count else 'no loss is like that; kd-mm methods lists all')
+    if not count:
+        fail('no loss is like that; kd-mm methods lists all')
+    click.echo(f'\n{count} loss{"" if count == 1 else "es"}')

@@ -10,24 +10,28 @@ run while losses are computed are not called in this pass; --all lists them too.
 
 import argparse
 import sys
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 from mmengine.config import Config, DictAction
-from torch import nn
 
 from kd_mm.engine.hook import folder_of
-from kd_mm.hosts.models import build_model, load_config, scope_of_config
+from kd_mm.engine.step import Step
+from kd_mm.hosts.models import scope_of_config
 from kd_mm.lab.commands import program
-from kd_mm.lab.configs import hook_entries, read_config
-from kd_mm.lab.models import build_student, scope_of
+from kd_mm.lab.configs import all_random, hook_arguments, hook_entries, read_config
+from kd_mm.lab.models import build_student, random_batch, scope_of
 from kd_mm.lab.observe import Output, matches, observe, shape_text
+from kd_mm.ops.modes import preserved_random_state
+from kd_mm.ops.problems import Problems
+from kd_mm.teachers.sources import SELF, build_teachers
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or the name of an installed one (mmdet::...)')
     parser.add_argument('--filter', help="only paths with this in them; with wildcards, paths that fit: 'neck.*'")
-    parser.add_argument('--teacher', action='store_true', help="the teacher of the config's distillation hook")
+    parser.add_argument('--teacher', nargs='?', const='', metavar='NAME',
+                        help="the teacher of the config's distillation hook; of several the one of this name")
     parser.add_argument('--all', action='store_true', help='also modules that were not called or return no tensor')
     parser.add_argument('--shape', nargs=2, type=int, default=(256, 256), metavar=('H', 'W'),
                         help='size of the random image. Default: 256 256')
@@ -36,15 +40,45 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build(cfg: Config, teacher: bool) -> nn.Module:
-    """The model to list, with random weights: shapes do not depend on them."""
-    if not teacher:
-        return build_student(cfg)
+def teacher_rows(cfg: Config, wanted: str, shape: Tuple[int, int]) -> List[Output]:
+    """What the modules of a teacher give, whatever its source, for an image as the student's pipeline makes it.
+
+    Args:
+        cfg: config with a distillation hook.
+        wanted: name of one of several teachers; '' for the only one.
+        shape: (H, W) of the student's image.
+
+    Raises:
+        ValueError: there is no hook or no such teacher, or it cannot be built.
+    """
     entries = hook_entries(cfg)
-    if not entries or not entries[0].get('teacher'):
+    if not entries or not (entries[0].get('teacher') or entries[0].get('teachers')):
         raise ValueError("--teacher: custom_hooks has no kd_mm.DistillHook with a teacher. Give the teacher's config "
                          'itself, without --teacher')
-    return build_model(load_config(entries[0]['teacher'], folder_of(cfg))[0], scope_of_config(cfg))
+    problems = Problems()
+    arguments = all_random(hook_arguments(entries[0], problems))
+    student = build_student(cfg)
+    if arguments['teacher'] == SELF and arguments['teachers'] is None:
+        print("teacher='self': the student teaches itself, its own modules are listed\n")
+        return observe(student, shape)
+    built = build_teachers(student, arguments['teacher'], arguments['teacher_ckpt'], True, arguments['teachers'],
+                           problems, scope_of_config(cfg), folder=folder_of(cfg), speed='exact',
+                           view=arguments['view'], input_key=arguments['input_key'])
+    if problems.found and not (wanted and wanted in built):
+        raise ValueError('; '.join(problems.found))
+    if wanted and wanted not in built:
+        raise ValueError(f'--teacher {wanted}: no teacher of that name; there {"is" if len(built) == 1 else "are"} '
+                         f'{", ".join(built)}')
+    if not wanted and len(built) > 1:
+        raise ValueError(f'--teacher: there are several, say which one: {", ".join(built)}')
+    name = wanted or next(iter(built))
+    teacher = built[name]
+    with preserved_random_state(0):
+        data = random_batch(student, 1, shape, training=False)
+    batch = Step(student, built, []).batch_of(data['inputs'], data['data_samples'])
+    print(f'{name}: {teacher.name} ({type(teacher.model).__name__})\n')
+    images, samples = teacher.prepare(data['inputs'], data['data_samples'], batch)
+    return observe(teacher.model, shape, dict(inputs=images, data_samples=samples))
 
 
 def print_table(rows: Sequence[Output]) -> None:
@@ -60,7 +94,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         cfg = read_config(args.config, args.cfg_options)
         with scope_of(cfg):
-            rows = observe(build(cfg, args.teacher), tuple(args.shape))
+            shape = tuple(args.shape)
+            rows = (observe(build_student(cfg), shape) if args.teacher is None else
+                    teacher_rows(cfg, args.teacher, shape))
     except (FileNotFoundError, KeyError, ValueError) as error:
         print(f'{program()}: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
         return 1

@@ -22,8 +22,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.models import scope_of_config
 from kd_mm.hosts.renamed import no_such_config
+from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import fail
-from kd_mm.lab.configs import apply_options, faults, read_file
+from kd_mm.lab.configs import apply_options, faults, hook_entries, read_file
 from kd_mm.ops.problems import ConfigProblems
 
 HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
@@ -40,8 +41,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--resume', nargs='?', const='auto',
                         help='continue from this checkpoint; without a path from the latest one in the work dir')
-    parser.add_argument('--overwrite', action='store_true',
+    parser.add_argument('--overwrite', '--force', action='store_true',
                         help='start anew in a work dir that already has checkpoints')
+    parser.add_argument('--score-teacher', action='store_true', help='evaluate the teacher on the validation data '
+                        'before the first step')
     add_shared_arguments(parser)
     return prepare_args(parser.parse_args(argv))
 
@@ -62,9 +65,10 @@ def prepare_args(args: argparse.Namespace) -> argparse.Namespace:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config of the command line, with its options applied, its host checked and its work dir set."""
-    if not osp.isfile(args.config):
-        fail(no_such_config(args.config))
     try:
+        args.config = str(zoo_config(args.config)) if '::' in args.config else args.config
+        if not osp.isfile(args.config):
+            fail(no_such_config(args.config))
         cfg = read_file(args.config)
     except FileNotFoundError as error:
         fail(str(error))
@@ -254,6 +258,11 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    if args.score_teacher:
+        entries = hook_entries(cfg)
+        if not entries:
+            fail('--score-teacher: the config has no kd_mm.DistillHook in custom_hooks, so there is no teacher')
+        entries[0]['score_teacher'] = True
     found = faults(cfg)
     if found:
         fail('\n'.join(found))

@@ -72,6 +72,9 @@ def test_everything_in_one_go(det, tmp_path, monkeypatch):
     result = distill(det, work, '--baseline', *flags)
     assert result.exit_code == 0 and 'continuing in' in result.output, message(result)
     assert (work / 'report.md').read_text() == text
+    # the teacher's own log, under its own name
+    assert next((work / 'teacher').glob('*/vis_data/config.py')) and [
+        path.name for path in (work / 'teacher').glob('*.py')] == ['teacher.py']
     # another one is not mixed in
     result = distill(det, work, '--recipe', 'pkd', *flags)
     text = message(result)

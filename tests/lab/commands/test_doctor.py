@@ -16,8 +16,8 @@ def test_this_environment_fits():
 
 
 @pytest.mark.parametrize('name, version, error, text', [
-    ('torch', '1.13.1+cu117', None, 'torch 2.1 or newer is needed: pip install torch --upgrade'),
-    ('mmseg', '0.30.0', None, 'mmseg 1.0 or newer is needed: pip install mmsegmentation --upgrade'),
+    ('torch', '1.13.1+cu117', None, 'torch 2.1 or newer is needed: pip install "torch>=2.1"'),
+    ('mmseg', '0.30.0', None, 'mmseg 1.0 or newer, below 2.0, is needed: pip install "mmsegmentation>=1.0,<2.0"'),
     ('mmdet', None, AssertionError('MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.'),
      'the versions do not fit each other: install the one that mmdet names'),
     ('mmcv', None, ImportError('libcudart.so.12'), 'mend the import: python -c "import mmcv"')])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from pairs import detection_pair, kd_mm, message, segmentation_pair
+from pairs import detection_pair, kd_mm, message, save_weights, segmentation_pair
 
 from kd_mm.lab.check import check
 from kd_mm.lab.configs import read_config
@@ -122,6 +122,17 @@ def test_a_config_without_data_or_with_a_teacher_already(det, tmp_path):
     assert init(det, '--out', tmp_path / 'kd.py').exit_code == 0
     result = init(det, student=tmp_path / 'kd.py')
     assert result.exit_code == 1 and 'distils already' in message(result)
+
+
+def test_a_student_larger_than_its_teacher_is_said(det, tmp_path):
+    large = Config.fromfile(det.student)
+    weights = save_weights(large, tmp_path / 'small.pth')
+    large.model = Config.fromfile(det.teacher).model
+    large.dump(str(tmp_path / 'large.py'))
+    result = init(det, '--out', tmp_path / 'kd.py', student=tmp_path / 'large.py', teacher=det.student, weights=weights)
+    assert result.exit_code == 0, message(result)
+    assert 'is larger than its teacher' in result.output and 'are the two exchanged?' in result.output
+    assert 'is larger than its teacher' not in init(det, '--out', tmp_path / 'right.py').output
 
 
 def test_recipes_are_listed():

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pairs import kd_mm
+from pairs import kd_mm, message
 
 from kd_mm.lab.commands import methods
 from kd_mm.losses.base.loss import KDLoss
@@ -27,7 +27,9 @@ def test_filters():
     assert 'LDLoss' in listed('--task', 'detection') and 'LDLoss' not in listed('--task', 'segmentation')
     assert 'FGDLoss' not in listed('--no-needs') and 'PKDLoss' in listed('--no-needs')
     assert listed('receptive') == ['MasKDLoss']
-    assert 'no loss is like that' in kd_mm('methods', 'nothing at all').output
+    nothing = kd_mm('methods', 'nothing at all')
+    assert nothing.exit_code == 1 and 'no loss is like that' in message(nothing)
+    assert kd_mm('methods', 'receptive').output.endswith('\n1 loss\n')
 
 
 @pytest.mark.parametrize('name, expected', [

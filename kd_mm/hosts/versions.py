@@ -1,0 +1,67 @@
+"""Which versions of torch, mmengine, mmcv and the hosts kd_mm works with."""
+
+import re
+import sys
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import kd_mm
+
+#: Package -> (least, below which it must stay), of what kd_mm needs.  The major versions that are there today: the
+#: hosts' class names and signatures are what we live by, and a new major version may change them.
+RANGES: Dict[str, Tuple[str, Optional[str]]] = {
+    'torch': ('2.1', None), 'mmengine': ('0.10', '1.0'), 'mmcv': ('2.0', '3.0'), 'mmdet': ('3.0', '4.0'),
+    'mmseg': ('1.0', '2.0')}
+#: Package -> name on the package index, where it is another.
+INDEX = {'mmseg': 'mmsegmentation'}
+
+
+def numbers(version: str) -> Tuple[int, ...]:
+    """The numbers of a version, for comparisons.
+
+    Example:
+        >>> numbers('2.13.0+cpu') > numbers('2.9'), numbers('0.10') <= numbers('0.10.7')
+        (True, True)
+    """
+    return tuple(int(part) for part in re.findall(r'\d+', version.split('+')[0])[:3])
+
+
+def mend(name: str, version: str) -> Optional[str]:
+    """What is needed instead of a version and how to get it; None if it fits, or if nothing is known of the package.
+
+    Example:
+        >>> mend('mmseg', '0.30.0')
+        'mmseg 1.0 or newer, below 2.0, is needed: pip install "mmsegmentation>=1.0,<2.0"'
+        >>> mend('mmseg', '1.2.2') is None
+        True
+    """
+    if name not in RANGES or not numbers(version):
+        return None
+    least, below = RANGES[name]
+    if numbers(least) <= numbers(version) and (below is None or numbers(version) < numbers(below)):
+        return None
+    limit = f', below {below},' if below else ''
+    return (f'{name} {least} or newer{limit} is needed: pip install "{INDEX.get(name, name)}>={least}'
+            f'{f",<{below}" if below else ""}"')
+
+
+def misfits(modules: Mapping[str, Any]) -> List[str]:
+    """What does not fit of the packages that are imported, as sentences; nothing is imported here."""
+    found = []
+    for name in RANGES:
+        version = getattr(modules.get(name), '__version__', None)
+        wanted = mend(name, version) if isinstance(version, str) else None
+        if wanted is not None:
+            found.append(f'{name} {version} is installed, and {wanted}')
+    return found
+
+
+def require() -> None:
+    """Stop if an imported package has a version that kd_mm does not work with.
+
+    Raises:
+        ImportError: each package with the version found, the versions needed and the mend.
+    """
+    found = misfits(sys.modules)
+    if found:
+        raise ImportError(f'kd_mm {kd_mm.__version__} does not work with what is installed: {"; ".join(found)}. '
+                          '`kd-mm doctor` looks at everything')

@@ -1,0 +1,203 @@
+"""Some samples of a config's data, through its pipeline, before a training meets them."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Sequence, Set
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.utils import import_modules_from_strings
+from PIL import Image
+
+from kd_mm.hosts.models import scope_of_config
+from kd_mm.hosts.synthetic import find_num_classes
+from kd_mm.lab.models import scope_of
+from kd_mm.ops.modes import preserved_random_state
+
+#: Lists of an annotation file in COCO's form.
+SECTIONS = ('images', 'annotations', 'categories')
+
+
+@dataclass
+class DataReport:
+    """What a look at the data found.
+
+    Attributes:
+        problems: what stops a training or spoils it.
+        warnings: what may be meant so.
+        notes: what was looked at.
+        length: samples of the training set, None if it could not be opened.
+    """
+
+    problems: List[str] = field(default_factory=list)
+    warnings: List[str] = field(default_factory=list)
+    notes: List[str] = field(default_factory=list)
+    length: Optional[int] = None
+
+
+def look_at_data(cfg: Config, count: int, model: Any = None) -> DataReport:
+    """Load some samples of each data set that a training reads.
+
+    Args:
+        cfg: a config of :func:`kd_mm.lab.configs.read_config`.
+        count: samples of each, spread over it.
+        model: the student, whose number of classes labels may have; None if it could not be built.
+    """
+    report = DataReport()
+    for phase in ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ):
+        loader = cfg.get(f'{phase}_dataloader')
+        if not loader or not loader.get('dataset'):
+            report.problems.append(f'the config has no {phase}_dataloader with a dataset. Inherit from a whole config '
+                                   "of the host, such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
+            continue
+        with scope_of(cfg), preserved_random_state(0):
+            _one_set(cfg, phase, loader['dataset'], count, model, report)
+    return report
+
+
+def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, report: DataReport) -> None:
+    where = f'{phase}_dataloader.dataset'
+    try:
+        import_modules_from_strings([f'{scope_of_config(cfg)}.datasets'])
+        dataset: Any = DATASETS.build(section)
+        length = len(dataset)
+    except Exception as error:  # the registry and the readers of annotations raise anything
+        report.problems.append(f'{where} cannot be opened: {_reason(error)}{_lacking(section, error)}')
+        return
+    if phase == 'train':
+        report.length = length
+    if not length:
+        report.problems.append(f'{where} is empty: look at data_root, data_prefix and ann_file, and whether its '
+                               f'classes {_names(dataset)} are those of the annotations')
+        return
+    chosen = sorted({index * length // min(count, length) for index in range(min(count, length))})
+    report.notes.append(f'{len(chosen)} of {length} samples of {where}')
+    objects, counted = 0, False
+    labels: Set[int] = set()
+    for index in chosen:
+        files = _files(dataset, index)
+        broken = [text for text in map(_broken, files) if text]
+        if broken:
+            report.problems += [f'{where}, sample {index}: {text}' for text in broken]
+            continue
+        try:
+            sample = dataset[index]['data_samples']
+        except Exception as error:  # transforms raise anything
+            report.problems.append(f'{where}, sample {index} ({", ".join(files) or "no file is known"}): its pipeline '
+                                   f'fails: {_reason(error)}')
+            continue
+        found = _labels(sample)
+        if found is not None:
+            counted = True
+            objects += int(found.numel())
+            labels.update(found.unique().tolist())
+    if counted and not objects:
+        report.warnings.append(f'{where}: none of {len(chosen)} samples has a label. Are its classes {_names(dataset)} '
+                               'the names of the categories in the annotation file?')
+    _judge_labels(where, labels, model, report)
+
+
+def _judge_labels(where: str, labels: Set[int], model: Any, report: DataReport) -> None:
+    try:
+        classes = find_num_classes(model) if model is not None else None
+    except ValueError:  # no head tells it
+        classes = None
+    beyond = sorted(label for label in labels if classes is not None and label >= classes)
+    if beyond:
+        report.problems.append(f'{where}: the labels {", ".join(map(str, beyond[:5]))} are beyond the {classes} '
+                               'classes of the student (num_classes of its heads, 0 is the first label). Mend '
+                               'num_classes or the label maps (255 is what is ignored)')
+
+
+def _labels(sample: Any) -> Optional[torch.Tensor]:
+    """All labels of a sample; None where it has none by its kind."""
+    if 'gt_instances' in sample and 'labels' in sample.gt_instances:
+        return sample.gt_instances.labels
+    if 'gt_sem_seg' in sample:
+        data = sample.gt_sem_seg.data
+        return data[data != 255]
+    return None
+
+
+def _files(dataset: Any, index: int) -> List[str]:
+    """The files of a sample, as far as the data set tells."""
+    try:
+        info: Dict[str, Any] = dataset.get_data_info(index)
+    except Exception:  # data sets made of several, or of a kind of their own
+        return []
+    return [info[key] for key in ('img_path', 'seg_map_path') if isinstance(info.get(key), str)]
+
+
+def _broken(file: str) -> Optional[str]:
+    """What is wrong with a picture; None for nothing, or where it is on no local disk."""
+    if '://' in file:
+        return None
+    if not os.path.isfile(file):
+        return f'no such file: {file}'
+    try:
+        with Image.open(file) as picture:
+            picture.load()  # OpenCV gives a cut file a grey end, and says nothing
+    except Exception as error:  # PIL raises anything for what is no picture
+        return f'{file} cannot be read as a picture: {error}. It is cut or damaged; fetch it again'
+    return None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {text[-1] if text else "no message"}'
+
+
+def _names(dataset: Any) -> str:
+    names = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    return f'({", ".join(map(str, list(names)[:5]))}{", ..." if len(names) > 5 else ""})'
+
+
+def _lacking(section: Any, error: Exception) -> str:
+    """Which entries of an annotation file lack the key of a KeyError."""
+    while hasattr(section, 'get') and 'dataset' in section:
+        section = section['dataset']
+    file = ''
+    if hasattr(section, 'get') and isinstance(section.get('ann_file'), str):
+        file = os.path.join(section.get('data_root') or '', section['ann_file'])
+    key = next((part.args[0] for part in _chain(error) if isinstance(part, KeyError) and part.args), None)
+    if not isinstance(key, str) and not file.endswith('.json'):
+        return ''
+    if not os.path.isfile(file):
+        return f' (annotation file {file}: looked at {os.path.abspath(file)})' if file else ''
+    try:
+        with open(file, encoding='utf-8') as stream:
+            content = json.load(stream)
+    except ValueError as wrong:
+        return f' ({file} is no whole JSON file: {wrong})'
+    if not isinstance(content, dict):
+        return ''
+    missing = [name for name in SECTIONS if name not in content]
+    if missing:
+        return f' ({file} has no {", ".join(map(repr, missing))}; COCO\'s form has {", ".join(SECTIONS)})'
+    for name in SECTIONS if isinstance(key, str) else ():
+        without = [entry for entry in content[name] if isinstance(entry, dict) and key not in entry]
+        if without and _usual(name, key):
+            return (f' ({len(without)} of {len(content[name])} {name} in {file} have no {key!r}, first: '
+                    f'{_short(without)})')
+    return ''
+
+
+def _usual(section: str, key: str) -> bool:
+    keys = dict(images=('id', 'file_name', 'height', 'width'), categories=('id', 'name'), annotations=(
+        'id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd', 'segmentation'))
+    return key in keys[section]
+
+
+def _short(entries: Sequence[Any]) -> str:
+    text = json.dumps(entries[0])
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def _chain(error: Optional[BaseException]) -> List[BaseException]:
+    found: List[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found

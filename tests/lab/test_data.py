@@ -1,0 +1,95 @@
+"""``kd-mm check --data N``: what is wrong with data is named with its file, before a training."""
+
+import copy
+import json
+import shutil
+
+import pytest
+from pairs import kd_mm, message
+from stock import detector, hook, segmentor, wide
+
+from kd_mm.lab.data import look_at_data
+from kd_mm.lab.models import build_student, scope_of
+
+
+@pytest.fixture
+def det(coco_root, tmp_path):
+    shutil.copytree(coco_root, tmp_path / 'coco')
+    return detector(tmp_path / 'coco', tmp_path / 'work', by_epoch=True)
+
+
+def annotated(cfg, tmp_path, change):
+    content = json.loads((tmp_path / 'coco' / 'annotations.json').read_text())
+    change(content)
+    (tmp_path / 'coco' / 'other.json').write_text(json.dumps(content))
+    cfg.train_dataloader.dataset.ann_file = 'other.json'
+    return look_at_data(cfg, 4)
+
+
+def test_nothing_is_wrong(det):
+    report = look_at_data(det, 3)
+    assert not report.problems and not report.warnings and report.length == 8
+    assert report.notes == ['3 of 8 samples of train_dataloader.dataset']
+
+
+@pytest.mark.parametrize('section, number, key, said', [
+    ('annotations', 3, 'area', "1 of 14 annotations in .*other.json have no 'area', first: .*\"id\": 4"),
+    ('images', 2, 'height', "1 of 8 images in .*other.json have no 'height'"),
+    ('images', 5, 'file_name', "1 of 8 images in .*other.json have no 'file_name'"),
+    ('categories', None, None, "other.json has no 'categories'; COCO's form")])
+def test_missing_keys_of_annotations(det, tmp_path, section, number, key, said):
+    def change(content):
+        if number is None:
+            del content[section]
+        else:
+            del content[section][number][key]
+
+    problem, = annotated(det, tmp_path, change).problems
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(problem)
+    assert problem.startswith('train_dataloader.dataset cannot be opened: KeyError')
+
+
+def test_a_file_that_ends_too_early(det, tmp_path):
+    (tmp_path / 'coco' / 'annotations.json').write_text('{"images": [')
+    assert 'is no whole JSON file' in look_at_data(det, 2).problems[0]
+    (tmp_path / 'coco' / 'annotations.json').unlink()
+    assert 'looked at' in look_at_data(det, 2).problems[0]
+
+
+def test_classes_that_no_annotation_has(det, tmp_path):
+    def change(content):
+        for category in content['categories']:
+            category['name'] += 's'
+
+    report = annotated(det, tmp_path, change)
+    assert not report.problems and 'Are its classes (square, disc) the names of the categories' in report.warnings[0]
+
+
+def test_a_cut_picture_and_one_that_is_not_there(det, tmp_path, capsys):
+    (tmp_path / 'coco' / 'images' / '0006.png').unlink()
+    file = tmp_path / 'coco' / 'images' / '0002.png'
+    file.write_bytes(file.read_bytes()[:200])
+    problems = look_at_data(det, 4).problems
+    assert len(problems) == 2 and f'sample 2: {file} cannot be read as a picture' in problems[0]
+    assert 'sample 6: no such file: ' in problems[1]
+    det.custom_hooks = [hook(wide(det), dict(loss_f=dict(type='FitNetLoss', at='neck')))]
+    det.dump(str(tmp_path / 'config.py'))
+    words = ['check', tmp_path / 'config.py', '--shape', 64, 64]
+    assert kd_mm(*words).exit_code == 0
+    result = kd_mm(*words, '--data', 4)
+    assert result.exit_code == 1 and 'cannot be read as a picture' in message(result)
+    # and the length of an epoch is known then
+    result = kd_mm(*words, '--data', 1, '--plot', tmp_path / 'curves.svg')
+    assert result.exit_code == 0, message(result)
+    assert 'epoch (2 iterations each)' in (tmp_path / 'curves.svg').read_text()
+
+
+def test_labels_beyond_the_classes_and_a_config_without_data(cityscapes_root, tmp_path):
+    cfg = segmentor(cityscapes_root, tmp_path, classes=1)
+    with scope_of(cfg):
+        student = build_student(cfg)
+    assert 'the labels 1 are beyond the 1 classes of the student' in look_at_data(cfg, 2, student).problems[0]
+    nothing = copy.deepcopy(cfg)
+    nothing.train_dataloader = None
+    assert 'has no train_dataloader with a dataset' in look_at_data(nothing, 2).problems[0]
