@@ -1,7 +1,7 @@
 """The registries of kd_mm and :func:`build`.
 
-``HOOKS`` and ``MODELS`` are children of mmengine's registries with the scope ``kd_mm``: for
-``type='kd_mm.DistillHook'`` in a config mmengine imports this module by itself.  Inside a ``DistillHook`` entry the
+``HOOKS``, ``MODELS``, ``DATASETS`` and ``TRANSFORMS`` are children of mmengine's registries with the scope ``kd_mm``:
+for ``type='kd_mm.DistillHook'`` in a config mmengine imports this module by itself.  Inside a ``DistillHook`` entry the
 prefix is not needed, because :func:`build` sets the scope.  ``TEACHERS`` is ours alone.
 """
 
@@ -11,8 +11,10 @@ import inspect
 import pkgutil
 from typing import Any, Dict, Iterable, List, Type
 
+from mmengine.registry import DATASETS as ENGINE_DATASETS
 from mmengine.registry import HOOKS as ENGINE_HOOKS
 from mmengine.registry import MODELS as ENGINE_MODELS
+from mmengine.registry import TRANSFORMS as ENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 HOOKS = Registry('hook', parent=ENGINE_HOOKS, scope='kd_mm', locations=['kd_mm.engine.hook', 'kd_mm.engine.vis'])
@@ -21,6 +23,9 @@ MODELS = Registry(
     parent=ENGINE_MODELS,
     scope='kd_mm',
     locations=['kd_mm.losses', 'kd_mm.adapters', 'kd_mm.regions', 'kd_mm.ops.schedules'])
+
+DATASETS = Registry('dataset', parent=ENGINE_DATASETS, scope='kd_mm', locations=['kd_mm.hosts.pictures'])
+TRANSFORMS = Registry('transform', parent=ENGINE_TRANSFORMS, scope='kd_mm', locations=['kd_mm.hosts.transforms'])
 
 #: Where teachers come from, see :mod:`kd_mm.teachers.sources`: a class or function that is called with a TeacherSpec.
 TEACHERS = Registry('teacher', scope='kd_mm', locations=['kd_mm.teachers.sources'])

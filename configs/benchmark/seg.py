@@ -45,6 +45,8 @@ methods = dict(
         loss_dist=dict(type='DISTLoss', at=logits),
         loss_dist_aux=dict(type='DISTLoss', at='auxiliary_head.conv_seg', loss_weight=0.4))),
     dkd=dict(losses=dict(loss_dkd=dict(type='DKDLoss', at=logits))),
+    dsi=dict(losses=dict(loss_dsi=dict(
+        type='DSILoss', at='backbone', levels=[-1], adapter=dict(type='ConvAdapter', always=True), loss_weight=5.0))),
     dsd=dict(losses=dict(
         loss_dsd=dict(type='DSDLoss', at=['auxiliary_head.convs', hidden, logits], psd=1000.0 * UNITS, csd=10.0),
         loss_kd=loss_kd)),

@@ -23,10 +23,11 @@ from kd_mm.engine.term import STUDENT, Term, mirrored
 from kd_mm.engine.watch import Watch
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import task_of
+from kd_mm.hosts.rows import in_trunk
 from kd_mm.hosts.swap import Swap
 from kd_mm.hosts.versions import require
 from kd_mm.hosts.weights import inherit_weights
-from kd_mm.losses.base.loss import Adversarial, opponents_of
+from kd_mm.losses.base.loss import Adversarial, PicksInstances, opponents_of
 from kd_mm.losses.base.opponent import Opponent
 from kd_mm.ops import distributed
 from kd_mm.ops.problems import Problems
@@ -53,8 +54,8 @@ class Distiller(nn.Module):
             ``'random'`` for none (tests).
         teacher_strict: whether the weights must fit exactly. Default True.
         teachers: several of them instead: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
-            speed=...)``. Losses say which one they mean with ``teacher='name'`` (or several names, whose outputs are
-            averaged).
+            speed=..., view=..., input_key=...)``. Losses say which one they mean with
+            ``teacher='name'`` (or several names, whose outputs are averaged).
         inherit: module paths whose weights :meth:`inherit_weights` copies from the teacher. Default none.
         task_loss_weight: factor on the student's own losses, from 0 (teacher alone). Default 1.
         seed: of the initial adapters and of random masks. Default 0.
@@ -66,6 +67,9 @@ class Distiller(nn.Module):
         folder: that of the student's config: relative paths of teachers are looked for there after the current folder.
         agreement: every so many iterations it is measured how alike student and teacher are, see
             :class:`kd_mm.engine.likeness.Likeness`; :meth:`after_step` gives it. Default 0: never.
+        view: at which size the teacher sees the batch, see :class:`kd_mm.teachers.view.View`. Default: the student's.
+        input_key: name of a field of the samples that the teacher is shown instead of the student's pictures, see
+            :mod:`kd_mm.teachers.beside`. Default none.
 
     Raises:
         ValueError: the configuration is wrong; all problems in one message.
@@ -77,7 +81,7 @@ class Distiller(nn.Module):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, seed: int = 0, speed: Any = AUTO,
                  classes: Optional[Sequence[str]] = None, scope: Optional[str] = None, max_steps: int = 0,
-                 folder: Optional[str] = None, agreement: int = 0):
+                 folder: Optional[str] = None, agreement: int = 0, view: Any = None, input_key: Optional[str] = None):
         require()
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
@@ -110,7 +114,7 @@ class Distiller(nn.Module):
                 self.problems.add(error)
         self.teachers: Dict[str, Teacher] = build_teachers(
             student, teacher, teacher_ckpt, teacher_strict, teachers, self.problems, scope=scope, seed=seed,
-            classes=self.classes, speed=speed, folder=folder)
+            classes=self.classes, speed=speed, folder=folder, view=view, input_key=input_key)
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
         #: the step in progress, see :class:`kd_mm.engine.step.Step`.
         self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)
@@ -227,10 +231,16 @@ class Distiller(nn.Module):
                 attempt(self._same_pixels, term, name)
 
     def _same_pixels(self, term: Term, name: str) -> None:
-        resized = [self.teachers[model].size for model in (name, term.learner) if model in self.teachers]
-        if term.shared and any(size is not None for size in resized):
-            raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher resizes '
-                             'them (preprocess size)')
+        teachers = [self.teachers[model] for model in (name, term.learner) if model in self.teachers]
+        resized = any(teacher.size is not None for teacher in teachers)
+        viewed = any(teacher.view is not None for teacher in teachers)
+        why = 'resizes them (preprocess size)' if resized else 'sees them at another size (view)'
+        if term.shared and (resized or viewed):
+            raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher {why}')
+        if viewed and (term.of_heads or (isinstance(term.loss, PicksInstances) and term.loss.heads_at is not None)):
+            raise ValueError(f'{type(term.loss).__name__} compares what two heads say about the same priors or queries,'
+                             f" and the teacher {why}: its priors are others. Leave the view out, or compare maps, "
+                             "such as '@neck' or '@logits', which are brought to the student's grid")
 
     def opponents(self) -> List[Opponent]:
         """What adversarial losses train against the student, with optimizers of their own."""
@@ -346,8 +356,13 @@ class Distiller(nn.Module):
         """Run the forward pass alone: the student's own loss has the weight 0 and may lack its labels."""
         student = self.student
 
+        trunk = task_of(student) is not None and all(in_trunk(path) for path in paths)
+
         def loss(inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
-            forward_tensor(student, inputs, data_samples, paths)
+            if trunk:  # nobody looks at the heads
+                student.extract_feat(inputs)
+            else:
+                forward_tensor(student, inputs, data_samples, paths)
             return {}
 
         self._skipped = Swap(student, 'loss', loss).on()

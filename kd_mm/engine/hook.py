@@ -22,8 +22,10 @@ from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names
 from kd_mm.hosts.versions import require
 from kd_mm.ops.checks import boolean, from_zero, whole
+from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import HOOKS
+from kd_mm.teachers.beside import first_problem
 from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.speed import AUTO
 
@@ -53,8 +55,8 @@ class DistillHook(Hook):
             ``'random'`` uses untrained weights (tests).
         teacher_strict: whether the weights must fit the config exactly. Default True.
         teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
-            speed=...)``; each loss then says ``teacher='name'``, or names several whose outputs are averaged. Default
-            none.
+            speed=..., view=..., input_key=...)``; each loss then says ``teacher='name'``, or names
+            several whose outputs are averaged. Default none.
         inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``. Default none.
         task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
         adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
@@ -74,6 +76,10 @@ class DistillHook(Hook):
         shard_teacher: with several processes, whether each keeps only its share of the teachers' weights and gets the
             others' when a part runs: less memory, more messages. Such a teacher runs in its exact form. Default False:
             every process has the whole teacher.
+        view: at which size the teacher sees the batch: ``dict(scale=0.5, multiple_of=16)`` or ``dict(size=(H, W))``,
+            see :class:`kd_mm.teachers.view.View`; its taps are brought to the student's grid. Default: the student's.
+        input_key: name of a field in the ``metainfo`` of the samples that the teacher is shown instead of the student's
+            pictures, such as infrared or depth, see :mod:`kd_mm.teachers.beside`. Default none.
 
     Raises:
         ImportError: a version of torch, mmengine, mmcv or a host that kd_mm does not work with.
@@ -88,7 +94,8 @@ class DistillHook(Hook):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
-                 score_teacher: bool = False, shard_teacher: bool = False):
+                 score_teacher: bool = False, shard_teacher: bool = False, view: Any = None,
+                 input_key: Optional[str] = None):
         require()
         problems = Problems()
         for fault in argument_faults(dict(
@@ -100,7 +107,7 @@ class DistillHook(Hook):
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed,
-            agreement=agreement)
+            agreement=agreement, view=view, input_key=input_key)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.scores: Optional[Scores] = Scores() if score_teacher else None
         self.shard_teacher = shard_teacher
@@ -146,6 +153,7 @@ class DistillHook(Hook):
             problems.add(fault)
         problems.raise_any()
         check_folded(self.distiller, runner.cfg)
+        check_fields(self.distiller, dataset)
         entries = [*(runner.cfg.get('custom_hooks') or ()), *(runner.cfg.get('default_hooks') or {}).values()]
         if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
             runner.dump_config()  # again: beside the copy in the work dir they are not
@@ -350,6 +358,22 @@ def check_folded(distiller: Distiller, cfg: Any) -> None:
                 raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
                                  f'is not called as a module any more. Tap {module!r} or what comes after it, or '
                                  'leave the option out')
+
+
+def check_fields(distiller: Distiller, dataset: Any) -> None:
+    """Refuse data without the field that a teacher is shown (``input_key``), by their first sample.
+
+    Raises:
+        ValueError: naming teacher and field.
+    """
+    teachers = [teacher for teacher in distiller.teachers.values() if teacher.input_key is not None]
+    if not teachers:
+        return
+    with preserved_random_state():
+        sample = dataset[0]['data_samples']
+    problem = first_problem(teachers, sample)
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def guesses(distiller: Distiller) -> List[str]:

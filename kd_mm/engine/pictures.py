@@ -95,7 +95,9 @@ class Lookout:
         model = self.step.model(name)
         taps = [tap for (owner, _), tap in self.step.taps.items() if owner == name]
         teacher = self.step.teachers.get(name)
-        images = inputs if teacher is None else teacher.prepared(inputs, batch)
+        images = inputs
+        if teacher is not None:
+            images, samples = teacher.prepare(inputs, samples, batch)
         for tap in taps:
             tap.arm(image_size(images))
         try:
@@ -107,7 +109,8 @@ class Lookout:
         finally:
             for tap in taps:
                 tap.disarm()
-        found = {tap.path: tap.read() for tap in taps if tap.fired}
+        fired = [tap for tap in taps if tap.fired]
+        found = {tap.path: tap.read() for tap in fired} if teacher is None else teacher.records(fired, inputs)
         for tap in taps:
             tap.clear()
         return found

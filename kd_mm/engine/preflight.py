@@ -255,7 +255,10 @@ class Preflight:
         """What all taps record on random images, at the smallest size that all models take."""
         step = self.step
         errors: Dict[str, str] = {}
-        for shape in dry_shapes(step.student, *(teacher.model for teacher in step.teachers.values())):
+        # What is seen smaller must still have maps of several cells.
+        factor = max([1.0, *(1 / teacher.view.scale for teacher in step.teachers.values() if teacher.view is not None)])
+        for small in dry_shapes(step.student, *(teacher.model for teacher in step.teachers.values())):
+            shape = round(small[0] * factor), round(small[1] * factor)
             try:
                 passed = self._pass(shape)
                 self._judge_tokens(shape)
@@ -293,7 +296,7 @@ class Preflight:
                 continue
             taps = {path: tap for (owner, path), tap in step.taps.items() if owner == name}
             teacher.run(inputs, samples, list(taps.values()), batch, full=True)
-            records[name] = {path: tap.read() for path, tap in taps.items() if tap.fired}
+            records[name] = teacher.records([tap for tap in taps.values() if tap.fired], inputs)
         return records, batch
 
     def _judge_tokens(self, shape: Tuple[int, int]) -> None:
@@ -364,7 +367,7 @@ class Preflight:
         inputs, samples, batch = self.given
         model = self.step.model(name)
         if name in self.step.teachers:
-            inputs = self.step.teachers[name].renormalise(inputs, batch)
+            inputs, samples = self.step.teachers[name].prepare(inputs, samples, batch)
         with eval_mode(model):
             if losses:
                 self._losses(model, inputs, samples, taps, keep=True)

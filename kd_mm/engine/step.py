@@ -182,7 +182,7 @@ class Step:
                 continue
             with preserved_random_state(self._peer_seed(name), inputs.device):
                 teacher.run(inputs, data_samples, list(taps.values()), self.batch)
-            self.records[name] = {path: tap.read() for path, tap in taps.items()}
+            self.records[name] = teacher.records(list(taps.values()), inputs)
 
     def _peer_seed(self, name: str) -> Optional[int]:
         """A peer drops other units than the student: it has a stream of its own, the same in a resumed run."""

@@ -131,7 +131,7 @@ class DistillVisHook(Hook):
         batch = step.batch_of(inputs, samples)
         sides: List[Tuple[str, Any, Tensor, Optional[List[str]]]] = [('student', student, inputs, None)]
         for name, teacher in step.teachers.items():
-            sides.append((step.word(name), teacher.model, teacher.prepared(inputs, batch), teacher.classes))
+            sides.append((step.word(name), teacher.model, teacher.prepare(inputs, samples, batch)[0], teacher.classes))
         for word, model, images, classes in sides[:3]:
             if task_of(model) is None or images.shape[-2:] != inputs.shape[-2:]:
                 yield f'{word}: gives no predictions', None

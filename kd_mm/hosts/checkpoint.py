@@ -51,7 +51,7 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def load_file(path: Union[str, 'os.PathLike[str]']) -> Dict[str, Any]:
-    """Load a checkpoint from a local file on the CPU, with torch's safe loading.
+    """Load a checkpoint from a local file on the CPU, with torch's safe loading; ``.safetensors`` by their own package.
 
     Raises:
         FileNotFoundError: no such file.
@@ -59,11 +59,13 @@ def load_file(path: Union[str, 'os.PathLike[str]']) -> Dict[str, Any]:
     """
     path = os.fspath(path)
     if os.path.isdir(path):
-        inside = sorted(name for name in os.listdir(path) if name.endswith(('.pth', '.pt')))
+        inside = sorted(name for name in os.listdir(path) if name.endswith(('.pth', '.pt', '.safetensors')))
         raise FileNotFoundError(f'{path} is a folder, not a checkpoint. Give one file; '
                                 + (f'it holds {_some(inside)}' if inside else 'it holds no .pth file'))
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no such checkpoint: {path} (looked at {os.path.abspath(path)})')
+    if path.lower().endswith('.safetensors'):
+        return _load_safetensors(path)
     allow_mmengine_checkpoints()
     if _is_torchscript(path):
         raise ValueError(f'{path} cannot be loaded as a checkpoint: it is a TorchScript program, not weights. Save its '
@@ -78,6 +80,19 @@ def load_file(path: Union[str, 'os.PathLike[str]']) -> Dict[str, Any]:
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint: save a dict of tensors, '
                          "torch.save(dict(state_dict=model.state_dict()), 'weights.pth')")
     return checkpoint
+
+
+def _load_safetensors(path: str) -> Dict[str, Any]:
+    try:
+        library = importlib.import_module('safetensors.torch')
+    except ImportError as error:
+        raise ValueError(f'{path} cannot be loaded as a checkpoint: it needs the package safetensors, which is not '
+                         'installed. Install it: pip install safetensors') from error
+    try:
+        return dict(state_dict=library.load_file(path, device='cpu'))
+    except Exception as error:  # an error type of its own
+        raise ValueError(f'{path} cannot be loaded as a checkpoint: the file is no safetensors file, broken or cut off '
+                         f'({error}). Copy or download it again') from None
 
 
 def _is_torchscript(path: str) -> bool:
@@ -97,9 +112,6 @@ def _why_not(path: str, error: Exception) -> str:
     if path.lower().endswith('.onnx'):
         return ('it is an exported ONNX graph, whose weights have other names. Give the checkpoint that it was '
                 'exported from')
-    if path.lower().endswith('.safetensors'):
-        return ('convert it where safetensors is installed: torch.save(dict(state_dict=safetensors.torch.load_file('
-                f"{path!r})), 'weights.pth')")
     if start[:2] == b'PK' and ('PytorchStreamReader' in text or not zipfile.is_zipfile(path)):
         return f'the file is broken or cut off ({text.split(". ")[0]}). Copy or download it again'
     found = re.search(r'Unsupported (?:global: GLOBAL|class) ([\w.]+)', text)

@@ -4,7 +4,7 @@ import os
 from typing import Any, List, Optional, Tuple
 
 #: Keys of a hook that name files.
-KEYS = ('teacher', 'teacher_ckpt', 'config')
+KEYS = ('teacher', 'teacher_ckpt', 'config', 'repo')
 
 
 def is_relative(path: Any) -> bool:

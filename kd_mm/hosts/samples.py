@@ -4,10 +4,12 @@ Losses and regions ask :mod:`kd_mm.types.targets`; what that needs of a data sam
 and not before.
 """
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
+
+from kd_mm.types.records import Seen
 
 
 class Samples:
@@ -70,3 +72,72 @@ class Samples:
             return None
         maps = [sample.gt_sem_seg.data for sample in self.data_samples]
         return torch.stack([labels.reshape(labels.shape[-2:]) for labels in maps])
+
+
+def samples_seen(data_samples: Any, seen: Seen) -> Any:
+    """New data samples for a model that sees the batch at another size; those of the host stay as they are.
+
+    Sizes, boxes, masks and segmentation maps are those of its own pictures. What a pipeline put beside the picture as
+    an array is left out.
+
+    Args:
+        data_samples: of mmdet or mmseg.
+        seen: how it sees the batch.
+    """
+    if not data_samples or seen.size == seen.shape == seen.content:
+        return data_samples
+    return [_sample_seen(sample, seen) for sample in data_samples]
+
+
+def _sample_seen(sample: Any, seen: Seen) -> Any:
+    down, along = seen.factors
+
+    def scaled(size: Any) -> Tuple[int, ...]:
+        return (min(round(size[0] * down), seen.content[0]), min(round(size[1] * along), seen.content[1]), *size[2:])
+
+    meta: Dict[str, Any] = {key: value for key, value in sample.metainfo.items() if getattr(value, 'ndim', 0) < 2}
+    for key in ('img_shape', 'pad_shape'):
+        if meta.get(key) is not None:
+            meta[key] = scaled(meta[key])
+    if 'batch_input_shape' in meta:
+        meta['batch_input_shape'] = seen.size
+    factor = meta.get('scale_factor')
+    if isinstance(factor, (tuple, list)) and len(factor) == 2:
+        meta['scale_factor'] = (factor[0] * along, factor[1] * down)
+    found = type(sample)(metainfo=meta)
+    for name, value in sample.items():
+        if hasattr(value, 'bboxes') or hasattr(value, 'masks'):
+            value = _instances_seen(value, seen)
+        elif name == 'gt_sem_seg' or name == 'gt_edge_map':
+            value = _maps_seen(value, seen)
+        found.set_field(value, name)
+    return found
+
+
+def _instances_seen(instances: Any, seen: Seen) -> Any:
+    down, along = seen.factors
+    found = instances.new()
+    boxes = getattr(instances, 'bboxes', None)
+    if boxes is not None and hasattr(boxes, 'rescale_'):
+        boxes = boxes.clone()
+        boxes.rescale_((along, down))
+        found.bboxes = boxes
+    elif boxes is not None and boxes.shape[-1] == 4:
+        found.bboxes = boxes * boxes.new_tensor([along, down, along, down])
+    masks = getattr(instances, 'masks', None)
+    if masks is not None and hasattr(masks, 'resize'):
+        found.masks = masks.resize((round(masks.height * down), round(masks.width * along)))
+    return found
+
+
+def _maps_seen(data: Any, seen: Seen) -> Any:
+    down, along = seen.factors
+    found = type(data)(metainfo=data.metainfo)
+    for name, value in data.items():
+        if isinstance(value, Tensor) and value.dim() in (2, 3):
+            size = round(value.shape[-2] * down), round(value.shape[-1] * along)
+            maps = value.reshape(1, -1, *value.shape[-2:]).float()  # labels up to 2**24 are exact
+            resized = torch.nn.functional.interpolate(maps, size=size, mode='nearest')[0].to(value.dtype)
+            value = resized.reshape(*value.shape[:-2], *size)
+        found.set_field(value, name)
+    return found

@@ -140,7 +140,7 @@ class Bench:
     def full_teacher(self, samples: Any, paths: Optional[Sequence[str]] = None) -> None:
         """The bare teacher to the end of its heads."""
         with self.optim_wrapper.optim_context(self.student):
-            images = self.teacher.renormalise(self.data['inputs'], self.batch)
+            images, samples = self.teacher.prepare(self.data['inputs'], samples, self.batch)
             forward_tensor(self.teacher.model, images, samples, self.teacher_paths if paths is None else paths)
 
     def needed_teacher(self, samples: Any, paths: Optional[Sequence[str]] = None) -> None:

@@ -40,6 +40,7 @@ def _cut(value: Any, leaves: Dict[int, Tensor]) -> Any:
     if isinstance(value, Recorded):
         record = Recorded(_cut(tensor, leaves) for tensor in value)
         record.calls, record.owner, record.memo = tuple(_cut(call, leaves) for call in value.calls), value.owner, {}
+        record.seen = value.seen
         return record
     if isinstance(value, Call):
         return Call(*(_cut(part, leaves) for part in value))

@@ -39,6 +39,27 @@ def resize(tensor: Tensor, size: Tuple[int, int], align_corners: bool = False) -
     return F.interpolate(tensor, size=tuple(size), mode='bilinear', align_corners=align_corners)
 
 
+def resize_part(tensor: Tensor, size: Tuple[int, int], part: Tuple[float, float]) -> Tensor:
+    """Bilinear resize of the upper left part of (N, C, H, W) to ``size``.
+
+    Args:
+        tensor: maps.
+        size: (H, W) of the result.
+        part: share of height and width that is taken; edges may lie within a cell. All of it is :func:`resize`.
+
+    Example:
+        >>> resize_part(torch.arange(4.).view(1, 1, 1, 4), (1, 2), (1.0, 0.5)).flatten()
+        tensor([0., 1.])
+    """
+    if part == (1.0, 1.0):
+        return resize(tensor, size)
+    rows, columns = ((torch.arange(count, dtype=torch.float32, device=tensor.device) + 0.5) / count * share * 2 - 1
+                     for count, share in zip(size, part))
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing='ij')[::-1], dim=-1)
+    return F.grid_sample(tensor, grid.to(tensor.dtype).expand(tensor.shape[0], -1, -1, -1), mode='bilinear',
+                         padding_mode='border', align_corners=False)
+
+
 def average_to(tensor: Tensor, size: Tuple[int, int]) -> Tensor:
     """(N, C, H, W) brought to ``size`` by adaptive average pooling; the tensor itself when it has that size.
 

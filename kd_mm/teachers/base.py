@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import build_model, class_names, default_weights, load_config, task_of
+from kd_mm.hosts.samples import samples_seen
 from kd_mm.hosts.synthetic import input_channels
 from kd_mm.hosts.taps import StopForward, Tap
 from kd_mm.ops.functional import resize
+from kd_mm.teachers.beside import pictures_beside
 from kd_mm.teachers.fast import Fast
 from kd_mm.teachers.preprocess import _LUMA, Normalisation
 from kd_mm.teachers.spec import TeacherSpec
 from kd_mm.teachers.speed import EXACT, speed_of
+from kd_mm.teachers.view import View, view_of
 from kd_mm.types import targets
 from kd_mm.types.batch import KDBatch
+from kd_mm.types.records import Recorded
 
 
 class Teacher:
@@ -34,10 +38,11 @@ class Teacher:
         student: the student, whose data preprocessor made the batches.
         name: for messages.
         classes: class names, if known.
+        input_key: see :meth:`look`; where it is given, the channels of the student's pictures do not matter.
     """
 
     def __init__(self, model: nn.Module, student: nn.Module, name: str = 'teacher',
-                 classes: Optional[List[str]] = None):
+                 classes: Optional[List[str]] = None, input_key: Optional[str] = None):
         self.model: Any = model
         self.name, self.classes = name, classes
         self.notes: List[str] = []
@@ -55,9 +60,15 @@ class Teacher:
         self.channels = (input_channels(student) if next(student.parameters(), None) is not None else None,
                          input_channels(model))
         self.same_input = self._same_input()
-        self._say_channels()
-        #: (H, W) to which the batch is resized first; None leaves it as it is.
+        if input_key is None:
+            self._say_channels()
+        #: (H, W) to which the batch is resized first, for taps that an adapter compares; None leaves it as it is.
         self.size: Optional[Tuple[int, int]] = None
+        #: at which size it sees the batch, and what its model needs; None for the student's.
+        self.view: Optional[View] = None
+        self.needs: Optional[View] = None
+        #: field of the samples that it is shown instead of the student's pictures; None for none.
+        self.input_key: Optional[str] = None
         self.calls: Dict[str, int] = {}
         self.runs = 0
         self.go(EXACT)
@@ -80,6 +91,25 @@ class Teacher:
         #: how it runs.
         self.fast = Fast(self.model, speed_of(f'teacher {self.name}', speed, device), self._forward,
                          f'teacher {self.name}', self.fixed)
+
+    def look(self, view: Any, input_key: Optional[str] = None) -> None:
+        """See the batch at another size, or another field of the samples, from now on.
+
+        Args:
+            view: see :func:`kd_mm.teachers.view.view_of`.
+            input_key: name of the field in ``metainfo`` of the data samples; None for the student's own pictures.
+
+        Raises:
+            ValueError: a wrong value, or two sizes.
+        """
+        owner = f'teacher {self.name}'
+        self.view = view_of(owner, view, self.needs)
+        if self.view is not None and self.size is not None:
+            raise ValueError(f'{owner}: preprocess size={self.size} and view={view!r} both resize its pictures; give '
+                             'one')
+        if input_key is not None and not (isinstance(input_key, str) and input_key):
+            raise ValueError(f'{owner}: input_key={input_key!r} must be the name of a field of the samples')
+        self.input_key = input_key
 
     def _same_input(self) -> bool:
         own, wanted = self.channels
@@ -143,7 +173,7 @@ class Teacher:
     def from_spec(cls, spec: TeacherSpec) -> 'Teacher':
         """The same from a :class:`~kd_mm.teachers.spec.TeacherSpec`."""
         if isinstance(spec.source, nn.Module):
-            return cls(spec.source, spec.student, type(spec.source).__name__)
+            return cls(spec.source, spec.student, type(spec.source).__name__, None, spec.input_key)
         cfg, name, path = load_config(spec.source, spec.folder)
         with spec.drawn():
             try:
@@ -166,7 +196,7 @@ class Teacher:
                 model.init_weights()
             loaded = ckpt.load(spec.checkpoint) if spec.wants_file else None
             notes = spec.load(model, loaded=loaded)
-        teacher = cls(model, spec.student, name, class_names(cfg, loaded))
+        teacher = cls(model, spec.student, name, class_names(cfg, loaded), spec.input_key)
         teacher.notes += notes
         return teacher
 
@@ -207,10 +237,38 @@ class Teacher:
                 image[index, :, :, w:] = target.pad_value
         return image
 
-    def prepared(self, inputs: Tensor, batch: KDBatch) -> Tensor:
-        """The student's batch as this teacher takes it: :meth:`renormalise`, and its own size."""
-        images = self.renormalise(inputs, batch)
-        return images if self.size is None else resize(images, self.size)
+    def prepare(self, inputs: Tensor, data_samples: Any, batch: KDBatch) -> Tuple[Tensor, Any]:
+        """What its model is given: pictures with its own normalisation, at its own size, and the samples that belong to
+        them.
+
+        Args:
+            inputs: the student's normalised batch (N, C, Hin, Win).
+            data_samples: of the host.
+            batch: for the valid area of the images.
+
+        Raises:
+            ValueError: the channels do not fit, or the samples do not have the field that it is shown.
+        """
+        if self.input_key is None:
+            images = self.renormalise(inputs, batch)
+        else:
+            images = pictures_beside(self, inputs, data_samples)
+        if self.size is not None:
+            images = resize(images, self.size)
+        if self.view is None:
+            return images, data_samples
+        seen = self.view.of((inputs.shape[-2], inputs.shape[-1]))
+        pad_value = self._from.pad_value if self.same_input and self.input_key is None else self._to.pad_value
+        samples = data_samples if task_of(self.model) is None else samples_seen(data_samples, seen)
+        return self.view.apply(images, pad_value), samples
+
+    def records(self, taps: Sequence[Tap], inputs: Tensor) -> Dict[str, Recorded]:
+        """What the taps that fired have recorded of a batch of the student, by path."""
+        found = {tap.path: tap.read() for tap in taps}
+        if self.view is not None:
+            for record in found.values():
+                record.seen = self.view.of((inputs.shape[-2], inputs.shape[-1]))
+        return found
 
     def _judge_units(self, images: Tensor) -> None:
         """Note a mean and deviation that are meant for pictures of 0..1, with what the first input became by them."""
@@ -246,13 +304,13 @@ class Teacher:
         """
         self.check_eval()
         self.runs += 1
-        images = self.prepared(inputs, batch)
+        images, samples = self.prepare(inputs, data_samples, batch)
         if self.runs == 1:
             self._judge_units(images)
         if full:
-            self.fast.dry(images, data_samples, taps, partial(self._forward, full=True))
+            self.fast.dry(images, samples, taps, partial(self._forward, full=True))
         else:
-            self.fast.run(images, data_samples, taps)
+            self.fast.run(images, samples, taps)
 
     def _forward(self, images: Tensor, data_samples: Any, taps: Sequence[Tap], full: bool = False) -> None:
         """A pass of the model as the host runs it."""

@@ -70,6 +70,13 @@ class PeerTeacher(Teacher):
         if speed not in (AUTO, EXACT):
             raise ValueError(f'peer {self.name}: speed={speed!r} is for a teacher that does not train. Leave it out')
 
+    def look(self, view: Any, input_key: Optional[str] = None) -> None:
+        """A peer learns from the same pictures with the same targets."""
+        super().look(view, input_key)
+        if self.view is not None or input_key is not None:
+            raise ValueError(f'peer {self.name}: view and input_key are for a teacher that does not train. Leave them '
+                             'out')
+
     # ------------------------------------------------------------------ its own losses
 
     def add(self, name: str, term: nn.Module) -> None:

@@ -25,10 +25,12 @@ class PlainTeacher(Teacher):
         preprocess: what it expects: ``mean`` and ``std`` (3 numbers, in units of 0..255; default: those of the student
             are kept), ``channels`` (``'rgb'`` or ``'bgr'``, default ``'rgb'``), ``pad_value`` (0), ``size`` ((H, W) to
             which the batch is resized; default: as it is). None feeds it the student's own batch.
+        input_key: see :meth:`kd_mm.teachers.base.Teacher.look`.
     """
 
-    def __init__(self, model: nn.Module, student: nn.Module, name: str, preprocess: Optional[Dict[str, Any]] = None):
-        super().__init__(model, student, name)
+    def __init__(self, model: nn.Module, student: nn.Module, name: str, preprocess: Optional[Dict[str, Any]] = None,
+                 input_key: Optional[str] = None):
+        super().__init__(model, student, name, None, input_key)
         if preprocess is None:
             self._to, self.same_input = self._from, self.channels[0] in (None, self.channels[1])
             return
@@ -107,6 +109,6 @@ def build_plain(spec: TeacherSpec) -> PlainTeacher:
         if not isinstance(model, nn.Module):
             raise ValueError(f'teacher type={name!r} gives {type(model).__name__}, not an nn.Module')
     notes = spec.load(model)
-    teacher = PlainTeacher(model, spec.student, name, preprocess)
+    teacher = PlainTeacher(model, spec.student, name, preprocess, spec.input_key)
     teacher.notes += notes
     return teacher

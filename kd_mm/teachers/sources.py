@@ -8,6 +8,7 @@ path, ``'mmdet::...'``, config dict       a model of the host (:mod:`kd_mm.teach
 ``'self'``                                the student's own pass, at the taps ``teacher_at`` (no second model)
 ``dict(type='EMATeacher', ...)``          the running average of the student (mean teacher)
 ``dict(type='PeerTeacher', ...)``         a second student, trained in the same run (:mod:`kd_mm.teachers.peer`)
+``dict(type='timm', name=..., ...)``      a backbone of another package (:mod:`kd_mm.teachers.foundation`)
 ``dict(type='MySource', ...)``            a source that you registered yourself
 ``dict(type='package.Class', ...)``       any class or function that gives an ``nn.Module``
 ========================================  =============================================================================
@@ -37,6 +38,10 @@ from kd_mm.ops.problems import Problems
 from kd_mm.registry import TEACHERS
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.ema import EMATeacher
+from kd_mm.teachers.foundation.hub_source import hub_backbone
+from kd_mm.teachers.foundation.mmpretrain_source import mmpretrain_backbone
+from kd_mm.teachers.foundation.timm_source import timm_backbone
+from kd_mm.teachers.foundation.transformers_source import transformers_backbone
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.plain import build_plain
 from kd_mm.teachers.spec import OWN, RANDOM, TeacherSpec
@@ -44,7 +49,7 @@ from kd_mm.teachers.speed import AUTO
 
 SELF = 'self'
 STUDENT = 'student'
-_KEYS = ('teacher', 'teacher_ckpt', 'teacher_strict', 'speed')
+_KEYS = ('teacher', 'teacher_ckpt', 'teacher_strict', 'speed', 'view', 'input_key')
 _HOSTS = ('mmdet', 'mmseg', 'mmengine', 'mmcv', 'mmpretrain')
 
 
@@ -82,6 +87,11 @@ def second_student(spec: TeacherSpec, config: Any, optim_wrapper: Any = None) ->
     return PeerTeacher.create(spec, config, optim_wrapper)
 
 
+for _kind, _source in (('timm', timm_backbone), ('transformers', transformers_backbone), ('torch.hub', hub_backbone),
+                       ('mmpretrain', mmpretrain_backbone)):
+    TEACHERS.register_module(name=_kind, module=_source)
+
+
 def from_registry(factory: Any, spec: TeacherSpec) -> Teacher:
     """What a registered source makes of a spec and of the other keys of ``teacher=dict(type=..., ...)``.
 
@@ -111,6 +121,7 @@ def from_registry(factory: Any, spec: TeacherSpec) -> Teacher:
 def build_teacher(spec: TeacherSpec) -> Teacher:
     """One teacher from any of the sources of this module but ``'self'``, in the form that the spec asks for."""
     teacher = _from_source(spec)
+    teacher.look(spec.view, spec.input_key)
     teacher.go(spec.speed)
     return teacher
 
@@ -135,7 +146,8 @@ def _from_source(spec: TeacherSpec) -> Teacher:
 def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], strict: bool, teachers: Any,
                    problems: Problems, scope: Optional[str] = None, seed: int = 0,
                    classes: Optional[Sequence[str]] = None, speed: Any = AUTO,
-                   folder: Optional[str] = None) -> Dict[str, Teacher]:
+                   folder: Optional[str] = None, view: Any = None,
+                   input_key: Optional[str] = None) -> Dict[str, Teacher]:
     """All teachers of a config by name; what is wrong goes to ``problems``.
 
     ``teacher='self'`` needs none.
@@ -162,12 +174,15 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
         if isinstance(source, str) and source == SELF:
             if teachers is not None:
                 problems.add(f"{where}the student itself is always there; losses name it with teacher='self'")
+            elif view is not None or input_key is not None:
+                problems.add("teacher='self' is the student's own pass, on its own pictures: leave view and "
+                             'input_key out')
             continue
         try:
             checkpoint = weights_file(entry.get('teacher_ckpt'), folder)
             built[name] = build_teacher(TeacherSpec(
                 source, student, checkpoint, entry.get('teacher_strict', True), scope, seed, classes,
-                entry.get('speed', speed), folder))
+                entry.get('speed', speed), folder, entry.get('view', view), entry.get('input_key', input_key)))
             given = (_config_of(source), entry.get('teacher_ckpt'))
             built[name].files += [find(path, folder)[1] for path in given
                                   if is_relative(path) and path not in (STUDENT, RANDOM, OWN)]

@@ -29,6 +29,8 @@ class TeacherSpec:
         seed: of weights that are drawn. Default 0.
         classes: class names of the student, if known.
         speed: in which form it runs, see :mod:`kd_mm.teachers.speed`. Default ``'auto'``.
+        view: at which size it sees the batch, see :mod:`kd_mm.teachers.view`; None for the student's.
+        input_key: name of the field of a sample that it is shown instead of the student's picture; None for none.
         folder: of the config, where relative paths are looked for after the current folder; None if unknown.
     """
 
@@ -41,6 +43,8 @@ class TeacherSpec:
     classes: Optional[Sequence[str]] = None
     speed: Any = AUTO
     folder: Optional[str] = None
+    view: Any = None
+    input_key: Optional[str] = None
 
     @property
     def class_names(self) -> Optional[List[str]]:

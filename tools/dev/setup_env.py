@@ -78,7 +78,7 @@ def capture(command: Sequence[Any]) -> str:
 def fingerprint(stack: str) -> str:
     """Hash of everything that decides what the environment holds."""
     digest = hashlib.sha256(f'{sys.version}|{TORCH}|{BUILD_TOOLS}|{MMCV[stack]}'.encode())
-    for name in ('base', stack):
+    for name in ('base', stack, 'foundation'):
         digest.update((SPECS / f'requirements-{name}.txt').read_bytes())
     digest.update((ROOT / 'setup.py').read_bytes())
     return digest.hexdigest()
@@ -230,6 +230,10 @@ def main() -> None:
                 shutil.rmtree(wheel_dir)
                 continue
             raise StepError(f'mmcv is installed but its ops fail: {broken.stderr.strip()}')
+    with Step('install timm for the tests, in a folder of its own', 'see the message above'):
+        shutil.rmtree(venv / 'foundation', ignore_errors=True)
+        run([*pip, 'install', '--quiet', '--no-deps', '--target', venv / 'foundation',
+             '-r', SPECS / 'requirements-foundation.txt'])
     with Step('install kd_mm (editable)', 'see the message above'):
         run([*pip, 'install', '--quiet', '--no-deps', '--no-build-isolation', '--editable', ROOT])
     stamp.write_text(mark)

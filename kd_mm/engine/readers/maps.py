@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
-from kd_mm.engine.levels import Pairs, pair_levels
+from kd_mm.engine.levels import Pairs, at_grid, pair_levels
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records, shapes_text
 from kd_mm.hosts.heads.dense import dense_view
 from kd_mm.hosts.meaning import Meaning
@@ -13,6 +13,7 @@ from kd_mm.hosts.paths import expand_paths, module_at, resolve
 from kd_mm.hosts.places import MARK, find, meaning_at
 from kd_mm.ops.classes import take_classes
 from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.records import Seen
 
 Pick = Callable[[Features], Features]
 SIDES = ('student', 'teacher')
@@ -76,18 +77,25 @@ class MapReader(Reader):
         if classes is not None:
             own, theirs = (tuple(take_classes(tensor, *chosen) for tensor in found)
                            for found, chosen in zip((own, theirs), classes))
+        seen = [self._seen(side, records) for side, records in zip(SIDES, (student, teacher))]
         if self.pairs is None and not any(self.levels.values()):
-            self.pairs = pair_levels(own, theirs)
+            self.pairs = pair_levels(own, theirs, seen)
         own, theirs = self._paired('student', own), self._paired('teacher', theirs)
         if len(own) != len(theirs):
             raise ValueError(
                 f'{self.title}: {len(own)} student levels {shapes_text(own)} and {len(theirs)} teacher levels '
                 f'{shapes_text(theirs)}. Pick levels that belong together with levels=[...] or '
                 'levels=dict(student=[...], teacher=[...])')
-        return Comparison(own, theirs, self._own_batch(student, teacher, batch))
+        own, theirs = at_grid(own, theirs, seen[0]), at_grid(theirs, own, seen[1])
+        return Comparison(own, theirs, self._own_batch(student, teacher, batch, own))
 
-    def _own_batch(self, student: Records, teacher: Records, batch: KDBatch) -> KDBatch:
-        """The batch with the instances that the loss chooses and the logits of the region."""
+    def _seen(self, side: str, records: Records) -> Optional[Seen]:
+        return next((records[path].seen for path in self._features[side]), None)
+
+    def _own_batch(self, student: Records, teacher: Records, batch: KDBatch, grids: Features) -> KDBatch:
+        """The batch with the instances that the loss chooses and the logits of the region.
+
+        Logits of a model that saw the batch at another size come to the grids of the features."""
         given = batch.given
         if self.heads_at is not None:
             views = []
@@ -99,6 +107,8 @@ class MapReader(Reader):
             own, theirs = (self._paired(side, [tensor.detach() for _, tensor in self.levels_of(side, records, True)],
                                         'logits of the region')
                            for side, records in zip(SIDES, (student, teacher)))
+            own, theirs = (at_grid(levels, grids, self._seen(side, records)) for levels, side, records in zip(
+                (own, theirs), SIDES, (student, teacher)))
             given = replace(given, student_logits=own, teacher_logits=theirs)
         return batch if given is batch.given else KDBatch(batch.targets, batch.info, given)
 

@@ -62,7 +62,8 @@ def teacher_rows(cfg: Config, wanted: str, shape: Tuple[int, int]) -> List[Outpu
         print("teacher='self': the student teaches itself, its own modules are listed\n")
         return observe(student, shape)
     built = build_teachers(student, arguments['teacher'], arguments['teacher_ckpt'], True, arguments['teachers'],
-                           problems, scope_of_config(cfg), folder=folder_of(cfg), speed='exact')
+                           problems, scope_of_config(cfg), folder=folder_of(cfg), speed='exact',
+                           view=arguments['view'], input_key=arguments['input_key'])
     if problems.found and not (wanted and wanted in built):
         raise ValueError('; '.join(problems.found))
     if wanted and wanted not in built:
@@ -76,8 +77,8 @@ def teacher_rows(cfg: Config, wanted: str, shape: Tuple[int, int]) -> List[Outpu
         data = random_batch(student, 1, shape, training=False)
     batch = Step(student, built, []).batch_of(data['inputs'], data['data_samples'])
     print(f'{name}: {teacher.name} ({type(teacher.model).__name__})\n')
-    return observe(teacher.model, shape, dict(inputs=teacher.prepared(data['inputs'], batch),
-                                              data_samples=data['data_samples']))
+    images, samples = teacher.prepare(data['inputs'], data['data_samples'], batch)
+    return observe(teacher.model, shape, dict(inputs=images, data_samples=samples))
 
 
 def print_table(rows: Sequence[Output]) -> None:
