@@ -22,6 +22,7 @@ exclude_patterns = ['docs/_build', '.venv*', 'work_dirs', 'docs/conf.py']
 myst_heading_anchors = 4
 myst_enable_extensions = ['colon_fence', 'deflist']
 
+add_module_names = False
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
 autodoc_inherit_docstrings = False
@@ -33,6 +34,7 @@ nitpick_ignore_regex = [(r'py:.*', r'(?!kd_mm\.).*')]
 
 html_theme = 'furo'
 html_title = f'kd_mm {release}'
+html_static_path, html_css_files = ['_static'], ['site.css']
 html_show_sourcelink = False
 html_copy_source = False
 copybutton_prompt_text = r'>>> |\.\.\. '

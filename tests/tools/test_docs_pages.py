@@ -47,6 +47,16 @@ def test_every_module_is_on_one_page():
     assert not set(docs_pages.FORWARDERS) & set(found)
 
 
+def test_a_reduction_is_no_type():
+    lines = ['A loss.', '', 'Returns:', '    Reduction: per level; mean over cells', '    Parts: fg, bg', '    Summed.']
+    docs_pages.spread_reductions(None, 'class', 'X', None, None, lines)
+    assert lines[2:5] == ['Returns:', '    A scalar.', ''] and '    **Reduction:** per level; mean over cells' in lines
+    assert [line.strip() for line in lines if line.strip()][-2:] == ['**Parts:** fg, bg', 'Summed.']
+    lines = ['Directions: down, right.']
+    docs_pages.spread_reductions(None, 'data', 'X', None, None, lines)
+    assert lines == ['Directions – down, right.']
+
+
 def test_the_notebook_as_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(docs_pages, 'ROOT', tmp_path)
     cells = [dict(cell_type='markdown', source=['# Title\n', 'words']),

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import html
 import importlib
 import io
 import json
@@ -69,17 +70,18 @@ def methods_page() -> str:
         cls = MODELS.module_dict[name]
         module = cls.__module__.rsplit('.', 1)[1]
         title = ' '.join((cls.__doc__ or '').strip().split('\n\n')[0].split()).rstrip('.')
-        places = [f'{pair}: {text}' for pair, text in ranks.get(module, {}).items()]
+        places = [re.sub(', (.*) times the plain step', r' (\1x)', f'{pair}: {text}')
+                  for pair, text in ranks.get(module, {}).items()]
         links = [card_link(task, module, '../..') for task in TASKS
                  if (ROOT / 'configs' / task / module / 'README.md').is_file()]
         found[methods.compares(cls)].append(row(
-            f'[`{name}`](api/{cls.__module__}.rst)', title, ', '.join(methods.needs(cls)) or '-',
+            f'[`{name}`](api/{cls.__module__}.rst)<br>{title}', ', '.join(methods.needs(cls)) or '-',
             '<br>'.join(places) or '-', '<br>'.join(links)))
-    head = ('loss', 'method', 'needs', 'our rank, and its cost', 'card')
+    head = ('loss', 'needs', 'our rank (cost)', 'card')
     parts = [f'## {kind.capitalize()}\n\n{table(head, rows)}' for kind, rows in found.items() if rows]
     return ('# Every method\n\nMade from the registered losses, as `kd-mm methods` is. *Our rank* is that of the '
             'tables for [detection](../../configs/det/README.md) and [segmentation](../../configs/seg/README.md): '
-            'tiny students, small sets, two seeds; the cost beside it is a distilled step over a plain one there.\n\n'
+            'tiny students, small sets, two seeds; its *cost* is a distilled step over a plain one there.\n\n'
             + '\n'.join(parts))
 
 
@@ -117,7 +119,7 @@ def commands_page() -> str:
     every = {**OWN, **FORWARDED}
     rows = [row(f'[`kd-mm {name}`](#kd-mm-{name})', text) for name, text in every.items()]
     parts = [f'## `kd-mm {name}`\n\n```text\n{help_of(name).strip()}\n```\n' for name in every]
-    return ('# The commands\n\nAs `kd-mm --help` and `kd-mm SUB-COMMAND --help` print them.\n\n'
+    return ('# Every command\n\nAs `kd-mm --help` and `kd-mm SUB-COMMAND --help` print them.\n\n'
             + table(('command', 'what it does'), rows) + '\n' + '\n'.join(parts))
 
 
@@ -301,6 +303,20 @@ def generate(*_: Any) -> None:
             path.write_text(text, encoding='utf-8')
 
 
+def spread_reductions(app: Any, what: str, name: str, obj: Any, options: Any, lines: List[str]) -> None:
+    """What looks like a type to napoleon and is none: ``Reduction: ...``, ``Parts: ...``, a constant's sentence."""
+    if what in ('data', 'attribute') and lines:
+        lines[0] = lines[0].replace(': ', ' – ')
+        return
+    found: List[str] = []
+    for line in lines:
+        marked = re.match(r'( +)(Reduction|Parts): (.*)', line)
+        if marked and found and found[-1].strip() == 'Returns:':
+            found += [f'{marked.group(1)}A scalar.']
+        found += [line] if marked is None else ['', f'{marked.group(1)}**{marked.group(2)}:** {marked.group(3)}', '']
+    lines[:] = found
+
+
 def setup(app: Any) -> None:
     """Connect to Sphinx: the pages, and the role ``train`` that names the first config of a folder.
 
@@ -310,7 +326,9 @@ def setup(app: Any) -> None:
 
     def train(name: str, rawtext: str, text: str, lineno: int, inliner: Any, *_: Any) -> Any:
         try:
-            return [nodes.literal(rawtext, f'kd-mm train {first_config(text)}')], []
+            command = re.sub(r'([/_])', r'\1<wbr>', html.escape(f'kd-mm train {first_config(text)}'))
+            literal = f'<code class="docutils literal notranslate">{command}</code>'
+            return [nodes.raw(rawtext, literal, format='html')], []
         except ValueError as error:
             message = inliner.reporter.error(str(error), line=lineno)
             return [inliner.problematic(rawtext, rawtext, message)], [message]
@@ -321,6 +339,7 @@ def setup(app: Any) -> None:
             if name.startswith('docs/generated/api/') or name.count('/') == 3 and name.startswith('configs/'):
                 env.metadata[name].setdefault('orphan', True)
 
+    app.connect('autodoc-process-docstring', spread_reductions, priority=400)  # before napoleon reads it
     app.add_role('train', train)
     app.connect('env-updated', unlisted)
     app.connect('builder-inited', generate)
