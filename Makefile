@@ -1,5 +1,6 @@
 # make demo      the main job on generated data: teacher, plain student, distilled student, for both tasks
-# make test      lint, types and all tests; then the examples and some tests again without the processor's own kernels
+# make test      lint, types, the site, all tests; then some of them again without the processor's own kernels
+# make docs      the site, docs/_build/html/index.html; a warning or a link that leads nowhere is an error
 # make sweep     distillation with every family of the hosts; writes tests/compat.json and configs/README.md
 # make gpu       what depends on the device: promises, mixed precision, streams, memory, DDP, cost; needs a torch with
 #                CUDA and an mmcv that is compiled for it (CONTRIBUTING.md, "On a GPU"), and makes its CPU part without
@@ -22,7 +23,7 @@ RUN := $(VENV)/bin/python
 MEASURE := $(filter-out 0,$(COVERAGE))
 PLAIN := tests/test_examples.py tests/ops/test_functional.py tests/regions tests/adapters tests/test_golden.py
 
-.PHONY: demo test sweep gpu lint env clean
+.PHONY: demo test docs sweep gpu lint env clean
 
 env:
 	@$(PYTHON) tools/dev/setup_env.py --stack $(STACK)
@@ -34,17 +35,21 @@ lint: env
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
 
+docs: env
+	@$(RUN) -m sphinx -W --keep-going -q -j $(JOBS) -b html -c docs . docs/_build/html
+	@echo "[docs] docs/_build/html/index.html"
+
 sweep: env
 	@$(RUN) tools/studies/sweep.py $(ARGS)
 
 gpu: env
 	@$(RUN) tools/dev/gpu_check.py $(ARGS)
 
-test: lint
+test: lint docs
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(if $(MEASURE),--cov=kd_mm --cov-report=) $(ARGS)
 	@# Once more what prints or compares numbers, with the plain kernels of torch, as on a processor without AVX.
 	@ATEN_CPU_CAPABILITY=default KD_MM_TEST_THREADS=2 $(RUN) -m pytest --durations=0 --durations-min=5 $(PLAIN)
 	@$(if $(MEASURE),$(RUN) tools/dev/coverage_summary.py,:)
 
 clean:
-	rm -rf work_dirs .venv .venv-onedl
+	rm -rf work_dirs .venv .venv-onedl docs/_build docs/generated

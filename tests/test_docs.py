@@ -29,7 +29,8 @@ def written():
     """(file, its lines) of all that is written by hand, but for the history."""
     files = [path for folder in ('kd_mm', 'tools', 'tests', 'configs') for path in (ROOT / folder).rglob('*')
              if path.suffix in ('.py', '.md', '.sh', '.txt')]
-    for path in [*files, ROOT / 'Makefile', ROOT / 'pyproject.toml', *(ROOT / name for name in TEXTS),
+    pages = [*(ROOT / 'docs').glob('*.md'), *(ROOT / 'docs').glob('*.py'), *(ROOT / 'docs').glob('*.ipynb')]
+    for path in [*files, *pages, ROOT / 'Makefile', ROOT / 'pyproject.toml', *(ROOT / name for name in TEXTS),
                  ROOT / 'README.md']:
         yield path, path.read_text().splitlines()
 

@@ -1,7 +1,8 @@
-"""The README is executed: its configs train a step, its commands exist with the flags it shows."""
+"""The README and the pages of the site are executed: configs load and train, commands exist with the flags shown."""
 
+import ast
+import itertools
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,15 +17,53 @@ from kd_mm.lab.commands.app import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```(\w+)\n(.*?)```', README, re.DOTALL)
-CONFIGS = [text for language, text in BLOCKS if language == 'python']
-COMMANDS = [line.split('#')[0].strip() for language, text in BLOCKS if language == 'bash'
-            for line in text.splitlines() if line.strip()]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (
+    ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))}
+BLOCKS = {name: re.findall(r'^```(\w+)\n(.*?)^```', text, re.DOTALL | re.MULTILINE) for name, text in PAGES.items()}
+EVERY = '\n'.join(PAGES.values())
+CONFIGURATION = PAGES['docs/configuration.md']
+CONFIGS = [text for language, text in BLOCKS['README.md'] if language == 'python']
+COMMANDS = [line.split('#')[0].strip() for blocks in BLOCKS.values() for language, text in blocks if language == 'bash'
+            for line in text.splitlines() if line.split('#')[0].strip()]
 
 
 def test_every_block_is_known():
-    assert {language for language, _ in BLOCKS} == {'bash', 'python'}
+    assert {language for blocks in BLOCKS.values() for language, _ in blocks} <= {'bash', 'python', 'text'}
     assert len(CONFIGS) == 2 and len(COMMANDS) >= 6
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 150
+    for name, text in PAGES.items():
+        for link in re.findall(r'\]\(([^)#]+)[^)]*\)', text):
+            # What is generated is looked at when the site is built.
+            assert '://' in link or 'generated/' in link or (ROOT / name).parent.joinpath(link).exists(), (name, link)
+
+
+@pytest.mark.parametrize('name', [name for name in PAGES if name != 'README.md'])
+def test_configs_of_the_pages_load(name, tmp_path, monkeypatch):
+    """Every block that is a config, in a folder with those of the same page that it names; every type exists."""
+    from kd_mm.registry import MODELS, TEACHERS
+    monkeypatch.chdir(tmp_path)
+    for count, (language, text) in enumerate(BLOCKS[name]):
+        if language != 'python':
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
+                kind = next((item.value for item in node.keywords if item.arg == 'type'), None)
+                if kind is not None and kind.value.endswith(('Loss', 'Adapter', 'Region', 'Schedule', 'Teacher')):
+                    assert MODELS.get(kind.value) or TEACHERS.get(kind.value) or f'class {kind.value}(' in EVERY, kind
+        found = re.match(r'# (\w+\.py)\n', text)
+        file = tmp_path / (found.group(1) if found else f'block_{count}.py')
+        file.write_text(text)
+        base = re.search(r"_base_ = '(\w+)::(.*)'", text)
+        if base and package_folder('mmseg') and base.group(1) == 'mmseg':
+            file.write_text(text.replace(base.group(0), f'_base_ = {str(zoo_config("::".join(base.groups())))!r}'))
+        if '_base_ = ' in text:
+            local = re.search(r"_base_ = '(?:\./)?(\w+\.py)'", text)
+            if local and not (tmp_path / local.group(1)).exists():
+                (tmp_path / local.group(1)).write_text('')
+            assert Config.fromfile(str(file), import_custom_modules=False)
 
 
 @pytest.mark.parametrize('text', CONFIGS, ids=['detection', 'segmentation'])
@@ -42,7 +81,8 @@ def test_config_trains_a_step(text, tmp_path):
 
 @pytest.mark.parametrize('command', sorted(set(COMMANDS)))
 def test_command_exists(command, monkeypatch, capsys):
-    words = command.split()
+    words = command.split(' -- ')[0].split()
+    words = list(itertools.dropwhile(lambda word: re.match(r'[A-Z_]+=', word), words))
     if words[0] == 'make':
         rules = (ROOT / 'Makefile').read_text()
         assert re.search(rf'^{words[1]}:', rules, re.MULTILINE)
@@ -56,26 +96,23 @@ def test_command_exists(command, monkeypatch, capsys):
             tool(Path(words[1]).stem).main()
         shown = capsys.readouterr().out
         assert not end.value.code and all(word in shown for word in words if word.startswith('--')), shown
+    elif words[0].endswith('.sh'):
+        assert (ROOT / words[0]).is_file()
     else:
         assert command == 'pip install -e .' and (ROOT / 'setup.py').is_file()
 
 
 def test_tools_and_flags_in_the_text():
-    for name in set(re.findall(r'tools/(\w+\.(?:py|sh))', README)):
+    for name in set(re.findall(r'tools/(\w+\.(?:py|sh))', EVERY)):
         assert (ROOT / 'tools' / name).is_file(), name
     makefile = (ROOT / 'Makefile').read_text()
-    for variable in set(re.findall(r'make \w+ (\w+)=', README)):
+    for variable in set(re.findall(r'make \w+ (\w+)=', EVERY)):
         assert variable in makefile
 
 
 def test_sub_commands_in_the_text():
     from kd_mm.lab.commands.app import FORWARDED, OWN
-    named = set(re.findall(r'`kd-mm (\w+)', README))
-    assert named == {*FORWARDED, *OWN}
-
-
-def test_method_table_is_generated():
-    subprocess.run([sys.executable, str(ROOT / 'tools' / 'dev' / 'readme_methods.py'), '--check'], check=True)
+    assert set(re.findall(r'`kd-mm (\w+)', EVERY)) <= {*FORWARDED, *OWN}
 
 
 def test_documented_keys_are_the_hooks_own():
@@ -83,7 +120,7 @@ def test_documented_keys_are_the_hooks_own():
     from kd_mm.engine.term import TAP_KEYS
     from kd_mm.registry import accepted_arguments
     for name in [*accepted_arguments(DistillHook), *TAP_KEYS]:
-        assert f'`{name}`' in README, name
+        assert f'`{name}`' in CONFIGURATION, name
 
 
 def test_every_adapter_region_and_schedule_is_named():
@@ -93,10 +130,32 @@ def test_every_adapter_region_and_schedule_is_named():
     from kd_mm.registry import choices
     for base in (Adapter, RegionMask, Schedule):
         for name in choices(base):
-            assert re.search(rf'\b{name}\b', README), name
+            assert re.search(rf'\b{name}\b', CONFIGURATION), name
 
 
-@pytest.mark.parametrize('path', sorted(ROOT.glob('*.md')) + sorted((ROOT / 'configs').rglob('*.md')),
+def test_every_name_in_the_log_is_explained():
+    sources = '\n'.join(path.read_text() for path in (ROOT / 'kd_mm' / 'engine').rglob('*.py'))
+    logged = set(re.findall(r"'(kd_[a-z]+_)\{", sources)) | set(re.findall(r"result\['(kd_\w+)'\]", sources))
+    assert 'kd_task_ratio' in logged and len(logged) >= 4
+    page = PAGES['docs/log.md']
+    assert [name for name in logged if f'`{name}NAME`' not in page and f'`{name}`' not in page] == []
+
+
+def test_the_survey_names_what_there_is():
+    from kd_mm.losses.base.loss import KDLoss
+    from kd_mm.registry import choices
+    from tools.dev.docs_pages import first_config
+    survey = PAGES['docs/survey.md']
+    assert set(re.findall(r'`(\w+Loss)`', survey)) <= set(choices(KDLoss))
+    assert all(first_config(folder) for folder in re.findall(r'\{train\}`([^`]+)`', survey))
+    # Whatever stays out says why.
+    assert all(re.search(r'out: \w+ \w+', line) for line in survey.splitlines() if line.endswith('|  |'))
+
+
+PLACES = [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'configs').rglob('*.md')]
+
+
+@pytest.mark.parametrize('path', sorted(PLACES),
                          ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_number_from_memory_in_a_table(path):
     rows = [line for line in path.read_text().splitlines() if line.startswith('|') and re.search(r'\d', line)]

@@ -122,7 +122,7 @@ class CrossAttentionProjector(nn.Module):
         self.leave = nn.Linear(width, teacher, **options)
 
     def forward(self, student: Tensor, size: Tuple[int, int]) -> Tensor:
-        """(N, Cs, H, W) to (N, Ct, *size)."""
+        """(N, Cs, H, W) to (N, Ct, H, W) of ``size``."""
         count, _, height, width = student.shape
         cells = self.enter(student.flatten(2).transpose(1, 2))  # (N, H*W, D)
         inside = cells.shape[2]

@@ -44,7 +44,7 @@ class BPKDLoss(KDLoss):
         loss_weight: factor of both terms, see :class:`KDLoss`. Default 1.
 
     Pixels labelled as ignored belong to neither.  A region multiplies both shares.  For one of the terms alone, or
-    another loss at the edges, use :class:`kd_mm.regions.EdgeRegion`.
+    another loss at the edges, use :class:`kd_mm.regions.edge.EdgeRegion`.
 
     Returns:
         Reduction: per level; mean over classes

@@ -71,7 +71,7 @@ def neighbour_distances(logits: Tensor, directions: Sequence[Tuple[int, int]]) -
         directions: where the neighbours are: rows down, columns to the right (negative: to the left).
 
     Returns:
-        (N, 1, H - down, W - |right|) for each direction; differentiable once.
+        ``(N, 1, H - down, W - |right|)`` for each direction; differentiable once.
 
     Example:
         >>> neighbour_distances(torch.tensor([0., 2., 5.]).view(1, 1, 1, 3), [(0, 1)])[0].flatten()

@@ -36,6 +36,6 @@ def test_hook_and_distiller_stop_at_it(monkeypatch):
     message = ('torch 2.0.1 is installed, and torch 2.1 or newer is needed: pip install "torch>=2.1"; mmengine 0.8.5 '
                'is installed, and mmengine 0.10 or newer, below 1.0, is needed: pip install "mmengine>=0.10,<1.0"')
     with pytest.raises(ImportError, match=re.escape(message)):
-        HOOKS.build(dict(type='DistillHook', teacher='mmdet::x.py', losses=dict()))
+        HOOKS.build(dict(type='kd_mm.DistillHook', teacher='mmdet::x.py', losses=dict()))
     with pytest.raises(ImportError, match=re.escape(message)):
         kd_mm.Distiller(torch.nn.Identity(), None, {})

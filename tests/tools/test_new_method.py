@@ -28,8 +28,9 @@ def content(folder):
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp('checkout')
-    for name in ('kd_mm', 'configs', 'tests', 'tools'):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('kd_mm', 'configs', 'docs', 'tests', 'tools'):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(
+            '__pycache__', '_build', 'generated'))
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith('.'):
             shutil.copy(path, folder)
@@ -48,9 +49,9 @@ def test_new_methods_pass_the_sweeps(copy):
         after = content(copy)
         new = {path.as_posix() for path in set(after) - set(earlier)}
         changed = {path.as_posix() for path in earlier if after[path] != earlier[path]}
-        # Five places: the loss, its test, its folder of configs, the benchmark's list, the recipe; the table is
-        # generated, and so is the index of the configs.
-        assert changed == {'README.md', f'configs/benchmark/{task}.py', 'model-index.yml'}
+        # Five places: the loss, its test, its folder of configs, the benchmark's list, the recipe; what lists
+        # methods is generated, and so is the index of the configs.
+        assert changed == {f'configs/benchmark/{task}.py', 'model-index.yml'}
         assert {f'kd_mm/losses/{name}.py', f'tests/losses/test_{name}.py', f'configs/{task}/{name}/README.md',
                 f'configs/{task}/{name}/metafile.yml'} < new
         assert len(new) == 6 and all(name in path for path in new)
@@ -61,10 +62,10 @@ def test_new_methods_pass_the_sweeps(copy):
         wanted += [name, cls]
         files += [path for path in sorted(new) if path.endswith('.py')]
 
-    chosen = ' or '.join([*wanted, 'method_table', 'entry_or_a_reason', 'every_file_has'])
+    chosen = ' or '.join([*wanted, 'entry_or_a_reason', 'every_file_has'])
     swept = run(copy, '-m', 'pytest', *SWEEPS, '-k', chosen, '--tb=short', '-o', 'addopts=--import-mode=importlib')
     assert not swept.returncode, swept.stdout[-3000:]
-    assert wanted and all(name in (copy / 'README.md').read_text() for name in wanted if name.endswith('Loss'))
+    assert wanted
     linted = run(copy, '-m', 'ruff', 'check', *files)
     assert not linted.returncode, linted.stdout
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the stubs of a new method: all places that the tests of the house ask for, and the README's table.
+"""Write the stubs of a new method: all places that the tests of the house ask for.
 
     python tools/dev/new_method.py my_method --task seg
     python tools/dev/new_method.py my_method --task det --name MyMethodLoss --title "My method (Authors, Paper, 2026)"
@@ -211,7 +211,7 @@ def main() -> int:
     parser.add_argument('method', help='name of the files: small letters, digits and underscores')
     parser.add_argument('--task', choices=sorted(MODELS), required=True, help='which host its config is for')
     parser.add_argument('--name', help='class; default: from the method, my_method -> MyMethodLoss')
-    parser.add_argument('--title', help='first line of the docstring and of the row in the README')
+    parser.add_argument('--title', help='first line of the docstring and of the row in the list of methods')
     args = parser.parse_args()
     if not re.fullmatch(r'[a-z][a-z0-9_]*', args.method):
         parser.error(f'{args.method!r}: small letters, digits and underscores, and a letter first')
@@ -230,11 +230,10 @@ def main() -> int:
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    for tool in ('readme_methods', 'metafiles'):
-        subprocess.run([sys.executable, str(ROOT / 'tools' / 'dev' / f'{tool}.py')], check=True, cwd=ROOT,
-                       stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, str(ROOT / 'tools' / 'dev' / 'metafiles.py')], check=True, cwd=ROOT,
+                   stdout=subprocess.DEVNULL)
 
-    print('written, the table of README.md, and the metafiles; fill in:')
+    print('written, and the metafiles; fill in:')
     for path, text in files.items():
         for number, line in enumerate(text.splitlines(), 1):
             if 'FILL IN' in line and (args.method in path.parts or args.method in path.stem or args.method in line):

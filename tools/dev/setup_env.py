@@ -78,7 +78,7 @@ def capture(command: Sequence[Any]) -> str:
 def fingerprint(stack: str) -> str:
     """Hash of everything that decides what the environment holds."""
     digest = hashlib.sha256(f'{sys.version}|{TORCH}|{BUILD_TOOLS}|{MMCV[stack]}'.encode())
-    for name in ('base', stack, 'foundation'):
+    for name in ('base', 'docs', stack, 'foundation'):
         digest.update((SPECS / f'requirements-{name}.txt').read_bytes())
     digest.update((ROOT / 'setup.py').read_bytes())
     return digest.hexdigest()
@@ -208,7 +208,7 @@ def main() -> None:
     with Step('install the pinned packages',
               'see the message above; a mirror or proxy is set in pip.conf; numpy and scipy need a 64-bit system'):
         run([*pip, 'install', '--quiet', '--no-deps', '-r', SPECS / 'requirements-base.txt',
-             '-r', SPECS / f'requirements-{args.stack}.txt'])
+             '-r', SPECS / 'requirements-docs.txt', '-r', SPECS / f'requirements-{args.stack}.txt'])
 
     name, version = MMCV[args.stack]
     torch_version = capture([python, '-c', 'import torch; print(torch.__version__)'])
