@@ -79,8 +79,8 @@ class DistillVisHook(Hook):
             raise ValueError('kd_mm.DistillVisHook draws what a kd_mm.DistillHook distils, and custom_hooks has none. '
                              'Add it, or take this hook out')
         if isinstance(hook.holding, Shards):
-            raise ValueError('kd_mm.DistillVisHook looks at the whole student, and with FSDPStrategy no rank has it. Take '
-                             'this hook out, or train with DDPStrategy')
+            raise ValueError('kd_mm.DistillVisHook looks at the whole student, and with FSDPStrategy no rank has it. '
+                             'Take this hook out, or train with DDPStrategy')
         if self.interval is None:
             self.interval = max(runner.max_iters // 10, 1)
         with preserved_random_state(0):
