@@ -34,8 +34,12 @@ def hook_of(path: Path) -> Tuple[str, List[str]]:
                           and (inner.arg or '').startswith('loss_') and isinstance(inner.value, ast.Call)
                           for loss in inner.value.keywords
                           if loss.arg == 'type' and isinstance(loss.value, ast.Constant)]
-                assert isinstance(entry['teacher'], ast.Constant)
-                return str(entry['teacher'].value), [loss for loss in losses if loss.endswith('Loss')]
+                teacher = entry['teacher']
+                if isinstance(teacher, ast.Call):  # a source with a type, such as a foundation model
+                    named = {keyword.arg: keyword.value for keyword in teacher.keywords}
+                    teacher = named.get('name', named['type'])
+                assert isinstance(teacher, ast.Constant), path
+                return str(teacher.value), [loss for loss in losses if loss.endswith('Loss')]
     raise ValueError(f'{path}: no entry with teacher and losses')
 
 
