@@ -34,13 +34,17 @@ def hook_of(path: Path) -> Tuple[str, List[str]]:
                           and (inner.arg or '').startswith('loss_') and isinstance(inner.value, ast.Call)
                           for loss in inner.value.keywords
                           if loss.arg == 'type' and isinstance(loss.value, ast.Constant)]
-                teacher = entry['teacher']
-                if isinstance(teacher, ast.Call):  # a source with a type, such as a foundation model
-                    named = {keyword.arg: keyword.value for keyword in teacher.keywords}
-                    teacher = named.get('name', named['type'])
-                assert isinstance(teacher, ast.Constant), path
-                return str(teacher.value), [loss for loss in losses if loss.endswith('Loss')]
+                return teacher_name(entry['teacher']), [loss for loss in losses if loss.endswith('Loss')]
     raise ValueError(f'{path}: no entry with teacher and losses')
+
+
+def teacher_name(value: ast.expr) -> str:
+    """``teacher=`` in words: a config, or the kind and the name of a foundation model."""
+    if isinstance(value, ast.Call):  # dict(type='timm', name='...')
+        parts = {keyword.arg: keyword.value for keyword in value.keywords}
+        return ' '.join(teacher_name(parts[key]) for key in ('type', 'name', 'config') if key in parts)
+    assert isinstance(value, ast.Constant)
+    return str(value.value)
 
 
 def collection(folder: Path) -> Dict[str, str]:
