@@ -130,7 +130,7 @@ class Lookout:
             level.what = BEST if scores else level.what
             sides = [('teacher', teacher[index]), ('student', student[index])]
             if adapted is not None:
-                sides.append(('adapted student', adapted[index]))
+                sides.append(('adapted', adapted[index]))
             for caption, tensor in sides:
                 level.maps[f'{caption} {_size(tensor)}'] = _seen(term, tensor, scores)
             if regions is not None:

@@ -26,6 +26,8 @@ from kd_mm.registry import HOOKS
 
 #: Tiles in a row of maps, and their width in pixels.
 COLUMNS, TILE = 5, 220
+#: Predicted objects of a model that are drawn, the best ones.
+BOXES = 20
 #: Width of everything.
 WIDTH = COLUMNS * TILE + (COLUMNS - 1) * drawing.GAP
 
@@ -52,7 +54,8 @@ class DistillVisHook(Hook):
         interval: iterations from one picture to the next. Default: a tenth of the training. The first one is made
             before the first step.
         images: how many, spread over the training data; or a list of their indices. Default 2.
-        score_thr: boxes with a lower score are not drawn. Default 0.3, as the hosts have it.
+        score_thr: boxes with a lower score are not drawn, and no more than the 20 best. Default 0.3, as the hosts have
+            it.
 
     Raises:
         ValueError: (before the first step) an argument is wrong, the config has no :class:`DistillHook`, or the data
@@ -146,6 +149,9 @@ class DistillVisHook(Hook):
             except Exception as error:  # hosts raise anything; a picture is not worth a training
                 yield f'{word}: {type(error).__name__} in its prediction', None
                 continue
+            instances = getattr(found, 'pred_instances', None)
+            if instances is not None and len(instances) > BOXES:  # a young student finds hundreds
+                found.pred_instances = instances[instances.scores.argsort(descending=True)[:BOXES]]
             with of_classes(runner.visualizer, classes):
                 yield f'{word}: prediction', self._annotated(runner, canvas, found, False)
 
@@ -291,7 +297,7 @@ def sheet(title: str, tops: Sequence[Tuple[str, Optional[np.ndarray]]], levels: 
         scale = f'both models in one scale, dark {low:.3g}, bright {high:.3g}'
         rows.append(drawing.text_line(f'{level.title}: {level.what}; {scale}', WIDTH, bold=True))
         tiles = [drawing.tile(drawing.in_colours(values, low, high), (height, TILE),
-                              f'{caption}, mean {np.nanmean(values):.3g}')
+                              f'{caption}, mean {np.nanmean(values):.2g}')
                  for caption, values in level.maps.items()]
         for caption, values in level.others.items():
             top = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
