@@ -91,13 +91,14 @@ class OwnOptimizer:
             scale: by which the loss was multiplied (mixed precision); gradients that overflowed are left out.
         """
         given = [parameter for parameter in self.parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in given if parameter.grad is not None]
         if scale != 1.0:
-            for parameter in given:
-                parameter.grad.div_(scale)  # type: ignore[union-attr]
+            for gradient in gradients:
+                gradient.div_(scale)
         group, reference = self.optimizer.param_groups[0], self.reference()
         group['lr'] = reference['lr'] * self._ratio
         group.update({key: reference[key] for key in _FOLLOWED if key in group and key in reference})
-        if scale == 1.0 or all(bool(torch.isfinite(parameter.grad).all()) for parameter in given):
+        if scale == 1.0 or all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             if self.clip is not None and given:
                 self.clip(given)
             self.optimizer.step()

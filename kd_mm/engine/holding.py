@@ -145,7 +145,7 @@ class Holding:
         distiller.inherit_weights()
         return True
 
-    def take(self, named: Dict[str, Tensor], options: Dict[str, Any]) -> None:
+    def take(self, named: Mapping[str, Tensor], options: Dict[str, Any]) -> None:
         """Optimize the extras."""
         add_group(self.optimizer, list(named.values()), options, self.runner.param_schedulers)
         earlier = getattr(self.runner.strategy, _KEPT, None) if hasattr(self.runner, 'strategy') else None
@@ -234,7 +234,7 @@ class Beside(Holding):
                 f'has a part only with {self.word}. Use another schedule, or a Runner'
                 for term in distiller.current.terms if isinstance(term.loss.weight.schedule, GradientShareSchedule)]
 
-    def take(self, named: Dict[str, Tensor], options: Dict[str, Any]) -> None:
+    def take(self, named: Mapping[str, Tensor], options: Dict[str, Any]) -> None:
         cfg = self.runner.cfg.optim_wrapper.optimizer
         self.own = OwnOptimizer({key: value for key, value in cfg.items() if key != 'params'}, list(named.values()),
                                 options, lambda: reference_group(self.optimizer), self._clip())

@@ -158,8 +158,8 @@ class DistillHook(Hook):
         if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
             runner.dump_config()  # again: beside the copy in the work dir they are not
         if self.shard_teacher:
-            entries = self.config['teachers'] or {}
-            speeds = {name: entries.get(name, {}).get('speed', self.config['speed'])
+            given = self.config['teachers'] or {}
+            speeds = {name: given.get(name, {}).get('speed', self.config['speed'])
                       for name in self.distiller.teachers}
             for note in shard_teachers(self.distiller, speeds):
                 print_log(f'kd_mm: {note}', 'current')

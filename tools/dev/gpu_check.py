@@ -24,6 +24,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -100,8 +101,8 @@ def fast_teacher(place: Place) -> Dict[str, Any]:
     """The teacher in its fast form gives the losses of the host's own forward."""
     found = {}
     for name in (DETECTOR, SEGMENTOR):
-        runs = [place.train(place.config(name, speed=speed), 2)[1] for speed in ('exact', 'auto')]
-        found[Path(name).stem] = close(*runs, tolerance=1e-3)
+        exact, fast = (place.train(place.config(name, speed=speed), 2)[1] for speed in ('exact', 'auto'))
+        found[Path(name).stem] = close(exact, fast, tolerance=1e-3)
     return found
 
 
@@ -140,7 +141,7 @@ def memory(place: Place) -> Dict[str, Any]:
             for _ in range(2):  # a tap copies in its first step, the teacher is checked
                 call(bench.fresh())
             samples = bench.fresh()
-            risen = memory_rise(lambda call=call, samples=samples: call(samples), device)
+            risen = memory_rise(partial(call, samples), device)
         finally:
             bench.distiller.detach()
         if risen is None:
