@@ -33,6 +33,7 @@ napoleon_custom_sections = [('Class attributes', 'params_style')]
 nitpicky = True
 nitpick_ignore_regex = [(r'py:.*', r'(?!kd_mm\.).*'), (r'py:attr', r'.*')]
 
+highlight_language = 'text'  # of blocks that name none: formulas, output
 html_theme = 'furo'
 html_title = f'kd_mm {release}'
 html_static_path, html_css_files = ['_static'], ['site.css']
