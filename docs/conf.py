@@ -28,10 +28,12 @@ autodoc_typehints = 'signature'
 autodoc_inherit_docstrings = False
 napoleon_google_docstring, napoleon_numpy_docstring, napoleon_use_ivar = True, False, True
 napoleon_custom_sections = [('Class attributes', 'params_style')]
-# References to our own names must lead somewhere; those to torch, mmengine and the hosts are not looked up.
+# References to our own names must lead somewhere; those to torch, mmengine and the hosts are not looked up, and attributes
+# that a class lists in its docstring have no place of their own.
 nitpicky = True
-nitpick_ignore_regex = [(r'py:.*', r'(?!kd_mm\.).*')]
+nitpick_ignore_regex = [(r'py:.*', r'(?!kd_mm\.).*'), (r'py:attr', r'.*')]
 
+highlight_language = 'text'  # of blocks that name none: formulas, output
 html_theme = 'furo'
 html_title = f'kd_mm {release}'
 html_static_path, html_css_files = ['_static'], ['site.css']
