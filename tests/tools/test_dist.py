@@ -112,13 +112,27 @@ def test_two_machines_by_torchrun(training, tmp_path):
     ran_on_two(tmp_path / 'work')
 
 
-def test_two_machines_by_slurm(training, tmp_path):
-    """What srun sets for each of its tasks."""
-    place = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), SLURM_NTASKS='2', SLURM_NODELIST='a,b',
-                 SLURM_LOCALID='0')
-    together([([sys.executable, str(TOOLS / 'train.py'), *training, '--launcher', 'slurm'],
-               dict(place, SLURM_PROCID=rank)) for rank in ('0', '1')])
-    ran_on_two(tmp_path / 'work')
+GROUP = """
+import torch
+from mmengine.config import Config
+from kd_mm.lab.commands import train
+train.set_ranks('{launcher}')
+train.init_cpu_processes(Config(dict(launcher='{launcher}')))
+value = torch.ones(1) * (torch.distributed.get_rank() + 1)
+torch.distributed.all_reduce(value)
+assert torch.distributed.get_world_size() == 2 and value == 3
+train.end_processes()
+"""
+
+
+@pytest.mark.parametrize('launcher, rank, fixed', [
+    ('slurm', 'SLURM_PROCID', dict(SLURM_NTASKS='2', SLURM_NODELIST='a,b', SLURM_LOCALID='0')),
+    ('mpi', 'OMPI_COMM_WORLD_RANK', dict(OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_LOCAL_RANK='0'))])
+def test_two_machines_by_slurm_and_mpi(launcher, rank, fixed):
+    """A real group of what srun and mpirun set for each of their processes."""
+    place = dict(fixed, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    together([([sys.executable, '-c', GROUP.format(launcher=launcher)], {**place, rank: number})
+              for number in ('0', '1')])
 
 
 @pytest.mark.parametrize('launcher, names, command', [
@@ -128,9 +142,9 @@ def test_two_machines_by_slurm(training, tmp_path):
 def test_a_launcher_that_has_started_nothing(launcher, names, command, monkeypatch, capsys):
     for name in (*names.split(', '), 'RANK', 'WORLD_SIZE'):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as caught:
         tool('train').set_ranks(launcher)
-    text = capsys.readouterr().err
+    text = capsys.readouterr().err + str(caught.value)
     assert f'--launcher {launcher}: {names} not set' in text and f'Start it by: {command}' in text
 
 

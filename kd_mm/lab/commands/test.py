@@ -24,6 +24,7 @@ from kd_mm.lab.commands.train import (
     check_data,
     end_processes,
     init_cpu_processes,
+    set_ranks,
     load_config,
     prepare_args,
 )
@@ -101,6 +102,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if args.out and not detector:
         keep_seg_predictions(cfg, args.out)
     allow_mmengine_checkpoints()
+    set_ranks(cfg.launcher)
     init_cpu_processes(cfg)
     runner = build_runner(cfg)
     if args.out and detector:
