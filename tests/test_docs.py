@@ -38,6 +38,9 @@ def written():
 def leads_somewhere(name):
     """Whether a dotted name is a module of kd_mm, or something in one."""
     parts = name.split('.')
+    if parts[1] == 'configs':  # of an installation: the folder beside the package
+        path = ROOT.joinpath(*parts[1:])
+        return path.is_dir() or path.with_suffix('.py').is_file() or (parts[-1] == 'NAME' and path.parent.is_dir())
     for count in range(len(parts), 0, -1):
         path = ROOT.joinpath(*parts[:count])
         path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')

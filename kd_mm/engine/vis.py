@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from kd_mm.engine.holding import Shards
 from kd_mm.engine.hook import DistillHook
 from kd_mm.engine.pictures import Level, Lookout
 from kd_mm.hosts.models import task_of
@@ -77,6 +78,9 @@ class DistillVisHook(Hook):
         if hook is None or hook.distiller is None:
             raise ValueError('kd_mm.DistillVisHook draws what a kd_mm.DistillHook distils, and custom_hooks has none. '
                              'Add it, or take this hook out')
+        if isinstance(hook.holding, Shards):
+            raise ValueError('kd_mm.DistillVisHook looks at the whole student, and with FSDPStrategy no rank has it. '
+                             'Take this hook out, or train with DDPStrategy')
         if self.interval is None:
             self.interval = max(runner.max_iters // 10, 1)
         with preserved_random_state(0):
@@ -97,7 +101,7 @@ class DistillVisHook(Hook):
         assert self._lookout is not None
         student = self._lookout.current.student
         device = next(student.parameters()).device
-        # Every rank looks: a loss may gather from all of them. The first one draws.
+        # Every rank looks: a loss may gather from all of them, and a teacher be in shards. The first one draws.
         for index, (picture, given) in enumerate(self._given):
             with preserved_random_state(0, device if device.type == 'cuda' else None):
                 inputs = given['inputs'].to(device)
@@ -107,9 +111,9 @@ class DistillVisHook(Hook):
                     print_log('kd_mm.DistillVisHook: no maps of ' + '; '.join(
                         f'{name}: {why}' for name, why in missing.items()), 'current')
                 self._told = True
+                tops = list(self._tops(runner, picture, inputs, samples))
                 if distributed.rank():
                     continue
-                tops = list(self._tops(runner, picture, inputs, samples))
                 drawn = sheet(f'step {step}, image {index}', tops, levels, missing, picture.shape[:2])
             folder = os.path.join(runner.work_dir, 'distill_vis')
             os.makedirs(folder, exist_ok=True)
@@ -134,7 +138,7 @@ class DistillVisHook(Hook):
             sides.append((step.word(name), teacher.model, teacher.prepare(inputs, samples, batch)[0], teacher.classes))
         for word, model, images, classes in sides[:3]:
             if task_of(model) is None or images.shape[-2:] != inputs.shape[-2:]:
-                yield f'{word}: gives no predictions', None
+                yield f'{word}: ' + ('gives no predictions' if task_of(model) is None else 'sees another size'), None
                 continue
             try:
                 with torch.no_grad(), eval_mode(model):
@@ -147,6 +151,8 @@ class DistillVisHook(Hook):
 
     def _annotated(self, runner: Runner, canvas: np.ndarray, sample: Any, of_truth: bool) -> np.ndarray:
         """The canvas with a data sample on it, drawn by the host's visualizer."""
+        if distributed.rank():
+            return canvas
         extra = {'pred_score_thr': self.score_thr} if hasattr(sample, 'pred_instances') else {}
         with tempfile.TemporaryDirectory() as folder:
             file = os.path.join(folder, 'drawn.png')

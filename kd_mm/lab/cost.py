@@ -228,8 +228,8 @@ class Bench:
             rounds.append(turn())
         return [statistics.median(values) for values in zip(*rounds)]
 
-    def plain_cost(self, steps: int) -> Dict[str, Any]:
-        """The plain step: median milliseconds of its parts, FLOPs, peak memory (see :meth:`peak_memory`)."""
+    def plain_parts(self, steps: int) -> List[float]:
+        """Median milliseconds of the plain step's forward, backward and optimizer."""
         wrapper = self.optim_wrapper
 
         def turn() -> Sequence[float]:
@@ -246,8 +246,12 @@ class Bench:
 
             return self._time(forward), self._time(lambda: wrapper.backward(totals.pop())), self._time(update)
 
+        return self._medians(turn, steps)
+
+    def plain_cost(self, steps: int) -> Dict[str, Any]:
+        """The plain step: median milliseconds of its parts, FLOPs, peak memory (see :meth:`peak_memory`)."""
         flops = count_flops(lambda: self.step(self.fresh()))  # the warm-up too: it creates the optimizer's state
-        forward_ms, backward_ms, optimizer_ms = self._medians(turn, steps)
+        forward_ms, backward_ms, optimizer_ms = self.plain_parts(steps)
         return dict(forward_ms=forward_ms, backward_ms=backward_ms, optimizer_ms=optimizer_ms, flops=flops,
                     peak_bytes=self.peak_memory(with_kd=False))
 
@@ -454,6 +458,7 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
         bench.step(bench.fresh())
         plain_bytes = bench.peak_memory(with_kd=False)
         bench.distil(arguments)
+        parts = bench.plain_parts(min(steps, WARMUP))
         times = bench.times(steps)
         kd_bytes = bench.peak_memory(with_kd=True)
         terms = bench.term_costs(steps)
@@ -469,6 +474,10 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
         'steps': steps, 'device': torch.cuda.get_device_name(bench.device) if cuda else 'cpu',
         'teacher_form': bench.teacher.fast.speed.words,
         'threads': torch.get_num_threads(), 'load_average': round(os.getloadavg()[0], 2), 'torch': torch.__version__,
+        # What many GPUs would have to sum, and beside what (tools/studies/scaling.py).
+        'gradient_bytes': {name: sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+                           for name, model in (('student', bench.student), ('extras', bench.distiller))},
+        'plain_parts_ms': dict(zip(('forward', 'backward', 'optimizer'), parts)),
         **{f'{name}_ms': value for name, value in medians.items()}, 'fastest_ms': fastest, 'rounds_ms': times,
         'ratio': medians['kd_step'] / base, 'overhead_ms': medians['kd_step'] - base,
         'ratio_of_rounds': {'median': statistics.median(rounds), 'low': rounds[len(rounds) // 4],

@@ -40,7 +40,7 @@ def main(root, out, weights, student, batch):
         half = {precision: dict(enabled=True), 'inputs_to_half': ['inputs']} if precision else {}
         for kind in ('DeepSpeedCPUAdam', 'FusedAdam', 'FusedLamb', 'OnebitAdam', 'OnebitLamb', 'ZeroOneAdam'):
             OPTIMIZERS._module_dict.pop(kind, None)  # a second strategy of a process registers them again, and fails
-        strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=stage), **half,
+        strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=stage), gradient_clipping=0.0, **half,
                         config=dict(zero_allow_untested_optimizer=True))
         runner = flexible(cfg, strategy, [entry(cfg, weights, **extra)], work_dir=f'{out}_{folder}', resume=resume)
         distill_hook(runner).config['seed'] = runner.rank

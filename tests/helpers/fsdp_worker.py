@@ -42,7 +42,7 @@ def entry(cfg, weights, **extra):
 
 def learned(runner, state, recorder):
     distiller = distill_hook(runner).distiller
-    return dict(student=state, extras=distiller.terms.state_dict(), losses=recorder.losses, rates=recorder.rates, teacher=sum(
+    return dict(student=state, extras=distiller.terms.state_dict(), losses=recorder.losses, teacher=sum(
         parameter.numel() if not hasattr(parameter, 'to_local') else parameter.to_local().numel()
         for parameter in distiller.teacher.model.parameters()))
 

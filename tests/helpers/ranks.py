@@ -1,5 +1,6 @@
 """Real processes over gloo."""
 
+import importlib
 import os
 import runpy
 import socket
@@ -14,6 +15,12 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
+
+
+def import_hosts():
+    """Import what the hosts register, before a fork: each child would do it again."""
+    for host in ('mmdet', 'mmseg'):
+        importlib.import_module(f'{host}.utils').register_all_modules(init_default_scope=False)
 
 
 def _rank(rank, arguments, ranks, port):
@@ -31,6 +38,7 @@ def run(arguments, out, ranks, limit=300):
 
     The ranks are forked, so that the hosts, which take seconds to import, are there already.
     """
+    import_hosts()
     context = start_processes(_rank, (arguments, ranks, free_port()), nprocs=ranks, join=False, start_method='fork')
     end = time.monotonic() + limit
     try:

@@ -45,12 +45,12 @@ from kd_mm.lab.models import build_student, scope_of  # noqa: E402
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 
 #: Whose cost is measured unless told otherwise, one for each kind of model.
-COSTS = ('configs/det/cwd/retinanet-r50_from_retinanet-x101_2x_coco.py',
-         'configs/det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py',
-         'configs/det/pkd/faster-rcnn-r50_from_faster-rcnn-r101_2x_coco.py',
-         'configs/det/cwd/rtmdet-s_from_rtmdet-m_300e_coco.py',
-         'configs/seg/cwd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py',
-         'configs/seg/cwd/segformer-b0_from_segformer-b4_160k_cityscapes.py')
+COSTS = ('configs/det/cwd/cwd_retinanet_r50_from_x101_2x_coco.py',
+         'configs/det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py',
+         'configs/det/pkd/pkd_faster_rcnn_r50_from_r101_2x_coco.py',
+         'configs/det/cwd/cwd_rtmdet_s_from_m_300e_coco.py',
+         'configs/seg/cwd/cwd_pspnet_r18_from_r101_80k_cityscapes.py',
+         'configs/seg/cwd/cwd_segformer_b0_from_b4_160k_cityscapes.py')
 SHAPES = {'mmdet': (800, 1333), 'mmseg': (512, 1024)}
 
 

@@ -3,6 +3,16 @@
     kd-mm train configs/det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py
     kd-mm train CONFIG --cfg-options data_root=/data/coco train_dataloader.batch_size=4
 
+Several GPUs, here and on two machines (the second with NODE_RANK=1); without any GPU, processes over gloo:
+
+    torchrun --nproc_per_node 8 -m kd_mm train CONFIG --launcher pytorch
+    torchrun --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr HOST --master_port 29500 \\
+        -m kd_mm train CONFIG --launcher pytorch
+    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 kd-mm train CONFIG --launcher slurm
+    mpirun -np 16 -x MASTER_ADDR=HOST kd-mm train CONFIG --launcher mpi
+
+In a checkout tools/dist_train.sh and tools/slurm_train.sh do the same.
+
 The hosts' own tools/train.py train the same configs.  This one knows both hosts, looks for the data before anything
 is built, moves a whole data set by ``data_root=``, and never overwrites the checkpoints of an earlier run unasked.
 """
@@ -11,6 +21,7 @@ import argparse
 import importlib.util
 import os
 import os.path as osp
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
@@ -54,7 +65,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that training and testing share."""
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help=CFG_OPTIONS_HELP)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='job launcher; see tools/dist_train.sh')
+                        help='what has started the processes: torchrun, srun, mpirun; see above')
     # torch.distributed.launch passes --local-rank since torch 2.0 and --local_rank before.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
@@ -238,12 +249,43 @@ def set_start(cfg: Config, resume: Optional[str], overwrite: bool) -> None:
              'there with --overwrite')
 
 
-def init_cpu_processes(cfg: Config) -> None:
-    """Let ``--launcher pytorch`` work without a GPU, over gloo: left alone, mmengine sets CUDA devices and fails."""
-    if cfg.launcher != 'pytorch' or torch.cuda.is_available() or torch.distributed.is_initialized():
+#: Launcher -> variable of torch -> the one that the launcher sets.
+RANKS = dict(
+    pytorch=dict(RANK='RANK', WORLD_SIZE='WORLD_SIZE', LOCAL_RANK='LOCAL_RANK'),
+    slurm=dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID'),
+    mpi=dict(RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE', LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK'))
+STARTED_BY = dict(pytorch='torchrun --nproc_per_node N -m kd_mm train CONFIG --launcher pytorch',
+                  slurm='srun --ntasks-per-node N kd-mm train CONFIG --launcher slurm',
+                  mpi='mpirun -np N -x MASTER_ADDR=HOST kd-mm train CONFIG --launcher mpi')
+
+
+def set_ranks(launcher: str) -> None:
+    """Say in torch's variables which process this is, as the launcher has said it in its own."""
+    if launcher == 'none':
         return
+    names = dict(RANKS[launcher], **({'MASTER_ADDR': 'MASTER_ADDR'} if launcher == 'mpi' else {}))
+    missing = [name for name in names.values() if name not in os.environ]
+    if missing:
+        fail(f'--launcher {launcher}: {", ".join(missing)} not set, so this process does not know which of them it is. '
+             f'Start it by: {STARTED_BY[launcher]}')
+    os.environ.update({key: os.environ[name] for key, name in names.items()})
+
+
+def init_cpu_processes(cfg: Config) -> None:
+    """Let a launcher work without a GPU, over gloo: left alone, mmengine sets CUDA devices and fails."""
+    if cfg.launcher == 'none' or torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        found = subprocess.getoutput(f'scontrol show hostname {os.environ.get("SLURM_NODELIST", "")} | head -n1')
+        os.environ['MASTER_ADDR'] = found.strip()
+    os.environ.setdefault('MASTER_PORT', '29500')
     torch.distributed.init_process_group('gloo')
-    if cfg.get('model_wrapper_cfg') is None:
+    if 'runner_type' in cfg:
+        strategy = cfg.setdefault('strategy', dict(type='DDPStrategy'))
+        if strategy.get('type') in ('DDPStrategy', 'mmengine._strategy.DDPStrategy'):
+            strategy.setdefault('model_wrapper', dict(
+                type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
+    elif cfg.get('model_wrapper_cfg') is None:
         # mmengine's own choice but for device_ids, which on a CPU must be none.
         cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
                                      find_unused_parameters=cfg.get('find_unused_parameters', False))
@@ -283,6 +325,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         fail('\n'.join(found))
     check_data(cfg, phases(cfg))
     check_folder(cfg.work_dir)
+    set_ranks(cfg.launcher)
     set_start(cfg, args.resume, args.overwrite)
     allow_mmengine_checkpoints()
     init_cpu_processes(cfg)
