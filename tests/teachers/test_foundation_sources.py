@@ -1,5 +1,6 @@
 """transformers, a local torch.hub repository and mmpretrain as teachers."""
 
+import importlib.util
 import json
 import math
 
@@ -197,6 +198,8 @@ def test_another_file_is_refused(library, student, folder, tmp_path):
 
 def test_a_backbone_of_mmpretrain(student, tmp_path):
     require('mmpretrain')
+    if importlib.util.find_spec('transformers') is not None:
+        pytest.skip('mmpretrain 1.2.0 does not work beside transformers 5')
     config = dict(model=dict(
         type='ImageClassifier',
         backbone=dict(type='VisionTransformer', arch=dict(

@@ -85,6 +85,7 @@ def _build(owner: str, entries: Mapping[str, Any]) -> Any:
                 raise
             return MODELS.build(dict(entries))
     except Exception as error:
-        raise ValueError(f'{owner} cannot be built: {type(error).__name__}: {error}') from error
+        hint = ' (mmpretrain 1.2.0 does not work beside transformers 5)' if 'NoneType takes no' in str(error) else ''
+        raise ValueError(f'{owner} cannot be built: {type(error).__name__}: {error}{hint}') from error
 
 
