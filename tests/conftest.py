@@ -31,6 +31,7 @@ mmengine.config.config.FormatCode = lambda text, **_: (text, True)
 mmengine.config.utils.load = functools.lru_cache(maxsize=None)(mmengine.config.utils.load)
 # For the log, mmengine notes the mean of every parameter after each of its initialisers: a fifth of a model's set-up.
 mmengine.model.base_module.update_init_info = mmengine.model.weight_init.update_init_info = lambda *_, **__: None
+mmengine.model.base_module.BaseModule._dump_init_info = lambda self: None
 # At the end of its data the loop over iterations waits 2 s for the processes that load them; here there are none.
 mmengine.runner.loops.time = SimpleNamespace(**{**vars(time), 'sleep': lambda seconds: None})
 # Each data set collects garbage when it is made: among the objects of all modules and tests that takes 0.2 s.

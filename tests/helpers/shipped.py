@@ -46,16 +46,20 @@ def kd_index(cfg):
 
 
 def lighter(teacher):
-    """A teacher with fewer proposals, and a Swin backbone with two blocks a stage; None for others, which are left."""
+    """A teacher with fewer proposals, a Swin backbone with two blocks a stage, and an encoder of two layers; None for
+    others, which are left."""
     found, _, _ = load_config(teacher)
-    backbone, swin = found.model.get('backbone', {}), False
+    encoder = found.model.get('encoder')
+    if encoder is not None and 'num_layers' in encoder:
+        encoder.num_layers = 2
+    backbone = found.model.get('backbone', {})
     if str(backbone.get('type')).endswith('SwinTransformer'):
-        swin, backbone.depths = True, [2] * len(backbone.depths)
+        backbone.depths = [2] * len(backbone.depths)
     elif 'rpn' in (found.model.get('test_cfg') or {}):
         found.model.test_cfg.rpn.max_per_img = FEWER['test_cfg.rpn.max_per_img']
-    else:
+    elif encoder is None:
         return None
-    if swin and 'num_queries' in found.model:
+    if 'num_queries' in found.model:
         found.model.num_queries = FEWER['num_queries']
     return found.to_dict()
 
