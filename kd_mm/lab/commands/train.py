@@ -6,8 +6,7 @@
 Several GPUs, here and on two machines (the second with NODE_RANK=1); without any GPU, processes over gloo:
 
     torchrun --nproc_per_node 8 -m kd_mm train CONFIG --launcher pytorch
-    torchrun --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr HOST --master_port 29500 \\
-        -m kd_mm train CONFIG --launcher pytorch
+    torchrun --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr HOST -m kd_mm train CONFIG --launcher pytorch
     srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 kd-mm train CONFIG --launcher slurm
     mpirun -np 16 -x MASTER_ADDR=HOST kd-mm train CONFIG --launcher mpi
 
