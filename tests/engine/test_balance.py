@@ -223,6 +223,7 @@ def test_two_processes_have_the_same_weights(cityscapes_root, tmp_path, counts):
 # ------------------------------------------------------------------------------------------- ways of training
 
 
+@pytest.mark.no_cover  # nothing of ours runs here alone, and tracing the compiler takes half as long again
 def test_compiled(seg):
     """The taps inside one compiled graph are measured by what lies after the graph, so both must be outside."""
     seg.train_cfg.max_iters = 2

@@ -43,6 +43,7 @@ def kd(cfg, losses=None, **extra):
 # ------------------------------------------------------------------------------------ the model is changed on the way
 
 
+@pytest.mark.no_cover  # nothing of ours runs here alone, and tracing the compiler takes half as long again
 def test_torch_compile(seg):
     """``compile=...`` of the host: taps and teacher work inside a compiled train_step, with the same numbers."""
     seg.train_dataloader.sampler.shuffle = False
