@@ -28,8 +28,8 @@ autodoc_typehints = 'signature'
 autodoc_inherit_docstrings = False
 napoleon_google_docstring, napoleon_numpy_docstring, napoleon_use_ivar = True, False, True
 napoleon_custom_sections = [('Class attributes', 'params_style')]
-# References to our own names must lead somewhere; those to torch, mmengine and the hosts are not looked up, and attributes
-# that a class lists in its docstring have no place of their own.
+# References to our own names must lead somewhere; those to torch, mmengine and the hosts are not looked up, and
+# attributes that a class lists in its docstring have no place of their own.
 nitpicky = True
 nitpick_ignore_regex = [(r'py:.*', r'(?!kd_mm\.).*'), (r'py:attr', r'.*')]
 
