@@ -98,6 +98,10 @@ def test_command_exists(command, monkeypatch, capsys):
         assert not end.value.code and all(word in shown for word in words if word.startswith('--')), shown
     elif words[0].endswith('.sh'):
         assert (ROOT / words[0]).is_file()
+    elif words[0] in ('torchrun', 'srun', 'mpirun'):
+        monkeypatch.setattr(sys, 'argv', ['kd-mm'])
+        shown = CliRunner().invoke(cli, ['train', '--help'], prog_name='kd-mm').output
+        assert '--launcher' in words and f'--launcher {words[-1]}' in shown
     else:
         assert command == 'pip install -e .' and (ROOT / 'setup.py').is_file()
 

@@ -55,6 +55,9 @@ def test_a_reduction_is_no_type():
     lines = ['Directions: down, right.']
     docs_pages.spread_reductions(None, 'data', 'X', None, None, lines)
     assert lines == ['Directions – down, right.']
+    lines = ['Train:', '', '    a \\', '        b']
+    docs_pages.spread_reductions(None, 'module', 'kd_mm.lab.commands.train', None, None, lines)
+    assert lines == ['::', '', '    Train:', '    ', '        a \\', '            b']
 
 
 def test_the_notebook_as_a_page(tmp_path, monkeypatch):

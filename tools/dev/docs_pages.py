@@ -304,7 +304,13 @@ def generate(*_: Any) -> None:
 
 
 def spread_reductions(app: Any, what: str, name: str, obj: Any, options: Any, lines: List[str]) -> None:
-    """What looks like a type to napoleon and is none: ``Reduction: ...``, ``Parts: ...``, a constant's sentence."""
+    """What looks like a type to napoleon and is none: ``Reduction: ...``, ``Parts: ...``, a constant's sentence.
+
+    The text of a sub-command's module is what its ``--help`` prints, and is shown as it is.
+    """
+    if what == 'module' and name.startswith('kd_mm.lab.commands.'):
+        lines[:] = ['::', '', *(f'    {line}' for line in lines)]
+        return
     if what in ('data', 'attribute') and lines:
         lines[0] = lines[0].replace(': ', ' – ')
         return
