@@ -24,9 +24,9 @@ from kd_mm.lab.commands.train import (
     check_data,
     end_processes,
     init_cpu_processes,
-    set_ranks,
     load_config,
     prepare_args,
+    set_ranks,
 )
 
 
