@@ -53,7 +53,8 @@ def test_operators_that_are_missing_and_what_stands_in():
 
 
 def test_two_runs_that_differ_are_no_equals():
-    first, second = gpu_check.Losses(), gpu_check.Losses()
+    import gpu_place
+    first, second = gpu_place.Losses(), gpu_place.Losses()
     first.steps, second.steps = [dict(loss_cls=1.0, acc=3.0)], [dict(loss_cls=1.01, acc=9.0)]
     assert gpu_check.close(first, second, 0.02) == pytest.approx(0.01)
     with pytest.raises(AssertionError, match='differ by 0.01'):
