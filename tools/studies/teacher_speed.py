@@ -5,8 +5,8 @@
     python tools/studies/teacher_speed.py --pairs retinanet-r50 segformer-b0 --size quarter --turns 15 --json out.json
 
 For each pair one process.  In turns that start with another form each time, so that a busy machine slows all alike: the
-host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and a step with
-distillation in which the teacher runs as ``'auto'``.  Random weights, random images, nothing is read or fetched.
+host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and a step
+with distillation in which the teacher runs as ``'auto'``.  Random weights, random images, nothing is read or fetched.
 
 Every number is the median over the turns of what was measured in the same turn, with quartiles:
 
@@ -61,7 +61,8 @@ PAIRS = {
     'faster-rcnn-r50': Pair('det/pkd/faster-rcnn-r50_from_faster-rcnn-r101_2x_coco.py', COCO),
     'pspnet-r18': Pair('seg/cwd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py', (512, 1024)),
     'segformer-b0': Pair('seg/cwd/segformer-b0_from_segformer-b4_160k_cityscapes.py', (1024, 1024)),
-    'deformable-detr-r50': Pair('det/detrdistill/deformable-detr-r50_from_deformable-detr-refine-r50_50e_coco.py', COCO)}
+    'deformable-detr-r50': Pair(
+        'det/detrdistill/deformable-detr-r50_from_deformable-detr-refine-r50_50e_coco.py', COCO)}
 
 
 def scaled(shape: Tuple[int, int], factor: float) -> Tuple[int, int]:
@@ -178,7 +179,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pairs', nargs='+', choices=tuple(PAIRS), default=list(PAIRS), help='default: all')
     parser.add_argument('--size', choices=tuple(SIZES), default='full', help='of the stock size. Default: full')
-    parser.add_argument('--forms', nargs='*', choices=tuple(FORMS)[1:], default=['fold', 'channels_last', 'both', 'bf16'],
+    parser.add_argument('--forms', nargs='*', choices=tuple(FORMS)[1:],
+                        default=['fold', 'channels_last', 'both', 'bf16'],
                         help="besides 'auto'. Default: fold channels_last both bf16")
     parser.add_argument('--batch', type=int, default=2, help='images. Default: 2')
     parser.add_argument('--turns', type=int, default=9, help='measured turns. Default: 9')
