@@ -99,8 +99,8 @@ class Fast:
             attentions = [module for module in attentions if module in self.attentions]
         self._dry = self._dry & paths if self._watched else paths
         self.folding, self.attentions, self._watched = Folding(pairs, self._fixed), attentions, True
-        self.layers = [module for module in self.model.modules() if flow.calls.get(module) and (
-            plain_conv(module) or plain_linear(module)) and kernels.takes(module)]
+        layers: List[Any] = [module for module in self.model.modules() if plain_conv(module) or plain_linear(module)]
+        self.layers = [layer for layer in layers if flow.calls.get(layer) and kernels.takes(layer)]
 
     def _learn_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         """Find how the records of parts are joined, from the whole (in the taps) and one part an image."""

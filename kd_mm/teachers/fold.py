@@ -98,7 +98,8 @@ class Folded:
         return layer.weight * scale.view(-1, 1, 1, 1), shift
 
     def _conv(self, original: Any, fused: bool, summed: bool, direct: bool) -> Any:
-        layer, activation = self.pair.conv, self.pair.activation if fused and not summed else None
+        layer = self.pair.conv
+        activation: Any = self.pair.activation if fused and not summed else None
 
         def run(images: Tensor) -> Tensor:
             if kernels.kind_of(images, layer) is not None and (
@@ -124,10 +125,10 @@ class Folded:
 
     def _late(self, images: Tensor, run: Any, fused: bool) -> Tensor:
         """What the convolution will give, alone or in a sum."""
-        layer, activation = self.pair.conv, self.pair.activation if fused else None
-        assert isinstance(layer, nn.Conv2d)
+        layer: Any = self.pair.conv
+        activation: Any = self.pair.activation if fused else None
         size = [(edge + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for edge, pad, step, kernel, stride in zip(
-            images.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride)]  # type: ignore[arg-type]
+            images.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride)]
         shape = (images.shape[0], layer.out_channels, *size)
         kind = kernels.kind_of(images, layer)
 

@@ -67,7 +67,8 @@ class Late(Tensor):
         return func(*tree_map(_value, args), **tree_map(_value, kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*tree_map(_value, args), **tree_map(_value, kwargs or {}))
 
 

@@ -24,8 +24,9 @@ import sys
 import time
 import types
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -91,6 +92,7 @@ def razor_model(kind: str, student: Any, teacher: Any) -> Any:
 
 def measure(args: argparse.Namespace) -> Dict[str, Any]:
     import torch
+    from mmengine.optim import build_optim_wrapper
 
     from kd_mm.lab.configs import hook_arguments, hook_entries, read_config
     from kd_mm.lab.cost import Bench
@@ -115,14 +117,15 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
         def razor_step(kind: str) -> Callable[[Any], None]:
             own = copy.deepcopy(bench.student)
             model = razor_model(kind, own, copy.deepcopy(bench.teacher.model))
-            optimizer = type(bench.optim_wrapper.optimizer)(own.parameters(), lr=0.0, momentum=0.9)
+            wrapper = build_optim_wrapper(own, copy.deepcopy(cfg.optim_wrapper))
+            for group in wrapper.optimizer.param_groups:
+                group['lr'] = 0.0
 
             def step(samples: Any) -> None:
-                losses = model(bench.data['inputs'], samples, mode='loss')
+                with wrapper.optim_context(own):
+                    losses = model(bench.data['inputs'], samples, mode='loss')
                 total, _ = own.parse_losses(losses)
-                optimizer.zero_grad()
-                total.backward()
-                optimizer.step()
+                wrapper.update_params(total)
                 for recorders in (model.distiller.student_recorders, model.distiller.teacher_recorders):
                     for recorder in recorders.recorders.values():
                         recorder.reset_data_buffer()
@@ -147,12 +150,13 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
                 if own is not None:
                     own.distiller.detach()
 
-        names, found = list(calls), {name: [] for name in calls}  # type: Any
+        names = list(calls)
+        found: Dict[str, List[float]] = {name: [] for name in calls}
         for turn in range(args.warmup + args.turns):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 run(name)
-        peaks = {name: allocation_peak(lambda name=name: run(name)) for name in names}
+        peaks = {name: allocation_peak(partial(run, name)) for name in names}
     times = {name: values[args.warmup:args.warmup + args.turns] for name, values in found.items()}
     return dict(config=args.config, mmrazor=how, batch=args.batch, shape=list(args.shape), turns=args.turns,
                 clock=args.clock, threads=torch.get_num_threads(), load_average=round(os.getloadavg()[0], 2),

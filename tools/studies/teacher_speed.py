@@ -106,7 +106,8 @@ def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
                     bench.teacher.fast = fasts['auto']
             return run
 
-        calls = {HOST: bench.needed_teacher, **{form: in_form(form) for form in fasts}}
+        calls: Dict[str, Callable[[Any], None]] = {
+            HOST: bench.needed_teacher, **{form: in_form(form) for form in fasts}}
         if not args.no_steps:
             calls.update({PLAIN: bench.step, STEP: bench.kd_step})
         found: Dict[str, List[float]] = {call: [] for call in calls}
