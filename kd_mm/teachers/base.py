@@ -20,6 +20,7 @@ from kd_mm.hosts.taps import StopForward, Tap
 from kd_mm.ops.functional import resize
 from kd_mm.teachers.fast import Fast
 from kd_mm.teachers.preprocess import _LUMA, Normalisation
+from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.spec import TeacherSpec
 from kd_mm.teachers.speed import EXACT, speed_of
 from kd_mm.types import targets
@@ -80,6 +81,12 @@ class Teacher:
         #: how it runs.
         self.fast = Fast(self.model, speed_of(f'teacher {self.name}', speed, device), self._forward,
                          f'teacher {self.name}', self.fixed)
+
+    def share(self, student: nn.Module) -> None:
+        """Let the student have what the frozen modules that both have in common give, see
+        :mod:`kd_mm.teachers.shared`."""
+        if self.fixed and self.same_input and self.size is None:
+            self.fast.shared = Shared(student, self.model)
 
     def _same_input(self) -> bool:
         own, wanted = self.channels

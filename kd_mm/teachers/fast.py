@@ -24,6 +24,7 @@ from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
 from kd_mm.teachers.flow import Flow, Pair, plain_conv, plain_linear, unhooked, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
+from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
 from kd_mm.teachers.tune import Tuning, candidates
@@ -65,6 +66,7 @@ class Fast:
         self.refusal: Optional[str] = None
         self.side: Optional[SideStream] = None
         self.compiled: Optional[Compiled] = None
+        self.shared: Optional[Shared] = None
         self.tuning = Tuning(candidates(speed)) if speed.tune else None
 
     # ------------------------------------------------------------------ before the training
@@ -76,11 +78,13 @@ class Fast:
             images, samples, taps: see :meth:`run`.
             whole: a pass to the end of the model, which counts the calls of the taps.
         """
+        looking = self.shared.looking(images) if self.shared is not None else nullcontext()
         if self.speed.exact:
-            whole(images, samples, taps)
+            with looking:
+                whole(images, samples, taps)
             return
         try:
-            with self._watching(images, {tap.path for tap in taps}):
+            with self._watching(images, {tap.path for tap in taps}), looking:
                 whole(images, samples, taps)
         except Exception:  # the model's own error comes again
             whole(images, samples, taps)
@@ -150,7 +154,7 @@ class Fast:
             self._check(images, samples, taps)
         elif self.tuning is not None:
             self._tune(self.tuning, images, samples, taps)
-        elif self.speed.exact:
+        elif self.speed.exact and self.shared is None:
             self.forward(images, samples, taps)
         elif self.speed.stream:
             self.side = self.side or SideStream(images.device)
@@ -199,7 +203,7 @@ class Fast:
         size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
         form = self._for(form, images)
         if size >= images.shape[0]:
-            self._pass(form, images, samples, taps)
+            self._shared(form, images, samples, taps)
             return
         found: Dict[str, List[Recorded]] = {tap.path: [] for tap in taps}
         for part in chunk.slices(images.shape[0], size):
@@ -208,6 +212,15 @@ class Fast:
                 found[tap.path].append(tap.read())
         for tap in taps:
             tap.put(chunk.join(found.pop(tap.path), self.plans[tap.path]))
+
+    def _shared(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """The whole batch in one pass, whose start the student may share."""
+        shared = self.shared
+        if shared is None or form.compile or form.stream or form.precision or self.tuning is not None or any(
+                key not in self.checked for key in self._keys(taps, images) if not self.speed.exact):
+            self._pass(form, images, samples, taps)
+        else:
+            self._pass(form, images, samples, taps, shared if shared.start() else None)
 
     def _for(self, form: Speed, images: Tensor) -> Speed:
         """What of a form is used for these images, and changes something in this model."""
@@ -223,7 +236,8 @@ class Fast:
         layout = ' (channels last)' if self._for(self.speed, images).channels_last else ''
         return [f'{tap.path}{layout}' for tap in taps]
 
-    def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+    def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap],
+              shared: Optional[Shared] = None) -> None:
         precision = _autocast(images.device, form.precision)
         wanted = _current_dtype(images.device)
         given = images.contiguous(memory_format=torch.channels_last) if form.channels_last else images
@@ -237,6 +251,10 @@ class Fast:
                 if unhooked(module) and id(module) not in kept:
                     stack.enter_context(swapped(module, 'forward', without_weights(
                         module, module.forward, form.onednn)))
+            if shared is not None:
+                kept |= shared.modules
+                stack.enter_context(shared.teaching(images, given))
+            self.folding.guarded = lambda: None if shared is None else shared.held
             self._layers(form, given, samples, taps, kept)
         if form.channels_last or form.precision:
             for tap in taps:
@@ -245,7 +263,7 @@ class Fast:
 
     def _layers(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
         """The pass with its layers in their form; again where the flow is another than the one that was watched."""
-        recorded = {id(tap.owner) for tap in taps}
+        recorded = {id(tap.owner) for tap in taps} - (set() if self.shared is None else self.shared.modules)
         try:
             with ExitStack() as stack:
                 if form.fold:

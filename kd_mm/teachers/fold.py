@@ -11,12 +11,13 @@ On a CPU an activation, and the sum of a residual block, become part of the conv
 
 import weakref
 from contextlib import ExitStack, contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
+from kd_mm.ops.live import storage_key
 from kd_mm.teachers import kernels
 from kd_mm.teachers.flow import Pair, unhooked
 from kd_mm.teachers.late import Late
@@ -46,6 +47,7 @@ class Folded:
         self.pair, self.fixed = pair, fixed
         self._kept: Optional[Tuple[Any, Tensor, Tensor]] = None
         self._out: Any = None  # weak reference to what the norm is to be given
+        self.folding: Any = None
 
     def pays(self, images: Tensor) -> bool:
         """Whether the output is larger than the weights, for images (N, C, Hin, Win)."""
@@ -133,7 +135,8 @@ class Folded:
         kind = kernels.kind_of(images, layer)
 
         def add(other: Tensor) -> Optional[Tensor]:
-            if tuple(other.shape) != shape or other.dtype != kind or not kernels.laid_out(other):
+            if (tuple(other.shape) != shape or other.dtype != kind or not kernels.laid_out(other)
+                    or storage_key(other) == self.folding.guarded()):
                 return None
             output = kernels.add_into(layer, images, *self._weights(), other, activation is not None)
             if activation is not None:
@@ -208,6 +211,10 @@ class Folding:
 
     def __init__(self, pairs: Sequence[Pair], fixed: bool):
         self.pairs = [Folded(pair, fixed) for pair in pairs]
+        for folded in self.pairs:
+            folded.folding = self
+        #: gives the memory that no sum may be written over.
+        self.guarded: Callable[[], Optional[int]] = lambda: None
 
     @property
     def names(self) -> List[str]:

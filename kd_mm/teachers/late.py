@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+CPU = torch.device('cpu')
 #: What counts as the sum of two tensors.
 SUMS = (Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.add, Tensor.add_, torch.add)
 
@@ -19,7 +20,7 @@ class Late(Tensor):
     """What a convolution will give.
 
     Args:
-        dtype, shape: of the result; it is on the CPU.
+        dtype, shape, device: of the result; of the shape nothing but the result itself is used.
         make: runs the convolution.
         add: runs it with the sum: gets the other tensor, gives the sum or None if it cannot.
         gone: raised where the tensor is used although it is part of a sum.
@@ -27,8 +28,8 @@ class Late(Tensor):
 
     @staticmethod
     def __new__(cls, dtype: torch.dtype, shape: Sequence[int], make: Callable[[], Tensor],
-                add: Callable[[Tensor], Optional[Tensor]], gone: Exception) -> 'Late':
-        late = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device='cpu')
+                add: Callable[[Tensor], Optional[Tensor]], gone: Exception, device: torch.device = CPU) -> 'Late':
+        late = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         vars(late).update(_make=make, _add=add, _gone=gone, _value=None, _spent=False)
         return late
 
