@@ -20,7 +20,7 @@ A :class:`~kd_mm.engine.term.Term` says which model learns and which ones it lea
 there are terms in both directions, and all of this is the same for them.
 """
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -34,7 +34,9 @@ from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSize
 from kd_mm.losses.base.loss import total
 from kd_mm.ops import distributed
+from kd_mm.ops.live import storage_key
 from kd_mm.ops.modes import preserved_random_state
+from kd_mm.teachers import chunk
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.sources import SELF
@@ -91,6 +93,9 @@ class Step:
         self.active: List[Term] = []
         self.batch: Optional[KDBatch] = None
         self.records: Dict[str, Dict[str, Recorded]] = {}
+        self._lending = ExitStack()  # what the student's modules get from teachers in its forward
+        for teacher in teachers.values():
+            teacher.share(student)
 
     # ------------------------------------------------------------------ who and where
 
@@ -198,6 +203,12 @@ class Step:
         """Arm the student's taps of the active terms; their paths."""
         assert self.batch is not None
         paths = [path for name, path in self.keys(self.active) if name == STUDENT]
+        owners = [self.taps[STUDENT, path].owner for path in paths]
+        for name, teacher in self.teachers.items():
+            if teacher.fast.shared is not None:
+                recorded = {storage_key(tensor) for record in self.records.get(name, {}).values()
+                            for tensor in chunk.tensors_of(record)}
+                self._lending.enter_context(teacher.fast.shared.lent(owners, recorded))
         for path in paths:
             self.taps[STUDENT, path].arm(self.batch.targets.input_shape)
         return paths
@@ -224,6 +235,7 @@ class Step:
         paths = [path for name, path in self.keys(self.active) if name == STUDENT]
         for path in paths:
             self.taps[STUDENT, path].disarm()
+        self._lending.close()
         self.records[STUDENT] = {path: self.taps[STUDENT, path].read() for path in paths}
         for name, teacher in self.teachers.items():
             teacher.fast.join(self.records.get(name, {}).values())
@@ -298,6 +310,7 @@ class Step:
         """Restore the models and free what was recorded; doing it twice is harmless."""
         for tap in self.taps.values():
             tap.clear()
+        self._lending.close()
         for peer in self.peers.values():
             peer.forget()
         self.records, self.active, self.batch = {}, [], None

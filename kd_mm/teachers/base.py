@@ -22,6 +22,7 @@ from kd_mm.ops.functional import resize
 from kd_mm.teachers.beside import pictures_beside
 from kd_mm.teachers.fast import Fast
 from kd_mm.teachers.preprocess import _LUMA, Normalisation
+from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.spec import TeacherSpec
 from kd_mm.teachers.speed import EXACT, speed_of
 from kd_mm.teachers.view import View, view_of
@@ -110,6 +111,12 @@ class Teacher:
         if input_key is not None and not (isinstance(input_key, str) and input_key):
             raise ValueError(f'{owner}: input_key={input_key!r} must be the name of a field of the samples')
         self.input_key = input_key
+
+    def share(self, student: nn.Module) -> None:
+        """Let the student have what the frozen modules that both have in common give, see
+        :mod:`kd_mm.teachers.shared`."""
+        if self.fixed and self.same_input and self.size is None and self.view is None and self.input_key is None:
+            self.fast.shared = Shared(student, self.model)
 
     def _same_input(self) -> bool:
         own, wanted = self.channels

@@ -19,10 +19,12 @@ from kd_mm.hosts.taps import Tap, tensors_in
 from kd_mm.ops import distributed
 from kd_mm.ops.live import LiveBytes
 from kd_mm.ops.modes import autocast_dtype, preserved_random_state
-from kd_mm.teachers import chunk
+from kd_mm.teachers import chunk, kernels
+from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
-from kd_mm.teachers.flow import Flow, unhooked, watch_flow
+from kd_mm.teachers.flow import Flow, Pair, plain_conv, plain_linear, unhooked, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
+from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
 from kd_mm.teachers.tune import Tuning, candidates
@@ -54,6 +56,8 @@ class Fast:
         self.dropped: Set[str] = set()
         self.folding = Folding([], fixed)
         self.attentions: List[nn.MultiheadAttention] = []
+        self.layers: List[kernels.Layer] = []
+        self._dry: Set[str] = set()  # paths of the taps that were there in every watched pass
         self._fixed, self._watched = fixed, False
         #: bytes that one image needs for a while in the dry pass, and that the student keeps of one; 0: not known.
         self.needed = self.budget = 0.0
@@ -62,6 +66,7 @@ class Fast:
         self.refusal: Optional[str] = None
         self.side: Optional[SideStream] = None
         self.compiled: Optional[Compiled] = None
+        self.shared: Optional[Shared] = None
         self.tuning = Tuning(candidates(speed)) if speed.tune else None
 
     # ------------------------------------------------------------------ before the training
@@ -73,11 +78,13 @@ class Fast:
             images, samples, taps: see :meth:`run`.
             whole: a pass to the end of the model, which counts the calls of the taps.
         """
+        looking = self.shared.looking(images) if self.shared is not None else nullcontext()
         if self.speed.exact:
-            whole(images, samples, taps)
+            with looking:
+                whole(images, samples, taps)
             return
         try:
-            with self._watching(images):
+            with self._watching(images, {tap.path for tap in taps}), looking:
                 whole(images, samples, taps)
         except Exception:  # the model's own error comes again
             whole(images, samples, taps)
@@ -85,15 +92,19 @@ class Fast:
             self._learn_parts(images, samples, taps)
 
     @contextmanager
-    def _watching(self, images: Tensor) -> Iterator[None]:
+    def _watching(self, images: Tensor, paths: Set[str]) -> Iterator[None]:
         flow: Flow = watch_flow(self.model)
         with flow.watching():
             yield
         pairs, attentions = flow.pairs((images.shape[-2], images.shape[-1])), flow.attentions
         if self._watched:  # a second pass leaves what was proven in both
-            pairs = [pair for pair in pairs if pair.name in self.folding.names]
+            before = {folded.pair.name: folded.pair for folded in self.folding.pairs}
+            pairs = [both for pair in pairs if (both := _proven_twice(pair, before.get(pair.name))) is not None]
             attentions = [module for module in attentions if module in self.attentions]
+        self._dry = self._dry & paths if self._watched else paths
         self.folding, self.attentions, self._watched = Folding(pairs, self._fixed), attentions, True
+        layers: List[Any] = [module for module in self.model.modules() if plain_conv(module) or plain_linear(module)]
+        self.layers = [layer for layer in layers if flow.calls.get(layer) and kernels.takes(layer)]
 
     def _learn_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         """Find how the records of parts are joined, from the whole (in the taps) and one part an image."""
@@ -143,7 +154,7 @@ class Fast:
             self._check(images, samples, taps)
         elif self.tuning is not None:
             self._tune(self.tuning, images, samples, taps)
-        elif self.speed.exact:
+        elif self.speed.exact and self.shared is None:
             self.forward(images, samples, taps)
         elif self.speed.stream:
             self.side = self.side or SideStream(images.device)
@@ -192,7 +203,7 @@ class Fast:
         size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
         form = self._for(form, images)
         if size >= images.shape[0]:
-            self._pass(form, images, samples, taps)
+            self._shared(form, images, samples, taps)
             return
         found: Dict[str, List[Recorded]] = {tap.path: [] for tap in taps}
         for part in chunk.slices(images.shape[0], size):
@@ -202,11 +213,22 @@ class Fast:
         for tap in taps:
             tap.put(chunk.join(found.pop(tap.path), self.plans[tap.path]))
 
+    def _shared(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """The whole batch in one pass, whose start the student may share."""
+        shared = self.shared
+        if shared is None or form.compile or form.stream or form.precision or self.tuning is not None or any(
+                key not in self.checked for key in self._keys(taps, images) if not self.speed.exact):
+            self._pass(form, images, samples, taps)
+        else:
+            self._pass(form, images, samples, taps, shared if shared.start() else None)
+
     def _for(self, form: Speed, images: Tensor) -> Speed:
         """What of a form is used for these images, and changes something in this model."""
         small = images.shape[0] * images.shape[-2] * images.shape[-1] < LARGE
         return dataclasses.replace(
             form, fold=form.fold and bool(self.folding.pairs), attention=form.attention and bool(self.attentions),
+            onednn=form.onednn and images.device.type == 'cpu' and kernels.available() and (
+                bool(self.layers) or bool(self.attentions)),
             channels_last=form.channels_last and not (small and form.chosen and not form.tune))
 
     def _keys(self, taps: Sequence[Tap], images: Tensor) -> List[str]:
@@ -214,7 +236,8 @@ class Fast:
         layout = ' (channels last)' if self._for(self.speed, images).channels_last else ''
         return [f'{tap.path}{layout}' for tap in taps]
 
-    def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+    def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap],
+              shared: Optional[Shared] = None) -> None:
         precision = _autocast(images.device, form.precision)
         wanted = _current_dtype(images.device)
         given = images.contiguous(memory_format=torch.channels_last) if form.channels_last else images
@@ -226,23 +249,34 @@ class Fast:
                 kept |= stack.enter_context(self.compiled.on(taps))
             for module in self.attentions if form.attention else ():
                 if unhooked(module) and id(module) not in kept:
-                    stack.enter_context(swapped(module, 'forward', _without_weights(module.forward)))
-            self._folded(form, given, samples, taps, kept)
+                    stack.enter_context(swapped(module, 'forward', without_weights(
+                        module, module.forward, form.onednn)))
+            if shared is not None:
+                kept |= shared.modules
+                stack.enter_context(shared.teaching(images, given))
+            self.folding.guarded = lambda: None if shared is None else shared.held
+            self._layers(form, given, samples, taps, kept)
         if form.channels_last or form.precision:
             for tap in taps:
                 if tap.fired:
                     tap.put(_as_host(tap.read(), wanted if form.precision else None))
 
-    def _folded(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
-        if not form.fold or not self.folding.pairs:
-            self.forward(images, samples, taps)
-            return
+    def _layers(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
+        """The pass with its layers in their form; again where the flow is another than the one that was watched."""
+        recorded = {id(tap.owner) for tap in taps} - (set() if self.shared is None else self.shared.modules)
         try:
-            with self.folding.on(images, kept):
+            with ExitStack() as stack:
+                if form.fold:
+                    stack.enter_context(self.folding.on(
+                        images, kept, {tap.path for tap in taps} <= self._dry, form.onednn))
+                for layer in self.layers if form.onednn else ():
+                    # what is recorded is its result, however it was made
+                    if unhooked(layer) and (id(layer) not in kept or id(layer) in recorded):
+                        stack.enter_context(swapped(layer, 'forward', kernels.direct(layer, layer.forward)))
                 self.forward(images, samples, taps)
         except FlowChanged as change:
             self._drop(change.pair.name)
-            self._folded(form, images, samples, taps, kept)
+            self._layers(form, images, samples, taps, kept)
 
     def _drop(self, name: str) -> None:
         self.dropped.add(name)
@@ -295,7 +329,8 @@ class Fast:
             tap.put(found[tap.path])
 
     def _count(self, form: Speed, images: Tensor) -> str:
-        counts = [f'{len(self.folding.pairs)} norms'] if form.fold else []
+        norms = sum(folded.pair.norm is not None for folded in self.folding.pairs)
+        counts = [f'{norms} norms'] if form.fold and norms else []
         counts += [f'{len(self.attentions)} attentions'] if form.attention and self.attentions else []
         size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
         counts += [f'{size} images at a time'] if size < images.shape[0] else []
@@ -306,7 +341,8 @@ class Fast:
         if not self.speed.chosen:
             return [self.speed]
         forms = [self.speed, dataclasses.replace(self.speed, channels_last=False),
-                 dataclasses.replace(self.speed, attention=False), dataclasses.replace(self.speed, fold=False),
+                 dataclasses.replace(self.speed, attention=False), dataclasses.replace(self.speed, onednn=False),
+                 dataclasses.replace(self.speed, fold=False),
                  Speed(chunk=self.speed.chunk, chosen=True), Speed(chosen=True)]
         return list(dict.fromkeys(forms))
 
@@ -357,13 +393,11 @@ class Fast:
         self.dropped = set(state['dropped'])
 
 
-def _without_weights(original: Any) -> Any:
-    """The forward of a ``torch.nn.MultiheadAttention`` that does not make what nobody looks at."""
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        # need_weights is the fifth argument
-        return original(*args, **kwargs) if len(args) > 4 else original(*args, **{**kwargs, 'need_weights': False})
-
-    return forward
+def _proven_twice(pair: Pair, before: Optional[Pair]) -> Optional[Pair]:
+    """What two passes have shown; None for nothing."""
+    if before is None or before.norm is not pair.norm or before.activation is not pair.activation:
+        return None
+    return dataclasses.replace(pair, summed=pair.summed and before.summed)
 
 
 def distance(found: Recorded, exact: Recorded) -> float:

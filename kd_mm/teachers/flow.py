@@ -10,7 +10,11 @@ A pair is proven when, in a pass of the whole model,
 In the same way it is found which attentions return weights, averaged over the heads, that nobody looks at.
 
 The activation after the norm belongs to the pair in the same way: it was given the very tensor that the norm had
-returned, and nothing took that before; if it works in place, later uses are of its own result.
+returned, and nothing took that before; if it works in place, later uses are of its own result.  An activation may also
+follow a convolution or a linear layer at once.
+
+A sum may stand between the norm and the activation (a residual block).  It belongs to the pair if the other tensor was
+used by nothing after it and nobody held it at the end of the pass: then the sum may be written over it.
 """
 
 import weakref
@@ -27,26 +31,30 @@ from torch.utils._pytree import tree_flatten
 
 from kd_mm.hosts.swap import swapped
 from kd_mm.ops.live import storage_key
+from kd_mm.teachers.kernels import ACTIVATIONS, Layer
 
-#: Operation of the processor's library that follows a convolution, with its scalars, by class of the activation.
-ACTIVATIONS = {nn.ReLU: 'relu', nn.SiLU: 'swish', nn.LeakyReLU: 'leaky_relu'}
+#: Sums of two tensors, as they reach the processor.
+SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A convolution, the norm that alone takes its output, and the activation that alone takes the norm's.
+    """A layer, the norm that alone takes its output, and the activation that alone takes the norm's.
 
     Attributes:
-        conv, norm, activation: the modules; ``activation`` may be None.
-        name: path of the convolution.
+        conv, norm, activation: the modules. ``activation`` may be None, and so may ``norm``, where the activation
+            follows a layer (a linear one, too) at once.
+        name: path of the layer.
         stride: of the output in pixels of the input, rounded.
+        summed: whether another tensor, of which nothing else is left, is added before the activation.
     """
 
-    conv: nn.Conv2d
-    norm: _BatchNorm
+    conv: Layer
+    norm: Optional[_BatchNorm]
     activation: Optional[nn.Module]
     name: str
     stride: int
+    summed: bool = False
 
 
 def unhooked(module: nn.Module) -> bool:
@@ -64,6 +72,14 @@ def plain_conv(module: nn.Module) -> bool:
     wrapper = (kind.__module__, kind.__name__) == ('mmcv.cnn.bricks.wrappers', 'Conv2d')
     return (isinstance(module, nn.Conv2d) and (kind.forward is nn.Conv2d.forward or wrapper)
             and kind._conv_forward is nn.Conv2d._conv_forward and not is_parametrized(module) and unhooked(module))
+
+
+def plain_linear(module: nn.Module) -> bool:
+    """Whether a module does what ``torch.nn.Linear`` does, and nothing else."""
+    kind: Any = type(module)
+    wrapper = (kind.__module__, kind.__name__) == ('mmcv.cnn.bricks.wrappers', 'Linear')
+    return (isinstance(module, nn.Linear) and (kind.forward is nn.Linear.forward or wrapper)
+            and not is_parametrized(module) and unhooked(module))
 
 
 def plain_norm(module: nn.Module) -> bool:
@@ -84,10 +100,17 @@ def plain_activation(module: nn.Module) -> bool:
     return type(module) in ACTIVATIONS and unhooked(module)
 
 
-class _Made:
-    """A tensor that a watched module has returned."""
+class _Sum:
+    """The sum of a norm's output and another tensor, whose memory is ``other`` as long as somebody holds it."""
 
-    def __init__(self, maker: nn.Module, tensor: Tensor):
+    def __init__(self, other: Tensor):
+        self.other, self.key = weakref.ref(other.untyped_storage()), storage_key(other)
+
+
+class _Made:
+    """A tensor that a watched module (or a sum) has returned."""
+
+    def __init__(self, maker: Any, tensor: Tensor):
         self.maker, self.ref = maker, weakref.ref(tensor)
         self.taken = False  # by the module that may take it
 
@@ -103,9 +126,12 @@ class Flow(TorchDispatchMode):
         super().__init__()
         self.names = {module: name for name, module in model.named_modules()}
         self.calls: Dict[nn.Module, int] = {}
-        self.next: Dict[nn.Module, nn.Module] = {}
+        self.next: Dict[Any, Any] = {}
         self.size: Dict[nn.Module, Tuple[int, int]] = {}
-        self.refused: Set[nn.Module] = set()
+        self.refused: Set[Any] = set()
+        #: sums whose other tensor is wanted later; and those where that is not known yet.
+        self.held: Set[_Sum] = set()
+        self._open: List[_Sum] = []
         self.weighing: Dict[nn.MultiheadAttention, None] = {}
         self._made: Dict[int, _Made] = {}
         self._inside: Optional[_Made] = None
@@ -115,13 +141,14 @@ class Flow(TorchDispatchMode):
         """The model's convolutions, norms and activations are watched inside."""
         with ExitStack() as stack:
             for module in self.names:
-                if plain_conv(module) or plain_norm(module) or plain_activation(module):
+                if any(plain(module) for plain in (plain_conv, plain_linear, plain_norm, plain_activation)):
                     stack.enter_context(swapped(module, 'forward', self._watched(module)))
                 elif plain_attention(module):
                     stack.enter_context(swapped(module, 'forward', self._weighing(module)))
             stack.enter_context(self)
             yield self
             self._settle()
+            self.held.update(self._open)
 
     def _watched(self, module: nn.Module) -> Any:
         original = module.forward
@@ -129,7 +156,7 @@ class Flow(TorchDispatchMode):
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.calls[module] = self.calls.get(module, 0) + 1
             given = None
-            if not isinstance(module, nn.Conv2d) and len(args) == 1 and isinstance(args[0], Tensor):
+            if not isinstance(module, (nn.Conv2d, nn.Linear)) and len(args) == 1 and isinstance(args[0], Tensor):
                 given = self._given(module, args[0])
             self._inside = given
             try:
@@ -143,7 +170,8 @@ class Flow(TorchDispatchMode):
                 else:
                     given.taken = True
             if isinstance(output, Tensor) and type(module) not in ACTIVATIONS:
-                self.size[module] = (output.shape[-2], output.shape[-1])
+                if output.dim() == 4:
+                    self.size[module] = (output.shape[-2], output.shape[-1])
                 self._made[storage_key(output)] = _Made(module, output)
             return output
 
@@ -167,10 +195,34 @@ class Flow(TorchDispatchMode):
         made = self._made.get(storage_key(tensor))
         if made is None or made.ref() is not tensor or made.taken or made.maker in self.next:
             return None
-        fits = isinstance(made.maker, _BatchNorm) if type(module) in ACTIVATIONS else isinstance(made.maker, nn.Conv2d)
-        return made if fits else None
+        return made if isinstance(made.maker, nn.Conv2d) or not isinstance(module, _BatchNorm) else None
+
+    def _summand(self, func: Any, args: Any, kwargs: Any) -> Optional[_Made]:
+        """The norm's output in a sum of two tensors of its shape, if that is what this operation is."""
+        if self._inside is not None or func not in SUMS or kwargs or len(args) != 2 or not all(
+                isinstance(arg, Tensor) for arg in args) or args[0].shape != args[1].shape:
+            return None
+        for arg in args:
+            made = self._made.get(storage_key(arg))
+            if made is not None and made.ref() is arg and not made.taken and made.maker not in self.next and (
+                    isinstance(made.maker, _BatchNorm)):
+                return made
+        return None
+
+    def _sum(self, made: _Made, args: Any, output: Tensor) -> None:
+        own, other = args if made.ref() is args[0] else args[::-1]
+        total = self.next[made.maker] = _Sum(other)
+        self._open.append(total)
+        if output is own:
+            self._made.pop(storage_key(own), None)
+        else:
+            made.taken = True
+        if output is other or total.key == storage_key(own):
+            self.held.add(total)
+        self._made[storage_key(output)] = _Made(total, output)
 
     def _settle(self) -> None:
+        self._open = [total for total in self._open if total.other() is not None]
         for key, made in list(self._made.items()):
             if made.ref() is None:
                 del self._made[key]
@@ -181,13 +233,18 @@ class Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._inside is None:
             self._settle()
-        for leaf in tree_flatten((args, kwargs))[0]:
-            if isinstance(leaf, Tensor):
-                made = self._made.get(storage_key(leaf))
-                if made is not None and made is not self._inside:
-                    self.refused.add(made.maker)
-                    del self._made[storage_key(leaf)]
-        return func(*args, **(kwargs or {}))
+        summand = self._summand(func, args, kwargs)
+        keys = {storage_key(leaf) for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)}
+        self.held.update(total for total in self._open if total.key in keys)
+        for key in keys:
+            made = self._made.get(key)
+            if made is not None and made is not self._inside and made is not summand:
+                self.refused.add(made.maker)
+                del self._made[key]
+        output = func(*args, **(kwargs or {}))
+        if summand is not None:
+            self._sum(summand, args, output)
+        return output
 
     @property
     def attentions(self) -> List[nn.MultiheadAttention]:
@@ -201,14 +258,21 @@ class Flow(TorchDispatchMode):
             input_shape: (H, W) of the images of the pass.
         """
         found = []
-        for conv, norm in self.next.items():
-            if (not isinstance(conv, nn.Conv2d) or not isinstance(norm, _BatchNorm) or conv in self.refused
-                    or self.calls[conv] != 1 or self.calls[norm] != 1):
+        for layer, norm in self.next.items():
+            if not isinstance(layer, (nn.Conv2d, nn.Linear)) or layer in self.refused or self.calls[layer] != 1:
                 continue
-            height, width = self.size[conv]
-            stride = max(1, round((input_shape[0] * input_shape[1] / (height * width))**0.5))
-            activation = None if norm in self.refused else self.next.get(norm)
-            found.append(Pair(conv, norm, activation, self.names[conv], stride))
+            stride, last, total = 1, norm, None
+            if isinstance(norm, _BatchNorm):
+                if self.calls[norm] != 1:
+                    continue
+                height, width = self.size[layer]
+                stride = max(1, round((input_shape[0] * input_shape[1] / (height * width))**0.5))
+                last = None if norm in self.refused else self.next.get(norm)
+            if isinstance(last, _Sum):
+                total = last
+                last = None if total in self.refused or total in self.held else self.next.get(total)
+            found.append(Pair(layer, norm if isinstance(norm, _BatchNorm) else None, last, self.names[layer], stride,
+                              total is not None and total not in self.held))
         return found
 
 

@@ -4,18 +4,23 @@
 sqrt(v + eps)`` and the bias ``b + (c - m) g / sqrt(v + eps)``, where c is the convolution's own bias.  These weights
 are made when the convolution runs and freed after it: no second copy is kept, nothing can be stale where the teacher
 changes, and the model's own weights are never touched.  It pays where the output is larger than the weights.
+
+On a CPU an activation, and the sum of a residual block, become part of the convolution too
+(:mod:`kd_mm.teachers.kernels`).
 """
 
 import weakref
 from contextlib import ExitStack, contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
-from kd_mm.ops.modes import autocast_dtype
-from kd_mm.teachers.flow import ACTIVATIONS, Pair, unhooked
+from kd_mm.ops.live import storage_key
+from kd_mm.teachers import kernels
+from kd_mm.teachers.flow import Pair, unhooked
+from kd_mm.teachers.late import Late
 
 
 class FlowChanged(Exception):  # noqa: N818  (a signal: the pass is done again without the pair)
@@ -42,15 +47,19 @@ class Folded:
         self.pair, self.fixed = pair, fixed
         self._kept: Optional[Tuple[Any, Tensor, Tensor]] = None
         self._out: Any = None  # weak reference to what the norm is to be given
+        self.folding: Any = None
 
     def pays(self, images: Tensor) -> bool:
         """Whether the output is larger than the weights, for images (N, C, Hin, Win)."""
+        if self.pair.norm is None:
+            return True
         cells = images.shape[0] * images.shape[-2] * images.shape[-1] // self.pair.stride**2
-        return cells * self.pair.conv.out_channels >= self.pair.conv.weight.numel()
+        return cells * self.pair.conv.weight.shape[0] >= self.pair.conv.weight.numel()
 
     def factors(self) -> Tuple[Tensor, Tensor]:
         """(C, ) factors of the convolution's weights, and (C, ) its bias."""
         norm, conv = self.pair.norm, self.pair.conv
+        assert norm is not None
         parts = (norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.bias)
         state = tuple((part.data_ptr(), part._version) for part in parts if part is not None)
         if self._kept is not None and self._kept[0] == state:
@@ -66,34 +75,76 @@ class Folded:
         return scale, shift
 
     @contextmanager
-    def on(self, fused: bool) -> Iterator[None]:
-        """Both modules in the folded form inside; ``fused``: the activation too."""
+    def on(self, fused: bool, summed: bool, direct: bool) -> Iterator[None]:
+        """Both modules in the folded form inside.
+
+        Args:
+            fused: the activation too.
+            summed: a residual sum too.
+            direct: by the library, whatever follows.
+        """
         pair = self.pair
         self._out = None
         with ExitStack() as stack:
-            stack.enter_context(swapped(pair.conv, 'forward', self._conv(fused)))
-            stack.enter_context(swapped(pair.norm, 'forward', self._norm(pair.norm.forward, fused)))
+            stack.enter_context(swapped(pair.conv, 'forward', self._conv(pair.conv.forward, fused, summed, direct)))
+            if pair.norm is not None:
+                stack.enter_context(swapped(pair.norm, 'forward', self._norm(pair.norm.forward, fused and not summed)))
             yield
         self._out = None
 
-    def _conv(self, fused: bool) -> Any:
-        conv, activation = self.pair.conv, self.pair.activation
+    def _weights(self) -> Tuple[Tensor, Optional[Tensor]]:
+        layer = self.pair.conv
+        if self.pair.norm is None:
+            return layer.weight, layer.bias
+        scale, shift = self.factors()
+        return layer.weight * scale.view(-1, 1, 1, 1), shift
+
+    def _conv(self, original: Any, fused: bool, summed: bool, direct: bool) -> Any:
+        layer = self.pair.conv
+        activation: Any = self.pair.activation if fused and not summed else None
+
+        def run(images: Tensor) -> Tensor:
+            if kernels.kind_of(images, layer) is not None and (
+                    activation is not None or direct and kernels.laid_out(images)):
+                return kernels.apply(layer, images, *self._weights(), activation)
+            output = layer._conv_forward(images, *self._weights()) if isinstance(
+                layer, nn.Conv2d) and self.pair.norm is not None else original(images)
+            return output if activation is None else activation.forward.original(output)
 
         def forward(images: Tensor) -> Tensor:
             self.settled()
-            scale, shift = self.factors()
-            weight = conv.weight * scale.view(-1, 1, 1, 1)
-            if fused and activation is not None:
-                scalars = [activation.negative_slope] if isinstance(activation, nn.LeakyReLU) else []
-                output = torch.ops.mkldnn._convolution_pointwise(
-                    images, weight, shift, conv.padding, conv.stride, conv.dilation, conv.groups,
-                    ACTIVATIONS[type(activation)], scalars, '')
+            if summed and kernels.laid_out(images) and kernels.kind_of(images, layer) is not None:
+                output: Tensor = self._late(images, run, fused)
             else:
-                output = conv._conv_forward(images, weight, shift)
+                output = run(images)
             self._out = weakref.ref(output)
+            if self.pair.norm is None and activation is not None:
+                self._out = None
+                activation.forward.expect(self, output)
             return output
 
         return forward
+
+    def _late(self, images: Tensor, run: Any, fused: bool) -> Tensor:
+        """What the convolution will give, alone or in a sum."""
+        layer: Any = self.pair.conv
+        activation: Any = self.pair.activation if fused else None
+        size = [(edge + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for edge, pad, step, kernel, stride in zip(
+            images.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride)]
+        shape = (images.shape[0], layer.out_channels, *size)
+        kind = kernels.kind_of(images, layer)
+
+        def add(other: Tensor) -> Optional[Tensor]:
+            if (tuple(other.shape) != shape or other.dtype != kind or not kernels.laid_out(other)
+                    or storage_key(other) == self.folding.guarded()):
+                return None
+            output = kernels.add_into(layer, images, *self._weights(), other, activation is not None)
+            if activation is not None:
+                activation.forward.expect(self, output)
+            return output
+
+        assert kind is not None
+        return Late(kind, shape, lambda: run(images), add, FlowChanged(self.pair))
 
     def _norm(self, original: Any, fused: bool) -> Any:
         activation: Any = self.pair.activation if fused else None
@@ -160,6 +211,10 @@ class Folding:
 
     def __init__(self, pairs: Sequence[Pair], fixed: bool):
         self.pairs = [Folded(pair, fixed) for pair in pairs]
+        for folded in self.pairs:
+            folded.folding = self
+        #: gives the memory that no sum may be written over.
+        self.guarded: Callable[[], Optional[int]] = lambda: None
 
     @property
     def names(self) -> List[str]:
@@ -171,12 +226,14 @@ class Folding:
         self.pairs = [folded for folded in self.pairs if folded.pair is not pair]
 
     @contextmanager
-    def on(self, images: Tensor, kept: Set[int]) -> Iterator[None]:
+    def on(self, images: Tensor, kept: Set[int], sums: bool, direct: bool) -> Iterator[None]:
         """The pairs in their folded form inside, where it pays for these images.
 
         Args:
             images: of the pass.
             kept: ``id`` of every module that is to run as it is: its own output is recorded, or it is compiled.
+            sums: residual sums too, which write over what is known not to be recorded.
+            direct: by the processor's library wherever it can.
 
         Raises:
             FlowChanged: at the end or inside, if an output went elsewhere than in the pass that was watched.
@@ -186,15 +243,18 @@ class Folding:
         with ExitStack() as stack:
             for part in self.pairs:
                 pair = part.pair
-                if (id(pair.conv) in kept or not unhooked(pair.conv) or not unhooked(pair.norm)
-                        or not part.pays(images)):
+                if (id(pair.conv) in kept or not unhooked(pair.conv) or not part.pays(images)
+                        or pair.norm is not None and not unhooked(pair.norm)):
                     continue
-                fused = self._fuses(pair, images, kept, passed)
+                summed = sums and self._sums(pair, images, kept)
+                fused = self._fuses(pair, images, kept, passed) and (not pair.summed or summed)
+                if pair.norm is None and not fused:
+                    continue
                 if fused and id(pair.activation) not in passed:
                     assert pair.activation is not None
                     passed[id(pair.activation)] = Passed(pair.activation.forward)
                     stack.enter_context(swapped(pair.activation, 'forward', passed[id(pair.activation)]))
-                stack.enter_context(part.on(fused))
+                stack.enter_context(part.on(fused, summed, direct))
                 folded.append(part)
             yield
             for part in folded:
@@ -204,12 +264,17 @@ class Folding:
 
     @staticmethod
     def _fuses(pair: Pair, images: Tensor, kept: Set[int], passed: Dict[int, Passed]) -> bool:
-        """Whether the activation becomes part of the convolution: the processor's library has it in float32."""
-        activation, conv = pair.activation, pair.conv
+        """Whether the activation becomes part of the layer."""
+        activation = pair.activation
         return bool(
-            activation is not None and images.device.type == 'cpu' and images.dtype == torch.float32
-            and conv.weight.dtype == torch.float32 and autocast_dtype('cpu') is None
-            and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-            and conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
-            and not {id(pair.norm), id(activation)} & kept
+            activation is not None and kernels.kind_of(images, pair.conv) is not None and kernels.takes(pair.conv)
+            and not {id(pair.norm), id(activation)} & kept and (not pair.summed or isinstance(activation, nn.ReLU))
             and (id(activation) in passed or unhooked(activation)))
+
+    @staticmethod
+    def _sums(pair: Pair, images: Tensor, kept: Set[int]) -> bool:
+        """Whether a residual sum becomes part of the convolution: with the channels innermost, so that the sum can be
+        written over what is added."""
+        return bool(pair.summed and pair.conv.weight.dim() == 4 and pair.conv.groups == 1  # type: ignore[union-attr]
+                    and id(pair.norm) not in kept and kernels.laid_out(images) and kernels.takes(pair.conv)
+                    and kernels.kind_of(images, pair.conv) is not None)

@@ -216,6 +216,7 @@ def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
     spent, added, flops = cost_cards.shares(fgd)
     assert f'| `fgd_{DET}` | {spent:.1f} | ' in texts[1]
     assert f'| {added:.1%} | {flops:.1%} | {added - flops:+.1%} |' in texts[1]
+    assert f' | {fgd["teacher"]["ms"]:.0f} / {fgd["teacher"]["fast_ms"]:.0f} | ' in texts[1]  # exact, and in training
     assert 'Inputs 2x3x64x96 (`--shape 64 96 --steps 1`), CPU, ' in texts[1] and '--task det --only fgd`' in texts[1]
     assert run(det, '--render') == 0
     assert [card.read_text() for card in cards] == texts

@@ -21,7 +21,8 @@ Columns of the tables, medians of at least --steps turns:
                 networks have run: adapters, regions, another head on the same features, the step of an opponent.
                 Not in it: the optimizer's step on parameters of the method
   plain step    of the student: forward with its losses, backward, optimizer
-  teacher       forward as far as the last tap of the config
+  teacher       forward as far as the last tap of the config: as the host runs it (`speed='exact'`, what the other
+                columns count with) / in the form that training uses (by default `speed='auto'`)
   added         loss / (plain step + teacher)
   FLOP share    the same in FLOPs.  Matrix products, convolutions and attention are counted, nothing that goes element
                 by element (nor RoIAlign and the like)

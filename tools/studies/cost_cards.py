@@ -29,6 +29,12 @@ def shares(record: Record) -> Tuple[float, float, float]:
             loss['flops'] / max(record['plain']['flops'] + record['teacher']['flops'], 1))
 
 
+def teacher_ms(teacher: Record) -> str:
+    """As the host runs it, and after a slash in the form that training uses; records of before have the first alone."""
+    fast = f' / {teacher["fast_ms"]:.0f}' if 'fast_ms' in teacher else ''
+    return f'{teacher["ms"]:.0f}{fast}'
+
+
 def describe(record: Record) -> str:
     spent, added, flops = shares(record)
     return f'{spent:.1f} ms, added {added:.1%}, FLOP share {flops:.1%}'
@@ -42,7 +48,7 @@ def cells(name: str, record: Record) -> List[str]:
     loss = record['loss']
     peak = '-' if loss['peak_bytes'] is None else (
         f'{loss["peak_bytes"] / 2**20:.0f} ({loss["peak_bytes"] / loss["tapped_bytes"]:.1f}x)')
-    return [f'`{name}`', f'{spent:.1f}', f'{plain_ms(record["plain"]):.0f}', f'{record["teacher"]["ms"]:.0f}',
+    return [f'`{name}`', f'{spent:.1f}', f'{plain_ms(record["plain"]):.0f}', teacher_ms(record["teacher"]),
             f'{added:.1%}', f'{flops:.1%}', f'{added - flops:+.1%}', peak, f'{loss["own_bytes"] / 2**20:.0f}']
 
 

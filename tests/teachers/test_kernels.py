@@ -1,0 +1,220 @@
+"""Layers by the processor's library: residual sums, activations, linear layers, attention; each equal to the host's."""
+
+import pytest
+import torch
+from chains import settle, teach
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kd_mm.hosts.taps import Tap
+from kd_mm.teachers import kernels
+from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.late import Late
+from kd_mm.types.batch import KDBatch
+
+FORM = dict(fold=True, attention=True, onednn=True, channels_last=True)
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name.split('::')[1] + ('_into' if func._overloadname == 'binary' else ''))
+        return func(*args, **(kwargs or {}))
+
+
+class Block(nn.Module):
+    """Two residual blocks of a host, the first with a shortcut of its own; ``twist`` is what might be different."""
+
+    def __init__(self, twist=''):
+        super().__init__()
+        self.twist = twist
+        for name in 'abcd':
+            setattr(self, name, nn.Conv2d(3 if name in 'as' else 8, 8, 3, padding=1, bias=name == 'b'))
+            setattr(self, f'{name}n', nn.BatchNorm2d(8))
+        self.s, self.sn, self.relu = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.first, self.end = nn.Identity(), nn.Identity()
+
+    def block(self, x, one, two):
+        out = self.relu(one[1](one[0](x)))
+        out = two[1](two[0](out))
+        if self.twist == 'looked at':
+            out = out.relu()
+        identity = x if two[0] is self.d else self.sn(self.s(x))
+        if self.twist == 'broadcast':
+            identity = identity[:1]
+        if self.twist == 'one of two':
+            identity = identity.mul_(1) + out
+        out += identity
+        if self.twist == 'sum kept' and two[0] is self.d:
+            return self.relu(out + 0) + out
+        return out + 0 if self.twist == 'no relu' else self.relu(out)
+
+    def forward(self, images):
+        first = self.first(self.block(images, (self.a, self.an), (self.b, self.bn)))
+        second = self.block(first, (self.c, self.cn), (self.d, self.dn))
+        if self.twist == 'used later':
+            second = second * first
+        if self.twist == 'kept':
+            self.kept = first
+        return self.end(second)
+
+
+@pytest.mark.parametrize('twist', ['', 'used later', 'kept', 'looked at', 'broadcast', 'sum kept', 'no relu',
+                                   'one of two'])
+def test_a_sum_is_written_over_what_nobody_wants_any_more(twist):
+    model = settle(Block(twist))
+    images = torch.randn(2, 3, 32, 24)
+    given = images.clone()
+    teacher, far, _ = teach(model, FORM, paths=('end', ), images=images)
+    assert far < 1e-5 and torch.equal(images, given), twist
+    summed = {folded.pair.name for folded in teacher.fast.folding.pairs if folded.pair.summed}
+    expected = {'': {'b', 'd'}, 'sum kept': {'b', 'd'}, 'no relu': {'b', 'd'}, 'used later': {'b'}, 'kept': {'b'}}
+    assert summed == expected.get(twist, set())
+    tap = Tap(model, 'end', 'teacher')
+    with Operations() as operations:
+        teacher.run(images, (), [tap], KDBatch(input_shape=(32, 24)))
+    assert operations.names.count('_convolution_pointwise__into') == len(summed)
+    if twist == '':
+        assert not {'relu_', 'clamp_min_', 'add_', 'native_batch_norm'} & set(operations.names)
+    if twist == 'kept':
+        with torch.no_grad():
+            torch.testing.assert_close(model.kept, model.relu(
+                model.bn(model.b(model.relu(model.an(model.a(images))))) + model.sn(model.s(images))))
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_what_is_tapped_is_never_written_over(late):
+    """A tap of the watched pass, and one that comes later."""
+    model = settle(Block())
+    images, batch = torch.randn(2, 3, 32, 24), KDBatch(input_shape=(32, 24))
+    teacher, far, _ = teach(model, FORM, paths=('end', ) if late else ('first', 'end'), images=images)
+    taps = [Tap(model, path, 'teacher') for path in ('first', 'end')]
+    for _ in range(3):  # the first time a tap copies what it sees
+        with Operations() as operations:
+            teacher.run(images, (), taps, batch)
+        found = {tap.path: tap.read()[0] for tap in taps}
+    assert far < 1e-5 and operations.names.count('_convolution_pointwise__into') == (0 if late else 1)
+    with torch.no_grad():
+        first = model.relu(model.bn(model.b(model.relu(model.an(model.a(images))))) + model.sn(model.s(images)))
+        torch.testing.assert_close(found['first'], first)
+        torch.testing.assert_close(found['end'], model(images))
+
+
+def test_a_sum_that_goes_elsewhere_is_done_again():
+    model = settle(Block())
+    images, batch = torch.randn(2, 3, 32, 24), KDBatch(input_shape=(32, 24))
+    teacher, _, _ = teach(model, FORM, paths=('end', ), images=images)
+    model.twist = 'sum kept'
+    tap = Tap(model, 'end', 'teacher')
+    teacher.run(images, (), [tap], batch)
+    with torch.no_grad():
+        torch.testing.assert_close(tap.read()[0], model(images))
+    assert teacher.fast.dropped == {'d'}
+    model.twist = 'looked at'  # anything else than the sum makes the convolution run
+    teacher.run(images, (), [tap], batch)
+    with torch.no_grad():
+        torch.testing.assert_close(tap.read()[0], model(images))
+
+
+def test_a_tensor_that_is_part_of_a_sum_is_gone():
+    def late():
+        made.append(1)
+        return torch.ones(2)
+
+    made = []
+    gone = RuntimeError('gone')
+    tensor = Late(torch.float32, (2, ), late, lambda other: other.add_(5), gone)
+    assert (torch.zeros(2) + tensor).tolist() == [5, 5] and not made
+    with pytest.raises(RuntimeError, match='gone'):
+        tensor.sum()
+    tensor = Late(torch.float32, (2, ), late, lambda other: None, gone)
+    assert (tensor + torch.zeros(2)).tolist() == [1, 1] and tensor.mul_(3).tolist() == [3, 3] and len(made) == 1
+    assert torch.cat([tensor, torch.zeros(1)]).tolist() == [3, 3, 0] and tensor.shape == (2, )
+
+
+class Mixed(nn.Module):
+    """As in transformers: linear layers, a depthwise convolution, activations at once after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 4, bias=False)
+        self.act, self.other, self.relu, self.end = nn.GELU(), nn.GELU(), nn.ReLU(), nn.Identity()
+
+    def forward(self, images):
+        maps = self.act(self.two(self.one(images)))
+        rows = self.other(self.up(maps.flatten(2).transpose(1, 2)))
+        return self.end(self.down(self.relu(rows)))
+
+
+@pytest.mark.parametrize('precision, near', [(None, 1e-5), ('bf16', 0.05)])
+def test_activations_follow_layers_without_a_norm(precision, near):
+    model = Mixed()
+    images = torch.randn(2, 3, 16, 20)
+    teacher, far, found = teach(model, dict(FORM, precision=precision), paths=('end', ), images=images)
+    assert 0 < far < near and found['end'][0].dtype == torch.float32
+    assert [folded.pair.name for folded in teacher.fast.folding.pairs] == ['two', 'up']
+    tap = Tap(model, 'end', 'teacher')
+    with Operations() as operations:
+        teacher.run(images, (), [tap], KDBatch(input_shape=(16, 20)))
+    if precision is None:
+        assert operations.names.count('_linear_pointwise') == 2 and 'gelu' not in operations.names
+        assert operations.names.count('_convolution_pointwise') == 2
+
+
+def test_without_the_library_torch_runs_as_ever(monkeypatch):
+    monkeypatch.setattr(kernels, 'available', lambda: False)
+    model = settle(Block())
+    teacher, far, _ = teach(model, FORM, paths=('end', ))
+    assert far < 1e-5
+    tap = Tap(model, 'end', 'teacher')
+    with Operations() as operations:
+        teacher.run(torch.randn(2, 3, 16, 20), (), [tap], KDBatch(input_shape=(16, 20)))
+    assert not any('pointwise' in name for name in operations.names)
+
+
+class Attending(nn.Module):
+    """``kind``: which of query, key and value are the same."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.kind, self.mask = kind, options.pop('mask', None)
+        self.attention, self.end = nn.MultiheadAttention(8, 2, **options), nn.Identity()
+
+    def forward(self, images):
+        rows = images.flatten(2).transpose(1, 2) if self.attention.batch_first else images.flatten(2).permute(2, 0, 1)
+        query, key, value = {'self': (rows, rows, rows), 'cross': (rows, 2 * rows[:1], rows[:1]),
+                             'memory': (rows, *[2 * rows] * 2), 'position': (*[rows + 1] * 2, rows)}[self.kind]
+        mask = None if self.mask is None else torch.ones(len(rows), len(key)).tril().bool().logical_not()
+        return self.end(self.attention(query=query, key=key, value=value, attn_mask=mask)[0])
+
+
+@pytest.mark.parametrize('kind, options', [
+    ('self', {}), ('cross', {}), ('memory', {}), ('position', {}), ('self', dict(batch_first=True)),
+    ('self', dict(bias=False)), ('self', dict(mask=True)), ('self', dict(add_bias_kv=True)),
+    ('self', dict(add_zero_attn=True))])
+def test_attention_on_rows(kind, options):
+    model = Attending(kind, **options)
+    for tensor in model.parameters():
+        nn.init.normal_(tensor)
+    images = torch.randn(3, 8, 8, 6)
+    teacher = Teacher(model, nn.Identity())
+    teacher.go('auto')
+    tap, batch = Tap(model, 'end', 'teacher'), KDBatch(input_shape=(8, 6))
+    with torch.no_grad():
+        expected = model(images)
+    teacher.run(images, (), [tap], batch, full=True)
+    tap.read()
+    teacher.run(images, (), [tap], batch)
+    tap.read()
+    with Operations() as operations:
+        teacher.run(images, (), [tap], batch)
+    torch.testing.assert_close(tap.read()[0], expected, rtol=1e-4, atol=1e-5)
+    own = not {'mask', 'add_bias_kv', 'add_zero_attn'} & set(options)
+    assert ('_linear_pointwise' in operations.names) == own
+    assert teacher.fast.attentions == [model.attention]

@@ -1,0 +1,142 @@
+"""The frozen start that student and teacher have in common: run once where it is equal, and as ever where it is not."""
+
+import copy
+
+import pytest
+import torch
+from chains import settle
+from torch import nn
+
+from kd_mm.engine.distiller import Distiller
+
+LOSSES = dict(loss_kd=dict(type='FitNetLoss', at='late'))
+
+
+class Net(nn.Module):
+    """A backbone with a stem and a frozen stage; returns its losses as the hosts do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1, self.relu, self.pool = (
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        self.stage = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.5))
+        self.late, self.end, self.copies = nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True), False
+
+    def frozen(self):
+        for module in (self.conv1, self.norm1, self.stage):
+            module.requires_grad_(False)
+            if module is not self.conv1:
+                module.eval()
+        return self
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        inputs = inputs * 1 if self.copies else inputs
+        maps = self.end(self.late(self.stage(self.pool(self.relu(self.norm1(self.conv1(inputs)))))))
+        return dict(loss=maps.square().mean()) if mode == 'loss' else maps
+
+
+def run(speed, change=None, at='late', steps=3, images=None):
+    """Losses and gradients of some steps, and how often the student's own stage and stem ran."""
+    torch.manual_seed(0)
+    student = settle(Net())
+    teacher = copy.deepcopy(student)
+    nn.init.normal_(teacher.late.weight)
+    student.train()
+    student.frozen()
+    distiller = Distiller(student, teacher, dict(loss_kd=dict(LOSSES['loss_kd'], at=at)), speed=speed)
+    ran = []
+    for module in (student.conv1, student.stage[0]):
+        original = module._conv_forward
+        module._conv_forward = lambda *args, original=original: ran.append(1) or original(*args)
+    distiller.train()
+    if change is not None:
+        change(student, teacher, distiller)
+    distiller.attach()
+    found = []
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        inputs = torch.randn(2, 3, 16, 16, generator=generator)
+        del ran[:]
+        losses = student(inputs, (), mode='loss')
+        student.zero_grad()
+        sum(value for key, value in losses.items() if 'loss' in key and value.requires_grad).backward()
+        found.append([*(value.detach() for key, value in sorted(losses.items())), student.late.weight.grad.clone()])
+    distiller.detach()
+    assert not any('forward' in vars(module) for model in (student, teacher) for module in model.modules())
+    return found, len(ran)
+
+
+def never(student, teacher, distiller):
+    for one in distiller.teachers.values():
+        one.fast.shared = None
+
+
+@pytest.mark.parametrize('speed', ['exact', dict(fold=True, onednn=True, channels_last=True)])
+def test_the_start_runs_once_and_everything_is_equal_bit_for_bit(speed):
+    found, ran = run(speed)
+    expected, usual = run(speed, never)
+    assert (ran, usual) == (0, 2)
+    for one, other in zip(found, expected):
+        for index, (own, theirs) in enumerate(zip(one, other)):
+            if speed == 'exact':
+                assert torch.equal(own, theirs), index
+            else:  # the teacher's start is not folded where it is shared
+                torch.testing.assert_close(own, theirs)
+    if speed != 'exact':
+        plain, _ = run('exact', never)
+        for one, other in zip(found, plain):
+            assert torch.equal(one[0], other[0])  # the student's own loss
+
+
+def other_weight(student, teacher, distiller):
+    with torch.no_grad():
+        teacher.stage[0].weight[0, 0] += 1e-6
+
+
+def other_buffer(student, teacher, distiller):
+    with torch.no_grad():
+        student.norm1.running_mean[0] += 1e-6
+
+
+def trainable(student, teacher, distiller):
+    student.conv1.weight.requires_grad_(True)
+
+
+def training(student, teacher, distiller):
+    student.stage[1].train()
+
+
+def random(student, teacher, distiller):
+    student.stage[3].train()
+
+
+def hooked(student, teacher, distiller):
+    student.conv1.register_forward_hook(lambda module, given, output: None)
+
+
+def option(student, teacher, distiller):
+    student.norm1.eps = 1e-4
+
+
+@pytest.mark.parametrize('change, runs', [
+    (other_weight, 1), (other_buffer, 1), (trainable, 2), (training, 1), (random, 1), (hooked, 2), (option, 1)])
+def test_what_is_not_equal_runs_as_ever(change, runs):
+    """Of stem and stage: where the stage alone differs, the stem is still shared."""
+    found, ran = run('exact', change)
+    expected, usual = run('exact', lambda *given: (change(*given), never(*given)))
+    assert (ran, usual) == (runs, 2)
+    if change is not random:
+        for one, other in zip(found, expected):
+            assert all(torch.equal(own, theirs) for own, theirs in zip(one, other))
+
+
+def test_a_tap_inside_and_another_input():
+    def inside(student, teacher, distiller):
+        shared, = (one.fast.shared for one in distiller.teachers.values())
+        lent = shared.lent
+        shared.lent = lambda owners, recorded: lent([*owners, student.stage[0]], recorded)
+
+    def copied(student, teacher, distiller):
+        student.copies = True
+
+    assert run('exact', inside)[1] == run('exact', copied)[1] == 2

@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""How fast a teacher runs in each form of ``speed=``, beside the host's own forward, and what that does to a step.
+
+    python tools/studies/teacher_speed.py --size half
+    python tools/studies/teacher_speed.py --pairs retinanet-r50 segformer-b0 --size quarter --turns 15 --json out.json
+
+For each pair one process.  In turns that start with another form each time, so that a busy machine slows all alike: the
+host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and a step
+with distillation in which the teacher runs as ``'auto'``.  Random weights, random images, nothing is read or fetched.
+
+Every number is the median over the turns of what was measured in the same turn, with quartiles:
+
+  auto, ...   that form's forward / the host's own
+  step        step with distillation / (plain step + host's own forward)
+  implied     (plain step + auto) / (plain step + host's own forward): what the saving of the teacher alone would give
+
+``--clock wall`` (default) is the time that passes, ``--clock cpu`` that of the processor in this process, which others
+disturb less; take it with one thread (OMP_NUM_THREADS=1).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+
+CLOCKS: Dict[str, Callable[[], float]] = dict(wall=time.perf_counter, cpu=time.process_time)
+SIZES = dict(full=1.0, half=0.5, quarter=0.25)
+#: Forms besides ``'auto'``, by the name that the table has for them.
+FORMS: Dict[str, Any] = {
+    'auto': 'auto', 'fold': dict(fold=True), 'channels_last': dict(channels_last=True),
+    'both': dict(fold=True, channels_last=True), 'onednn': dict(onednn=True), 'attention': dict(attention=True),
+    'bf16': dict(fold=True, attention=True, onednn=True, channels_last=True, precision='bf16'),
+    'compile': dict(fold=True, channels_last=True, compile=True)}
+HOST, PLAIN, STEP = 'host', 'plain step', 'KD step'
+
+
+class Pair(NamedTuple):
+    """A config of configs/, its stock size, and what is changed."""
+
+    config: str
+    shape: Tuple[int, int]
+    options: Dict[str, Any] = {}
+
+
+COCO = (800, 1344)
+PAIRS = {
+    'retinanet-r50': Pair('det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py', COCO),
+    'retinanet-r18': Pair('det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py', COCO, {
+        'model.backbone.depth': 18, 'model.neck.in_channels': [64, 128, 256, 512]}),
+    'rtmdet-s': Pair('det/cwd/rtmdet-s_from_rtmdet-m_300e_coco.py', (640, 640)),
+    'faster-rcnn-r50': Pair('det/pkd/faster-rcnn-r50_from_faster-rcnn-r101_2x_coco.py', COCO),
+    'pspnet-r18': Pair('seg/cwd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py', (512, 1024)),
+    'segformer-b0': Pair('seg/cwd/segformer-b0_from_segformer-b4_160k_cityscapes.py', (1024, 1024)),
+    'deformable-detr-r50': Pair(
+        'det/detrdistill/deformable-detr-r50_from_deformable-detr-refine-r50_50e_coco.py', COCO)}
+
+
+def scaled(shape: Tuple[int, int], factor: float) -> Tuple[int, int]:
+    """A size in multiples of 32."""
+    height, width = (max(32, round(edge * factor / 32) * 32) for edge in shape)
+    return height, width
+
+
+def quartiles(values: Sequence[float]) -> Dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return dict(median=middle, low=low, high=high)
+
+
+def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
+    """All of one pair."""
+    import torch
+
+    from kd_mm.lab.configs import hook_arguments, hook_entries, read_config
+    from kd_mm.lab.cost import Bench
+    from kd_mm.lab.models import scope_of
+    from kd_mm.ops.problems import Problems
+
+    pair, shape = PAIRS[name], scaled(PAIRS[name].shape, SIZES[args.size])
+    cfg, problems = read_config(str(ROOT / 'configs' / pair.config), pair.options), Problems()
+    arguments = dict(hook_arguments(hook_entries(cfg)[0], problems), inherit=(), speed='auto')
+    problems.raise_any()
+    clock = CLOCKS[args.clock]
+    with scope_of(cfg):
+        torch.manual_seed(0)
+        bench = Bench(cfg, args.batch, shape, 'cpu', augment=False)
+        bench.distil(arguments)
+        fasts = {'auto': bench.teacher.fast, **{form: prepared(bench, FORMS[form]) for form in args.forms}}
+        bench.teacher.fast = fasts['auto']
+
+        def in_form(form: str) -> Callable[[Any], None]:
+            def run(samples: Any) -> None:
+                bench.teacher.fast = fasts[form]
+                try:
+                    bench.fast_teacher(samples)
+                finally:
+                    bench.teacher.fast = fasts['auto']
+            return run
+
+        calls: Dict[str, Callable[[Any], None]] = {
+            HOST: bench.needed_teacher, **{form: in_form(form) for form in fasts}}
+        if not args.no_steps:
+            calls.update({PLAIN: bench.step, STEP: bench.kd_step})
+        found: Dict[str, List[float]] = {call: [] for call in calls}
+        names = list(calls)
+        for turn in range(args.warmup + args.turns):
+            first = turn % len(names)
+            for call in names[first:] + names[:first]:
+                samples = bench.fresh()
+                if call == STEP:
+                    bench.distiller.attach()
+                try:
+                    start = clock()
+                    calls[call](samples)
+                    spent = clock() - start
+                finally:
+                    bench.distiller.detach()
+                if turn >= args.warmup:
+                    found[call].append(spent * 1e3)
+    return dict(pair=name, config=pair.config, batch=args.batch, shape=list(shape), clock=args.clock, turns=args.turns,
+                threads=torch.get_num_threads(), load_average=[round(load, 2) for load in os.getloadavg()],
+                torch=torch.__version__, form=fasts['auto'].speed.words,
+                ms={call: quartiles(values) for call, values in found.items()}, ratios=ratios(found))
+
+
+def prepared(bench: Any, form: Any) -> Any:
+    """The teacher in another form, after its dry pass and its first step."""
+    from kd_mm.engine.step import Step
+
+    step: Step = bench.distiller.current
+    bench.teacher.go(form)
+    taps = [tap for (name, _), tap in step.taps.items() if name in step.teachers]
+    bench.teacher.run(bench.data['inputs'], bench.fresh(), taps, bench.batch, full=True)
+    for tap in taps:
+        tap.clear()
+    bench.fast_teacher(bench.fresh())
+    return bench.teacher.fast
+
+
+def ratios(found: Dict[str, List[float]]) -> Dict[str, Dict[str, float]]:
+    """Of every turn, then the median of them."""
+    host = found[HOST]
+    result = {form: quartiles([own / theirs for own, theirs in zip(times, host)])
+              for form, times in found.items() if form not in (HOST, PLAIN, STEP)}
+    if STEP in found:
+        base = [plain + own for plain, own in zip(found[PLAIN], host)]
+        result['step'] = quartiles([step / both for step, both in zip(found[STEP], base)])
+        result['implied'] = quartiles([
+            (plain + auto) / both for plain, auto, both in zip(found[PLAIN], found['auto'], base)])
+        result['teacher share'] = quartiles([own / both for own, both in zip(host, base)])
+    return result
+
+
+def table(results: Sequence[Dict[str, Any]]) -> str:
+    """In Markdown."""
+    columns = list(dict.fromkeys(column for result in results for column in result['ratios']))
+    lines = ['| pair | input | threads, clock | load | host, ms | ' + ' | '.join(columns) + ' |',
+             '|---' * (5 + len(columns)) + '|']
+    for result in results:
+        cells = [result['pair'], 'x'.join(map(str, (result['batch'], *result['shape']))),
+                 f'{result["threads"]}, {result["clock"]}', f'{result["load_average"][0]:.1f}',
+                 f'{result["ms"][HOST]["median"]:.0f}']
+        for column in columns:
+            value = result['ratios'].get(column)
+            cells.append('' if value is None else f'{value["median"]:.3f} ({value["low"]:.3f} to {value["high"]:.3f})')
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pairs', nargs='+', choices=tuple(PAIRS), default=list(PAIRS), help='default: all')
+    parser.add_argument('--size', choices=tuple(SIZES), default='full', help='of the stock size. Default: full')
+    parser.add_argument('--forms', nargs='*', choices=tuple(FORMS)[1:],
+                        default=['fold', 'channels_last', 'both', 'bf16'],
+                        help="besides 'auto'. Default: fold channels_last both bf16")
+    parser.add_argument('--batch', type=int, default=2, help='images. Default: 2')
+    parser.add_argument('--turns', type=int, default=9, help='measured turns. Default: 9')
+    parser.add_argument('--warmup', type=int, default=1, help='turns before them. Default: 1')
+    parser.add_argument('--clock', choices=tuple(CLOCKS), default='wall', help='see above. Default: wall')
+    parser.add_argument('--no-steps', action='store_true', help='only the teacher')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers there')
+    parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)  # this very process
+    args = parser.parse_args(argv)
+    if min(args.batch, args.turns) < 1 or args.warmup < 0:
+        parser.error('--batch and --turns must be at least 1')
+    return args
+
+
+def in_a_process(name: str, args: argparse.Namespace) -> Optional[Dict[str, Any]]:
+    """One pair; None if it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / 'out.json'
+        command = [sys.executable, __file__, '--alone', '--pairs', name, '--size', args.size, '--forms', *args.forms,
+                   '--batch', str(args.batch), '--turns', str(args.turns), '--warmup', str(args.warmup), '--clock',
+                   args.clock, '--json', str(out), *(['--no-steps'] if args.no_steps else [])]
+        if subprocess.run(command, cwd=ROOT).returncode:
+            return None
+        result: Dict[str, Any] = json.loads(out.read_text())[0]
+        return result
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    args = parse_args(argv)
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's, on every installed config
+    results: List[Dict[str, Any]] = []
+    failed = []
+    for name in args.pairs:
+        result = measure(name, args) if args.alone else in_a_process(name, args)
+        if result is None:
+            failed.append(name)
+            continue
+        results.append(result)
+        if args.json:  # as it comes: a long run may be cut
+            args.json.write_text(json.dumps(results, indent=1) + '\n')
+        if not args.alone:
+            print(f'\n{table(results[-1:])}\n', flush=True)
+    if not args.alone and results:
+        print(f'{table(results)}')
+    for name in failed:
+        print(f'{name}: not measured', file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
