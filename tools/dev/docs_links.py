@@ -38,7 +38,8 @@ def problems(root: Path, front: str = FRONT) -> List[str]:
     """Links of the pages below a folder that lead nowhere, and pages that no path of links from the front reaches."""
     root = root.resolve()
     pages = {path: Page(path.read_text(encoding='utf-8')) for path in sorted(root.rglob('*.html'))}
-    found, leads = [], {path: set() for path in pages}  # type: List[str], Dict[Path, Set[Path]]
+    found: List[str] = []
+    leads: Dict[Path, Set[Path]] = {path: set() for path in pages}
     for path, page in pages.items():
         for link in page.links:
             parts = urlparse(link)
