@@ -5,7 +5,7 @@
 
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 from urllib.parse import unquote, urlparse
 
 #: Pages that Sphinx makes and links to from its own scripts.
