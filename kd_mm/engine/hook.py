@@ -113,6 +113,7 @@ class DistillHook(Hook):
             _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
             folder=folder_of(runner.cfg), **self.config)
         check_folded(self.distiller, runner.cfg)
+        check_batch(self.distiller, _batch_size(runner))
         entries = [*(runner.cfg.get('custom_hooks') or ()), *(runner.cfg.get('default_hooks') or {}).values()]
         if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
             runner.dump_config()  # again: beside the copy in the work dir they are not
@@ -307,6 +308,26 @@ def check_folded(distiller: Distiller, cfg: Any) -> None:
                                  'leave the option out')
 
 
+def check_batch(distiller: Distiller, size: Any) -> None:
+    """Refuse losses on the relations between the images of a batch that has too few.
+
+    Args:
+        distiller: that was built.
+        size: images of a process; None where it is not known.
+
+    Raises:
+        ValueError: naming the terms.
+    """
+    problems = Problems()
+    for term in distiller.all_terms():
+        need = term.loss.fewest_images
+        if isinstance(size, int) and size < need and not term.shared and any(term.loss.weight.numbers):
+            problems.add(f"{term.title}: {type(term.loss).__name__} compares images with each other (samples='image') "
+                         f'and needs {need} of them in a process, but train_dataloader.batch_size is {size}: nothing '
+                         "would be learned. Use samples='cell', or a larger batch")
+    problems.raise_any()
+
+
 def guesses(distiller: Distiller) -> List[str]:
     """What the distiller found out by itself, as sentences: which files, classes left out, tokens as maps."""
     notes = [f'teacher file {text}' for teacher in distiller.teachers.values() for text in teacher.files]
@@ -319,6 +340,7 @@ def guesses(distiller: Distiller) -> List[str]:
                     more = f' and {len(left) - 20} more' if len(left) > 20 else ''
                     notes.append(f'{term.title}: {len(chosen)} classes are compared; of the {side} are left out: '
                                  f'{", ".join(map(str, left[:20]))}{more}')
+    notes += distiller.agreement.notes
     notes += [f'tokens as maps: {tap.token_size_note}' for tap in distiller.current.taps.values()
               if tap.token_size_note]
     return list(dict.fromkeys(notes))
@@ -373,15 +395,20 @@ def _lr_scale(runner: Runner) -> float:
     scaling = runner.auto_scale_lr
     if not scaling or not scaling.get('enable', False):
         return 1.0
-    loader = runner.train_dataloader
-    # A loader with a batch sampler, as in most configs of mmdet, has a batch_size of None.
-    batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
+    batch = _batch_size(runner)
     if batch is None:
-        batch = (runner.cfg.get('train_dataloader') or {}).get('batch_size')
-    if batch is None:
-        raise ValueError('auto_scale_lr: the batch size is not known, neither from the batch sampler '
-                         f'({type(loader.batch_sampler).__name__}) nor from train_dataloader.batch_size')
+        kind = type(runner.train_dataloader.batch_sampler).__name__
+        raise ValueError(f'auto_scale_lr: the batch size is not known, neither from the batch sampler ({kind}) nor '
+                         'from train_dataloader.batch_size')
     return runner.world_size * batch / scaling['base_batch_size']
+
+
+def _batch_size(runner: Runner) -> Optional[int]:
+    """Images of a process in a step; None where it is not known."""
+    loader: Any = runner.train_dataloader
+    # A loader with a batch sampler, as in most configs of mmdet, has a batch_size of None.
+    size = getattr(loader, 'batch_size', None) or getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None)
+    return size if size is not None else (runner.cfg.get('train_dataloader') or {}).get('batch_size')
 
 
 def _scope(runner: Runner) -> Optional[str]:
