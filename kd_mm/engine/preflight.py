@@ -14,6 +14,7 @@ from kd_mm.engine.readers.maps import MapReader
 from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.hosts.forward import forward_tensor
+from kd_mm.hosts.heads.find import of_queries
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.synthetic import input_channels, synthetic_batch
 from kd_mm.hosts.taps import Tap, image_size
@@ -163,6 +164,7 @@ class Preflight:
         if not self.agreement.levels(comparison, term.reader.meanings_of('student', records[term.learner]),
                                      term.reader.meanings_of('teacher', records[source]), source):
             return
+        self._note_queries(term)
         levels = comparison.student
         term.loss.weight.check(1 if term.loss.joint else len(levels), step.max_steps)
         term.bind(term.reader.modules('student', step.model(term.learner), records[term.learner]),
@@ -174,6 +176,17 @@ class Preflight:
         term.prepare(comparison)
         if not self._check_reach(comparison):
             self._check_cells(comparison)
+
+    def _note_queries(self, term: Term) -> None:
+        """Say where query i of one model is compared with query i of another."""
+        found = [path for path in term.student_paths if not term.of_heads and not term.shared
+                 and term.reader.meanings['student'].get(path) is None
+                 and of_queries(self.step.model(term.learner), path)]
+        if found:
+            self.agreement.notes.append(
+                f'{term.title}: {type(term.loss).__name__} at {found[0]!r} compares query i of the student with query i '
+                'of the teacher; they are the same only in models that started from the same queries. MaskQueryLoss and '
+                'DETRDistillLogitsLoss, whose `at` is the head, match them')
 
     def _check_reach(self, comparison: Comparison) -> bool:
         """Whether the loss has a gradient on the model that learns: False if it is exactly 0 everywhere.
