@@ -113,7 +113,7 @@ class DistillHook(Hook):
             _unwrap(runner.model), classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
             folder=folder_of(runner.cfg), **self.config)
         check_folded(self.distiller, runner.cfg)
-        check_batch(self.distiller, _batch_size(runner))
+        check_loop(self.distiller, _batch_size(runner), isinstance(runner.train_loop, EpochBasedTrainLoop))
         entries = [*(runner.cfg.get('custom_hooks') or ()), *(runner.cfg.get('default_hooks') or {}).values()]
         if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
             runner.dump_config()  # again: beside the copy in the work dir they are not
@@ -308,17 +308,20 @@ def check_folded(distiller: Distiller, cfg: Any) -> None:
                                  'leave the option out')
 
 
-def check_batch(distiller: Distiller, size: Any) -> None:
-    """Refuse losses on the relations between the images of a batch that has too few.
+def check_loop(distiller: Distiller, size: Any, epochs: bool) -> None:
+    """Refuse losses on the relations between images where a batch has too few, and weights that wait for an epoch.
 
     Args:
         distiller: that was built.
-        size: images of a process; None where it is not known.
+        size: images of a process in a batch; None where it is not known.
+        epochs: whether the loop has epochs.
 
     Raises:
         ValueError: naming the terms.
     """
     problems = Problems()
+    for fault in distiller.shares.faults(epochs):
+        problems.add(fault)
     for term in distiller.all_terms():
         need = term.loss.fewest_images
         if isinstance(size, int) and size < need and not term.shared and any(term.loss.weight.numbers):
