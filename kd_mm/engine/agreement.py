@@ -165,9 +165,10 @@ def misused(loss: KDLoss, meaning: Meaning, channels: int) -> Optional[str]:
     anchors, known = meaning.anchors or 1, getattr(loss, 'anchors', 1)
     if loss.competes and anchors != known:
         more = f' and anchors={known}' if hasattr(loss, 'anchors') else ''
-        own = f', or anchors={anchors}' if hasattr(loss, 'anchors') else ''
+        use = 'SigmoidKDLoss' if meaning.sigmoid else f'DISTLoss with anchors={anchors}'
+        own = f', or anchors={anchors}' if hasattr(loss, 'anchors') and meaning.sigmoid else ''
         return (f'{name} takes a softmax over the classes of a cell{more}, and the {channels} channels are '
-                f'{meaning.text()}: it would run over the anchors, too. Use SigmoidKDLoss{own}')
+                f'{meaning.text()}: it would run over the anchors, too. Use {use}{own}')
     return None
 
 

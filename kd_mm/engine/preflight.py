@@ -1,6 +1,7 @@
 """The first pass: all models on random images before training, to find widths, sizes and what is not connected."""
 
 import copy
+import re
 from dataclasses import replace
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
@@ -89,6 +90,7 @@ class Preflight:
         self.loss_only: List[str] = []
         #: images, data samples and batch of the last pass.
         self.given: Tuple[Tensor, Any, KDBatch]
+        self._running = ''  # whose pass it is, for messages
 
     def run(self) -> None:
         """Run all models and prepare every term; what is wrong becomes a problem."""
@@ -184,9 +186,9 @@ class Preflight:
                  and of_queries(self.step.model(term.learner), path)]
         if found:
             self.agreement.notes.append(
-                f'{term.title}: {type(term.loss).__name__} at {found[0]!r} compares query i of the student with query i '
-                'of the teacher; they are the same only in models that started from the same queries. MaskQueryLoss and '
-                'DETRDistillLogitsLoss, whose `at` is the head, match them')
+                f'{term.title}: {type(term.loss).__name__} at {found[0]!r} compares query i of the student with query '
+                'i of the teacher; they are the same only in models that started from the same queries. MaskQueryLoss '
+                'and DETRDistillLogitsLoss, whose `at` is the head, match them')
 
     def _check_reach(self, comparison: Comparison) -> bool:
         """Whether the loss has a gradient on the model that learns: False if it is exactly 0 everywhere.
@@ -282,15 +284,19 @@ class Preflight:
                 self.problems.add(error)
                 return None
             except Exception as error:  # models raise anything at sizes they cannot take
-                errors.setdefault(f'{type(error).__name__}: {error}', f'{shape[0]}x{shape[1]}')
+                text = f'{type(error).__name__}: {error}'
+                # The same fault at another size has other numbers in its message.
+                errors.setdefault(self._running + re.sub(r'\d+', '', text),
+                                  f'at {shape[0]}x{shape[1]}: {text} (the {self._running})')
                 step.clear()
-        tried = '; '.join(f'at {size}: {message}' for message, size in errors.items())
-        self.problems.add(f'the forward pass of student or teacher on random images fails. {tried}')
+        self.problems.add('the forward pass of student or teacher on random images fails. '
+                          f'{"; ".join(errors.values())}')
         return None
 
     def _pass(self, shape: Tuple[int, int]) -> Tuple[Dict[str, Dict[str, Recorded]], KDBatch]:
         """What all taps record on random images of one size."""
         step = self.step
+        self._running = 'student'
         data = random_data(step.student, shape)
         inputs, samples = data['inputs'], data['data_samples']
         batch = step.batch_of(inputs, samples)
@@ -300,6 +306,7 @@ class Preflight:
         for teacher in step.teachers.values():
             teacher.fast.budget = kept.held / inputs.shape[0]
         for name, teacher in step.teachers.items():
+            self._running = step.word(name)
             if name in step.peers:
                 with eval_mode(teacher.model):
                     records[name] = self._learner(name, teacher.model, teacher.renormalise(inputs, batch), samples)

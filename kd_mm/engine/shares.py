@@ -37,8 +37,11 @@ class GradientShares:
             epochs: whether somebody calls :meth:`end_epoch`.
         """
         found = []
-        for weight in self.weights():
-            text = f'GradientShareSchedule: module={weight.module!r}'
+        for term in self.step.terms:
+            weight = term.loss.weight.schedule
+            if not isinstance(weight, GradientShareSchedule):
+                continue
+            text = f'{term.title}: GradientShareSchedule: module={weight.module!r}'
             try:
                 module = resolve(self.student, weight.module, 'student')[0]
             except KeyError as error:
@@ -47,8 +50,8 @@ class GradientShares:
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 found.append(f'{text} of the student has no parameter that is trained')
             if weight.interval is None and not epochs:
-                found.append('GradientShareSchedule: interval=None means once an epoch, and an iteration-based loop has '
-                             'none; give the iterations between changes of the weight')
+                found.append(f'{term.title}: GradientShareSchedule: interval=None means once an epoch, and an '
+                             'iteration-based loop has none; give the iterations between changes of the weight')
         return found
 
     def follow(self, optimizer: torch.optim.Optimizer, epochs: bool = True) -> None:
