@@ -96,6 +96,11 @@ def build(cfg: Any, base: Type = object, what: str = 'component', **extra: Any) 
             hint = f' Did you mean {close[0]!r}?' if close else ''
             raise KeyError(f'unknown {what} type {name!r}.{hint} Choices: {", ".join(names)}')
         cls = MODELS.module_dict[name]
+    elif not callable(cls):
+        raise KeyError(f'a {what} is a dict with `type`, a name or a class, not {cls!r}. Choices: '
+                       f'{", ".join(choices(base))}')
+    if isinstance(cls, type) and not issubclass(cls, base):
+        raise KeyError(f'{cls.__name__} is no {what}. Choices: {", ".join(choices(base))}')
     unknown = [key for key in arguments if key not in accepted_arguments(cls)]
     if unknown:
         raise ValueError(f'{cls.__name__} got unknown argument(s) {", ".join(map(repr, unknown))}. '

@@ -293,7 +293,7 @@ AGREE = {
     'folding what is not there': (
         lambda d, s: own(Config({**d, 'efficient_conv_bn_eval': ['nothing']}), CWD), 'nothing'),
     'an optimizer that is none': (lambda d, s: own(with_wrapper(d, 'OptimWraper'), CWD), 'OptimWraper'),
-    'a hook that nobody finds': (lambda d, s: own(d, CWD, seed='a'), "seed='a' must be a whole number"),
+    'a seed that is text': (lambda d, s: own(d, CWD, seed='a'), "seed='a' must be a whole number"),
 }
 
 

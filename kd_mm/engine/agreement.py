@@ -7,7 +7,8 @@ from torch import Tensor
 
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import Term
-from kd_mm.hosts.meaning import CLASSES, OBJECTNESS, Meaning, differences
+from kd_mm.hosts.meaning import BOXES, CLASSES, DISTRIBUTIONS, OBJECTNESS, Meaning, differences
+from kd_mm.losses.base.loss import KDLoss
 from kd_mm.ops.classes import is_background
 from kd_mm.ops.problems import Problems
 
@@ -26,6 +27,8 @@ class Agreement:
     def __init__(self, problems: Problems, classes_of: ClassesOf):
         self.problems, self.classes_of = problems, classes_of
         self._told: Set[Term] = set()
+        #: what may be meant so.
+        self.notes: List[str] = []
 
     def names(self, term: Term, source: str, name: str) -> None:
         """Compare the class names of the learner with those of one source, or map them (``classes=``).
@@ -110,6 +113,14 @@ class Agreement:
                         f'{where} give logits that do not mean the same: {"; ".join(found)}. Student: {s.shape[1]} '
                         f'channels, {own.text()}{self._named(term.learner, own)}. Teacher: {t.shape[1]} channels, '
                         f'{other.text()}{self._named(source, other)}. {mend(own, other)}')
+            meaning = next((_seen(side, tensor, term) for side, tensor in ((own, s), (other, t)) if side), None)
+            fault = None if meaning is None else misused(term.loss, meaning, s.shape[1])
+            if fault is not None:
+                raise ValueError(f'{where}: {fault}')
+            if meaning is not None and meaning.kind == CLASSES and meaning.sigmoid and term.loss.competes:
+                self.notes.append(f'{term.title}: {type(term.loss).__name__} takes a softmax over the classes, which '
+                                  f'{meaning.head} scores by a sigmoid each: only which class is likelier is taught, '
+                                  'and not whether there is an object at all. SigmoidKDLoss teaches both')
             if s.dim() == t.dim() and s.shape[1] != t.shape[1]:
                 ours, theirs = self.classes_of(term.learner), self.classes_of(source)
                 names = ['' if ours and ours == theirs else f' ({names_text(found)})' for found in (ours, theirs)]
@@ -134,6 +145,31 @@ def _seen(meaning: Meaning, tensor: Tensor, term: Term) -> Meaning:
     if term.chosen and meaning.kind == CLASSES:
         meaning = replace(meaning, classes=len(next(iter(term.chosen.values()))[0][1]))
     return meaning.of(tensor.shape[1])
+
+
+def misused(loss: KDLoss, meaning: Meaning, channels: int) -> Optional[str]:
+    """Why a loss on class logits cannot mean what the channels of a map mean; None where it can.
+
+    Args:
+        loss: with ``logits``.
+        meaning: of either side, which are the same.
+        channels: of the map.
+    """
+    name = type(loss).__name__
+    if meaning.kind == DISTRIBUTIONS:
+        return (f'{name} compares classes, and these are {meaning.text()}: the softmax of a distribution is over the '
+                "bins of one side. Use LDLoss (at='bbox_head')")
+    if meaning.kind == BOXES:
+        return (f'{name} compares classes, and these are {meaning.text()}, which are no logits. Use FitNetLoss, or a '
+                "loss of whole heads with a part for boxes such as CrossKDLoss or BCKDLoss (at='bbox_head')")
+    anchors, known = meaning.anchors or 1, getattr(loss, 'anchors', 1)
+    if loss.competes and anchors != known:
+        more = f' and anchors={known}' if hasattr(loss, 'anchors') else ''
+        use = 'SigmoidKDLoss' if meaning.sigmoid else f'DISTLoss with anchors={anchors}'
+        own = f', or anchors={anchors}' if hasattr(loss, 'anchors') and meaning.sigmoid else ''
+        return (f'{name} takes a softmax over the classes of a cell{more}, and the {channels} channels are '
+                f'{meaning.text()}: it would run over the anchors, too. Use {use}{own}')
+    return None
 
 
 def mend(student: Meaning, teacher: Meaning) -> str:

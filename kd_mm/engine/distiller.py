@@ -130,6 +130,8 @@ class Distiller(nn.Module):
                                   'losses, and task_loss_weight=0 leaves none. Give a number')
         self.agreement = Agreement(self.problems, self.classes_of)
         self.balance.start(self.current.terms)
+        for fault in self.shares.faults():
+            self.problems.add(fault)
         self._check_data()
         if self.teacher is not None:
             for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):

@@ -177,6 +177,14 @@ class Holding:
     def close(self) -> None:
         """The Runner is done."""
 
+    def batch_size(self) -> Optional[int]:
+        """Images of a process in a step; None where it is not known."""
+        loader: Any = self.runner.train_dataloader
+        # A loader with a batch sampler, as in most configs of mmdet, has a batch_size of None.
+        size = getattr(loader, 'batch_size', None) or getattr(
+            getattr(loader, 'batch_sampler', None), 'batch_size', None)
+        return size if size is not None else (self.runner.cfg.get('train_dataloader') or {}).get('batch_size')
+
     def lr_scale(self) -> float:
         """The factor by which the automatic scaling has multiplied every learning rate.
 
@@ -187,14 +195,10 @@ class Holding:
         scaling = runner.auto_scale_lr if isinstance(runner, Runner) else runner._auto_scale_lr
         if not scaling or not scaling.get('enable', False):
             return 1.0
-        loader = runner.train_dataloader
-        # A loader with a batch sampler, as in most configs of mmdet, has a batch_size of None.
-        batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
-        if batch is None:
-            batch = (runner.cfg.get('train_dataloader') or {}).get('batch_size')
+        batch = self.batch_size()
         if batch is None:
             raise ValueError('auto_scale_lr: the batch size is not known, neither from the batch sampler '
-                             f'({type(loader.batch_sampler).__name__}) nor from train_dataloader.batch_size')
+                             f'({type(runner.train_dataloader.batch_sampler).__name__}) nor from train_dataloader.batch_size')
         return float(runner.world_size * batch / scaling['base_batch_size'])
 
 

@@ -154,6 +154,7 @@ class DistillHook(Hook):
         problems.raise_any()
         check_folded(self.distiller, runner.cfg)
         check_fields(self.distiller, dataset)
+        check_loop(self.distiller, holding.batch_size(), isinstance(runner.train_loop, EpochBasedTrainLoop))
         entries = [*(runner.cfg.get('custom_hooks') or ()), *(runner.cfg.get('default_hooks') or {}).values()]
         if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
             runner.dump_config()  # again: beside the copy in the work dir they are not
@@ -376,6 +377,29 @@ def check_fields(distiller: Distiller, dataset: Any) -> None:
         raise ValueError(problem)
 
 
+def check_loop(distiller: Distiller, size: Any, epochs: bool) -> None:
+    """Refuse losses on the relations between images where a batch has too few, and weights that wait for an epoch.
+
+    Args:
+        distiller: that was built.
+        size: images of a process in a batch; None where it is not known.
+        epochs: whether the loop has epochs.
+
+    Raises:
+        ValueError: naming the terms.
+    """
+    problems = Problems()
+    for fault in distiller.shares.faults(epochs):
+        problems.add(fault)
+    for term in distiller.all_terms():
+        need = term.loss.fewest_images
+        if isinstance(size, int) and size < need and not term.shared and any(term.loss.weight.numbers):
+            problems.add(f"{term.title}: {type(term.loss).__name__} compares images with each other (samples='image') "
+                         f'and needs {need} of them in a process, but train_dataloader.batch_size is {size}: nothing '
+                         "would be learned. Use samples='cell', or a larger batch")
+    problems.raise_any()
+
+
 def guesses(distiller: Distiller) -> List[str]:
     """What the distiller found out by itself, as sentences: which files, classes left out, tokens as maps."""
     notes = [f'teacher file {text}' for teacher in distiller.teachers.values() for text in teacher.files]
@@ -388,6 +412,7 @@ def guesses(distiller: Distiller) -> List[str]:
                     more = f' and {len(left) - 20} more' if len(left) > 20 else ''
                     notes.append(f'{term.title}: {len(chosen)} classes are compared; of the {side} are left out: '
                                  f'{", ".join(map(str, left[:20]))}{more}')
+    notes += distiller.agreement.notes
     notes += [f'tokens as maps: {tap.token_size_note}' for tap in distiller.current.taps.values()
               if tap.token_size_note]
     return list(dict.fromkeys(notes))

@@ -164,6 +164,9 @@ class Outputs:
             return None
         name, path = found[0]
         where = ', '.join(f'{self.step.word(name)} {path!r}' for name, path in found)
+        if isinstance(module_at(self.step.model(name), path), (nn.ModuleList, nn.ModuleDict)):
+            return (f'{term.title}: the tap at {where} never fires: it is a list of modules, which is not called '
+                    f"itself. Tap one of them, or all of them: at='{path}.*'")
         if self._trains(name, path):
             why = ('the module is used in training only (an auxiliary output, sampled points, label assignment), and a '
                    'teacher runs its forward pass alone')

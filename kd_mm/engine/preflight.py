@@ -1,6 +1,7 @@
 """The first pass: all models on random images before training, to find widths, sizes and what is not connected."""
 
 import copy
+import re
 from dataclasses import replace
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
@@ -14,6 +15,7 @@ from kd_mm.engine.readers.maps import MapReader
 from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.hosts.forward import forward_tensor
+from kd_mm.hosts.heads.find import of_queries
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.synthetic import input_channels, synthetic_batch
 from kd_mm.hosts.taps import Tap, image_size
@@ -88,6 +90,7 @@ class Preflight:
         self.loss_only: List[str] = []
         #: images, data samples and batch of the last pass.
         self.given: Tuple[Tensor, Any, KDBatch]
+        self._running = ''  # whose pass it is, for messages
 
     def run(self) -> None:
         """Run all models and prepare every term; what is wrong becomes a problem."""
@@ -163,6 +166,7 @@ class Preflight:
         if not self.agreement.levels(comparison, term.reader.meanings_of('student', records[term.learner]),
                                      term.reader.meanings_of('teacher', records[source]), source):
             return
+        self._note_queries(term)
         levels = comparison.student
         term.loss.weight.check(1 if term.loss.joint else len(levels), step.max_steps)
         term.bind(term.reader.modules('student', step.model(term.learner), records[term.learner]),
@@ -174,6 +178,17 @@ class Preflight:
         term.prepare(comparison)
         if not self._check_reach(comparison):
             self._check_cells(comparison)
+
+    def _note_queries(self, term: Term) -> None:
+        """Say where query i of one model is compared with query i of another."""
+        found = [path for path in term.student_paths if not term.of_heads and not term.shared
+                 and term.reader.meanings['student'].get(path) is None
+                 and of_queries(self.step.model(term.learner), path)]
+        if found:
+            self.agreement.notes.append(
+                f'{term.title}: {type(term.loss).__name__} at {found[0]!r} compares query i of the student with query '
+                'i of the teacher; they are the same only in models that started from the same queries. MaskQueryLoss '
+                'and DETRDistillLogitsLoss, whose `at` is the head, match them')
 
     def _check_reach(self, comparison: Comparison) -> bool:
         """Whether the loss has a gradient on the model that learns: False if it is exactly 0 everywhere.
@@ -272,15 +287,19 @@ class Preflight:
                 self.problems.add(error)
                 return None
             except Exception as error:  # models raise anything at sizes they cannot take
-                errors.setdefault(f'{type(error).__name__}: {error}', f'{shape[0]}x{shape[1]}')
+                text = f'{type(error).__name__}: {error}'
+                # The same fault at another size has other numbers in its message.
+                errors.setdefault(self._running + re.sub(r'\d+', '', text),
+                                  f'at {shape[0]}x{shape[1]}: {text} (the {self._running})')
                 step.clear()
-        tried = '; '.join(f'at {size}: {message}' for message, size in errors.items())
-        self.problems.add(f'the forward pass of student or teacher on random images fails. {tried}')
+        self.problems.add('the forward pass of student or teacher on random images fails. '
+                          f'{"; ".join(errors.values())}')
         return None
 
     def _pass(self, shape: Tuple[int, int]) -> Tuple[Dict[str, Dict[str, Recorded]], KDBatch]:
         """What all taps record on random images of one size."""
         step = self.step
+        self._running = 'student'
         data = random_data(step.student, shape)
         inputs, samples = data['inputs'], data['data_samples']
         batch = step.batch_of(inputs, samples)
@@ -290,6 +309,7 @@ class Preflight:
         for teacher in step.teachers.values():
             teacher.fast.budget = kept.held / inputs.shape[0]
         for name, teacher in step.teachers.items():
+            self._running = step.word(name)
             if name in step.peers:
                 with eval_mode(teacher.model):
                     records[name] = self._learner(name, teacher.model, teacher.renormalise(inputs, batch), samples)

@@ -20,6 +20,7 @@ from torch import Tensor
 from kd_mm.engine.distiller import Distiller
 from kd_mm.losses.base.loss import opponents_of
 from kd_mm.losses.base.opponent import Opponent
+from kd_mm.ops.problems import Problems
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.peer import PeerTeacher
@@ -68,8 +69,10 @@ def restore(distiller: Distiller, side: Optional[Mapping[str, Any]], average: Op
         ('opponents', _opponent_fault(distiller, opponents)),
         ('measured weights', '; '.join(distiller.balance.fault(weights, distiller.current.terms)))) if fault]
     if faults:
-        raise ValueError(f'the checkpoint to resume from does not have {", nor ".join(faults)}. Resume with the config '
-                         'it was written by, or start from its weights with load_from')
+        problems = Problems()
+        problems.add(f'the checkpoint to resume from does not have {", nor ".join(faults)}. Resume with the config it '
+                     'was written by, or start from its weights with load_from')
+        problems.raise_any()
     modules.load_state_dict(adapters)
     for name, state in teachers.items():
         distiller.teachers[name].load(state)

@@ -30,6 +30,30 @@ class GradientShares:
         schedules = [term.loss.weight.schedule for term in self.step.terms]
         return [schedule for schedule in schedules if isinstance(schedule, GradientShareSchedule)]
 
+    def faults(self, epochs: bool = True) -> List[str]:
+        """What keeps a weight from following the gradients, as sentences.
+
+        Args:
+            epochs: whether somebody calls :meth:`end_epoch`.
+        """
+        found = []
+        for term in self.step.terms:
+            weight = term.loss.weight.schedule
+            if not isinstance(weight, GradientShareSchedule):
+                continue
+            text = f'{term.title}: GradientShareSchedule: module={weight.module!r}'
+            try:
+                module = resolve(self.student, weight.module, 'student')[0]
+            except KeyError as error:
+                found.append(f'{text}: {error.args[0]}')
+                continue
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                found.append(f'{text} of the student has no parameter that is trained')
+            if weight.interval is None and not epochs:
+                found.append(f'{term.title}: GradientShareSchedule: interval=None means once an epoch, and an '
+                             'iteration-based loop has none; give the iterations between changes of the weight')
+        return found
+
     def follow(self, optimizer: torch.optim.Optimizer, epochs: bool = True) -> None:
         """Look at the gradients whenever this optimizer is about to step; nothing where no weight needs it.
 
@@ -41,17 +65,8 @@ class GradientShares:
             ValueError: a weight follows a module that the student does not have, or one without parameters, or changes
                 once an epoch where there are none.
         """
-        for weight in self.weights():
-            try:
-                module = resolve(self.student, weight.module, 'student')[0]
-            except KeyError as error:
-                raise ValueError(f'GradientShareSchedule: module={weight.module!r}: {error.args[0]}') from error
-            if not any(parameter.requires_grad for parameter in module.parameters()):
-                raise ValueError(f'GradientShareSchedule: module={weight.module!r} of the student has no parameter '
-                                 'that is trained')
-            if weight.interval is None and not epochs:
-                raise ValueError('GradientShareSchedule: interval=None means once an epoch, and an iteration-based '
-                                 'loop has none; give the iterations between changes of the weight')
+        for fault in self.faults(epochs):
+            raise ValueError(fault)
         if self and not self._handles:
             self._handles.append(optimizer.register_step_pre_hook(self._look))
 

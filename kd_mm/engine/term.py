@@ -14,6 +14,7 @@ from kd_mm.hosts.places import SHARED
 from kd_mm.hosts.tokens import TokenSize, looks_like_token_size, token_sizes
 from kd_mm.losses.base.head import HeadLoss
 from kd_mm.losses.base.loss import KDLoss, PicksInstances, ReadsModules
+from kd_mm.ops.checks import entries, texts, whole
 from kd_mm.ops.classes import common_classes
 from kd_mm.ops.modes import eval_mode
 from kd_mm.regions.base import RegionMask
@@ -29,15 +30,21 @@ STUDENT = 'student'
 _SWAPPED = {'student_at': 'teacher_at', 'teacher_at': 'student_at'}
 
 
-def _levels(value: Any) -> Dict[str, Optional[List[int]]]:
+def _levels(owner: str, value: Any) -> Dict[str, Optional[List[int]]]:
     """Level indices of student and teacher from ``levels=``: a list for both, or a dict with both sides."""
     if value is None:
         return {'student': None, 'teacher': None}
     if hasattr(value, 'get'):
         if set(value) - {'student', 'teacher'}:
-            raise ValueError(f'levels={dict(value)!r} may have the keys `student` and `teacher` only')
-        return {side: None if value.get(side) is None else list(value[side]) for side in ('student', 'teacher')}
-    return {'student': list(value), 'teacher': list(value)}
+            raise ValueError(f'{owner}: levels={dict(value)!r} may have the keys `student` and `teacher` only')
+        return {side: None if value.get(side) is None else entries(owner, f'levels[{side!r}]', value[side], _index)
+                for side in ('student', 'teacher')}
+    both = entries(owner, 'levels', value, _index)
+    return {'student': both, 'teacher': list(both)}
+
+
+def _index(owner: str, name: str, value: Any) -> int:
+    return whole(owner, name, value, None)
 
 
 def mirrored(cfg: Any) -> Dict[str, Any]:
@@ -98,7 +105,8 @@ class Term(nn.Module):
         self.name, self.learner = name, learner
         self.title = name if learner == STUDENT else f'{name} (the peer {learner!r} learning from the student)'
         cfg = dict(cfg)
-        at, levels = self._at(cfg), _levels(cfg.get('levels'))
+        self._check_kinds(cfg)
+        at, levels = self._at(cfg), _levels(self.title, cfg.get('levels'))
         shared = self._shared_place(at, cfg.get('proposals'))
         of_taps = looks_like_token_size(cfg.get('tokens'))
         try:
@@ -113,6 +121,13 @@ class Term(nn.Module):
         self.chosen: Dict[str, ClassPair] = {}
 
     # ------------------------------------------------------------------ building
+
+    def _check_kinds(self, cfg: Dict[str, Any]) -> None:
+        """Refuse values of another kind (numbers, truth values) for what is a name or a list of names."""
+        for key, example in (('at', "'neck'"), ('student_at', "'neck'"), ('teacher_at', "'neck'"),
+                             ('classes', "'common'"), ('teacher', 'the name of a teacher')):
+            if cfg.get(key) is not None:
+                texts(self.title, key, cfg[key], example)
 
     def _at(self, cfg: Dict[str, Any]) -> Dict[str, Any]:
         both, student, teacher = (cfg.get(key) for key in TAP_KEYS[:3])

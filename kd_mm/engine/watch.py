@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kd_mm.engine.step import Evaluation, Step
+from kd_mm.ops import distributed
 
 #: A term whose gradient was zero in so many steps from its first one teaches nothing, and stops the training.
 PATIENCE = 100
@@ -27,7 +28,7 @@ class Watch:
         self._idle: Dict[Key, int] = {}  # steps of the others so far
 
     def values(self, values: Sequence[Tensor], names: Sequence[str], step: int) -> None:
-        """Note values of a step; on a CPU they are looked at right away.
+        """Note values of a step, of all ranks; on a CPU they are looked at right away.
 
         Args:
             values: scalars.
@@ -39,7 +40,8 @@ class Watch:
         """
         if not values:
             return
-        flags = torch.stack([torch.isfinite(value.detach()) for value in values])
+        # All ranks stop together: one that goes on would wait for the others' gradients for ever.
+        flags = distributed.of_ranks(torch.stack([torch.isfinite(value.detach()) for value in values]))
         self._pending.append((flags, list(names), step))
         if flags.device.type == 'cpu':
             self.raise_if_not_finite()
@@ -53,7 +55,9 @@ class Watch:
         pending, self._pending = self._pending, []
         for flags, where, step in pending:
             if not bool(flags.all()):
-                names = [name for flag, name in zip(flags.tolist(), where) if not flag]
+                names = [name + (f' (on rank {", ".join(map(str, ranks))})' if len(flags) > 1 else '')
+                         for name, column in zip(where, flags.t().tolist())
+                         for ranks in [[rank for rank, flag in enumerate(column) if not flag]] if ranks]
                 raise FloatingPointError(
                     f'distillation loss is not finite at step {step}: {"; ".join(names)}. Lower loss_weight or the '
                     'learning rate, clip gradients (optim_wrapper.clip_grad), or look for non-finite student features')

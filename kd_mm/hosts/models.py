@@ -2,7 +2,7 @@
 
 import copy
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
@@ -119,8 +119,16 @@ def build_model(cfg: Config, scope: Optional[str], pretrained: bool = False) -> 
         return ENGINE_MODELS.build(ConfigDict(model_cfg))
 
 
-def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = None) -> Optional[List[str]]:
-    """Class names of a model: from the checkpoint's data set description, else from its config's data set."""
+def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = None,
+                counted: bool = True) -> Optional[List[str]]:
+    """Class names of a model: from the checkpoint's data set description, else from its config's data set.
+
+    Args:
+        cfg: of the model.
+        checkpoint: its file.
+        counted: take the names that a data set has by itself only if the model has as many classes: who changes the
+            head of an installed config alone does not mean COCO's.
+    """
     meta = (checkpoint or {}).get('meta', {}).get('dataset_meta') or {}
     names = meta.get('classes') or meta.get('CLASSES') or (checkpoint or {}).get('meta', {}).get('CLASSES')
     dataset: Any = cfg.get('train_dataloader', {}).get('dataset') if cfg is not None else None
@@ -132,8 +140,26 @@ def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = No
                 with DATASETS.switch_scope_and_registry(scope_of_config(cfg)) as registry:
                     found = registry.get(found)
             names = getattr(found, 'METAINFO', {}).get('classes')
+            counts = class_counts(cfg.get('model')) if names and counted else set()
+            names = names if not counts or len(names) in counts else None
         dataset = inner_dataset(dataset)
     return as_names(names) if names else None
+
+
+def class_counts(model_cfg: Any) -> Set[int]:
+    """Every number of classes in the config of a model; empty where there is none.
+
+    Example:
+        >>> class_counts(dict(decode_head=[dict(num_classes=19), dict(num_classes=2)], neck=None)) == {2, 19}
+        True
+    """
+    if isinstance(model_cfg, (list, tuple)):
+        return set().union(*map(class_counts, model_cfg))
+    if not hasattr(model_cfg, 'values'):
+        return set()
+    panoptic = [model_cfg.get(f'num_{kind}_classes') for kind in ('things', 'stuff')]
+    own = [model_cfg.get('num_classes'), sum(panoptic) if all(isinstance(part, int) for part in panoptic) else None]
+    return {count for count in own if isinstance(count, int)}.union(*map(class_counts, model_cfg.values()))
 
 
 def inner_dataset(dataset: Any) -> Any:

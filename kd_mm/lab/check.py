@@ -13,7 +13,15 @@ from mmengine.runner.activation_checkpointing import turn_on_activation_checkpoi
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
-from kd_mm.engine.hook import MULTI_BRANCH, SEVERAL_OPTIMIZERS, check_folded, folder_of, multi_branch, one_text
+from kd_mm.engine.hook import (
+    MULTI_BRANCH,
+    SEVERAL_OPTIMIZERS,
+    check_folded,
+    check_loop,
+    folder_of,
+    multi_branch,
+    one_text,
+)
 from kd_mm.hosts.models import inner_dataset
 from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.lab.configs import (
@@ -105,6 +113,8 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
             try:
                 report.distiller = make_distiller(cfg, report.student, arguments)
                 check_folded(report.distiller, cfg)
+                check_loop(report.distiller, (cfg.get('train_dataloader') or {}).get('batch_size'),
+                           not (cfg.get('train_cfg') or {}).get('max_iters'))
             except Exception as error:
                 for problem in _sentences(error, 'the distiller cannot be built'):
                     problems.add(problem)

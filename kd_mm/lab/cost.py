@@ -85,6 +85,9 @@ class Bench:
                              "teachers, or teacher='self'")
         self.distiller = make_distiller(self.cfg, self.student, dict(
             arguments, teacher_ckpt=RANDOM, agreement=0))  # measured by itself: not in every step
+        if self.distiller.peers:
+            raise ValueError('the cost is measured for a fixed teacher; a peer (PeerTeacher) makes a whole training '
+                             'step of its own. Compare the times of two short trainings, with and without it')
         self.distiller.train()
         self.distiller.step = probe_step(self.distiller)
         assert self.distiller.teacher is not None

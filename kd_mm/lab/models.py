@@ -66,7 +66,7 @@ def make_distiller(cfg: Config, student: nn.Module, arguments: Dict[str, Any]) -
     Raises:
         ConfigProblems: the configuration is wrong.
     """
-    return Distiller(student, classes=class_names(cfg), scope=scope_of_config(cfg),
+    return Distiller(student, classes=class_names(cfg, counted=False), scope=scope_of_config(cfg),
                      max_steps=training_length(cfg)[0], folder=folder_of(cfg), **arguments)
 
 

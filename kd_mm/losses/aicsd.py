@@ -112,6 +112,7 @@ class AICSDLoss(KDLoss):
 
     takes = (4, )
     logits = True
+    competes = True
 
     def __init__(self, similarity: float = 100.0, pixel: float = 20.0, channel: float = 0.0, tau: float = 1.0,
                  matrix: str = 'kl', mask_ignored: bool = True, standardise: bool = False,

@@ -92,6 +92,7 @@ class CCLoss(KDLoss):
         self.samples = one_of('CCLoss', 'samples', samples, SAMPLES)
         self.limit = sample_limit('CCLoss', limit)
         self.same_size = samples == 'cell'
+        self.fewest_images = 2 if samples == 'image' and self.normalize else 1
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)

@@ -163,6 +163,7 @@ class DISTLoss(KDLoss):
         self.eps = positive('DISTLoss', 'eps', eps)
         self.tau = positive('DISTLoss', 'tau', tau)
         self.activation = one_of('DISTLoss', 'activation', activation, ACTIVATIONS)
+        self.competes = self.activation == 'softmax'
         self.anchors = whole('DISTLoss', 'anchors', anchors)
         self.mask_ignored = boolean('DISTLoss', 'mask_ignored', mask_ignored)
         self.standardise = boolean('DISTLoss', 'standardise', standardise)

@@ -110,6 +110,7 @@ class DKDLoss(KDLoss):
 
     takes = (2, 4)
     logits = True
+    competes = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.25, tau: float = 1.0, target: str = 'labels',
                  mask_ignored: bool = True, standardise: bool = False, loss_weight: Any = 1.0):

@@ -137,6 +137,8 @@ class GIDLoss(KDLoss):
         self.size = whole('GIDLoss', 'size', size)
         self.assign = one_of('GIDLoss', 'assign', assign, ASSIGNMENTS)
         self.scale = positive('GIDLoss', 'scale', scale)
+        if heads_at is not None and not isinstance(heads_at, str):
+            raise ValueError(f"GIDLoss: heads_at={heads_at!r} must be the path of a head, such as 'bbox_head'")
         self.heads_at, self.needs_boxes = heads_at, heads_at is None
         self.count = whole('GIDLoss', 'count', count)
         self.iou = number('GIDLoss', 'iou', iou, 0, 1)

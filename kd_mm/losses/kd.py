@@ -101,6 +101,7 @@ class SoftmaxKDLoss(KDLoss):
 
     takes = (2, 4)
     logits = True
+    competes = True
 
     def __init__(self, tau: float = 1.0, reduction: str = 'pixel_mean', divergence: str = 'kl',
                  tau_squared: bool = True, mask_ignored: bool = True, standardise: bool = False,

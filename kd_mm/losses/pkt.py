@@ -79,6 +79,7 @@ class PKTLoss(KDLoss):
         self.samples = one_of('PKTLoss', 'samples', samples, SAMPLES)
         self.limit = sample_limit('PKTLoss', limit)
         self.same_size = samples == 'cell'
+        self.fewest_images = 2 if samples == 'image' else 1
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)

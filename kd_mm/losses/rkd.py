@@ -97,6 +97,7 @@ class RKDLoss(KDLoss):
         self.samples = one_of('RKDLoss', 'samples', samples, SAMPLES)
         self.limit = sample_limit('RKDLoss', limit)
         self.same_size = samples == 'cell'
+        self.fewest_images = 3 if samples == 'image' else 1
 
     def check_shapes(self, student: Features, teacher: Features) -> None:
         super().check_shapes(student, teacher)

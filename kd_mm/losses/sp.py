@@ -108,6 +108,7 @@ class SPLoss(KDLoss):
         self.limit = sample_limit('SPLoss', limit)
         self.norm = one_of('SPLoss', 'norm', norm, NORMS)
         self.same_size = samples == 'cell'
+        self.fewest_images = 2 if samples == 'image' else 1
 
     def level_loss(self, level: int, student: Tensor, teacher: Tensor, batch: KDBatch,
                    mask: Optional[Tensor]) -> Tensor:

@@ -155,6 +155,7 @@ class ZeroFirstOrderLoss(KDLoss):
         super().__init__(loss_weight)
         self.factors = {'zero': from_zero('ZeroFirstOrderLoss', 'zero', zero),
                         'first': from_zero('ZeroFirstOrderLoss', 'first', first)}
+        self.competes = self.factors['zero'] > 0
         self.tau = positive('ZeroFirstOrderLoss', 'tau', tau)
         self.mask_ignored = boolean('ZeroFirstOrderLoss', 'mask_ignored', mask_ignored)
         self.standardise = boolean('ZeroFirstOrderLoss', 'standardise', standardise)

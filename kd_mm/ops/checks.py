@@ -176,6 +176,22 @@ def pair(owner: str, name: str, value: Any) -> Tuple[int, int]:
     return height, width
 
 
+def texts(owner: str, name: str, value: Any, example: str) -> Any:
+    """``value`` if it is a text, or a list of them that is not empty: paths, names.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> texts('loss_x', 'at', ['neck', 'backbone'], "'neck'")
+        ['neck', 'backbone']
+    """
+    if not isinstance(value, str) and (isinstance(value, Mapping) or not isinstance(value, Collection) or not value
+                                       or not all(isinstance(part, str) for part in value)):
+        raise ValueError(f'{owner}: {name}={value!r} must be a text such as {example}, or a list of them')
+    return value
+
+
 def factors(owner: str, **given: Any) -> List[float]:
     """Factors from 0, not all of them 0.
 

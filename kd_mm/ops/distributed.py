@@ -42,11 +42,22 @@ def not_finite(value: Tensor) -> List[int]:
         >>> not_finite(torch.tensor(1.0)), not_finite(torch.tensor(float('nan')))
         ([], [0])
     """
-    flags = torch.zeros(world_size(), device=value.device)
-    flags[rank()] = float(not bool(torch.isfinite(value.detach()).all()))
-    if world_size() > 1:
-        dist.all_reduce(flags)
-    return [int(index) for index in flags.nonzero()]
+    return [int(index) for index in (~of_ranks(torch.isfinite(value.detach()).all()[None]))[:, 0].nonzero()]
+
+
+def of_ranks(flags: Tensor) -> Tensor:
+    """The truth values of all ranks, the same on every rank: (R, M) of (M, ); it does not wait for the accelerator.
+
+    Example:
+        >>> of_ranks(torch.tensor([True, False]))
+        tensor([[ True, False]])
+    """
+    if world_size() == 1:
+        return flags[None]
+    found = torch.zeros(world_size(), len(flags), device=flags.device)
+    found[rank()] = flags.float()
+    dist.all_reduce(found)
+    return found > 0
 
 
 def everywhere(value: bool, device: Any) -> bool:

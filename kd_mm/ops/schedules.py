@@ -238,6 +238,9 @@ class Weight:
         elif isinstance(value, Schedule) or (isinstance(value, str) and value == AUTO):
             levels, schedule = 1.0, value
         self.per_level = isinstance(levels, (list, tuple))
+        if any(isinstance(part, str) and part.lower() == AUTO for part in (levels if self.per_level else [levels])):
+            raise ValueError(f'{owner}: {name}={value!r}: write {name}={AUTO!r}, alone; for a factor a level '
+                             f'{name}=dict(levels=[...], schedule={AUTO!r})')
         self.numbers = (entries(owner, name, levels, check) if self.per_level else
                         [check(owner, name, levels)])
         self.schedule: Schedule = ConstantSchedule() if schedule is None else _schedule(schedule)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from kd_mm.ops.checks import texts
 from kd_mm.ops.functional import lift, resize
 from kd_mm.regions.base import RegionMask
 from kd_mm.regions.teacher_score import check_logits
@@ -43,6 +44,8 @@ class PredictionGapRegion(RegionMask):
             self.logits_at = dict(logits_at)
         else:
             self.logits_at = {'student': logits_at, 'teacher': logits_at}
+        for side, value in self.logits_at.items():
+            texts('PredictionGapRegion', f'logits_at[{side!r}]', value, "'bbox_head.retina_cls'")
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
         check_logits('PredictionGapRegion', features, batch.given.student_logits, 'student')

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from kd_mm.ops.checks import texts
 from kd_mm.ops.functional import lift, resize
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS
@@ -35,7 +36,7 @@ class TeacherScoreRegion(RegionMask):
 
     def __init__(self, logits_at: Any):
         super().__init__()
-        self.logits_at = {'teacher': logits_at}
+        self.logits_at = {'teacher': texts('TeacherScoreRegion', 'logits_at', logits_at, "'bbox_head.retina_cls'")}
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
         check_logits('TeacherScoreRegion', features, batch.given.teacher_logits, 'teacher')

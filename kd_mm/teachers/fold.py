@@ -2,8 +2,10 @@
 
 ``norm(conv(x))`` with ``y = g (x - m) / sqrt(v + eps) + b`` a channel is one convolution with the weights ``W g /
 sqrt(v + eps)`` and the bias ``b + (c - m) g / sqrt(v + eps)``, where c is the convolution's own bias.  These weights
-are made when the convolution runs and freed after it: no second copy is kept, nothing can be stale where the teacher
-changes, and the model's own weights are never touched.  It pays where the output is larger than the weights.
+are made when the convolution runs and freed after it: no second copy is kept, and the model's own weights are never
+touched.  Of a fixed teacher the factors of the channels are kept until torch has counted a change of the norm; what is
+changed past that count (``.data``) is found by a look at one pair in each pass, in turn.  It pays where the output is
+larger than the weights.
 
 On a CPU an activation, and the sum of a residual block, become part of the convolution too
 (:mod:`kd_mm.teachers.kernels`).
@@ -14,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
@@ -64,15 +67,26 @@ class Folded:
         state = tuple((part.data_ptr(), part._version) for part in parts if part is not None)
         if self._kept is not None and self._kept[0] == state:
             return self._kept[1], self._kept[2]
+        scale, shift = self._made()
+        if self.fixed:
+            self._kept = state, scale, shift
+        return scale, shift
+
+    def stale(self) -> Optional[Tensor]:
+        """Whether what is kept is not what the norm says now; None where nothing is kept."""
+        if self._kept is None:
+            return None
+        found = [(new != old).any() for new, old in zip(self._made(), self._kept[1:])]
+        return found[0] | found[1]
+
+    def _made(self) -> Tuple[Tensor, Tensor]:
+        norm, conv = self.pair.norm, self.pair.conv
         assert norm.running_mean is not None and norm.running_var is not None
         scale = torch.rsqrt(norm.running_var + norm.eps)
         if norm.weight is not None:
             scale = scale * norm.weight
         mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-        shift = -mean * scale if norm.bias is None else norm.bias - mean * scale
-        if self.fixed:
-            self._kept = state, scale, shift
-        return scale, shift
+        return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
 
     @contextmanager
     def on(self, fused: bool, summed: bool, direct: bool) -> Iterator[None]:
@@ -215,6 +229,8 @@ class Folding:
             folded.folding = self
         #: gives the memory that no sum may be written over.
         self.guarded: Callable[[], Optional[int]] = lambda: None
+        self._turn = 0
+        self._stale: Optional[Tensor] = None
 
     @property
     def names(self) -> List[str]:
@@ -224,6 +240,25 @@ class Folding:
     def drop(self, pair: Pair) -> None:
         """Leave a pair as the host runs it from now on."""
         self.pairs = [folded for folded in self.pairs if folded.pair is not pair]
+
+    def _look(self) -> None:
+        """Look whether one pair is stale; on an accelerator at the next pass, when the answer is there."""
+        self._thaw(self._stale)
+        self._stale = None
+        if self.pairs:
+            self._turn = (self._turn + 1) % len(self.pairs)
+            self._stale = self.pairs[self._turn].stale()
+            if self._stale is not None and self._stale.device.type == 'cpu':
+                self._thaw(self._stale)
+
+    def _thaw(self, stale: Optional[Tensor]) -> None:
+        """Keep no factors any more, if some were stale."""
+        if stale is None or not any(part.fixed for part in self.pairs) or not bool(stale):
+            return
+        for part in self.pairs:
+            part.fixed, part._kept = False, None
+        print_log('kd_mm: numbers of a batch norm of the teacher were changed through `.data`, which torch does not '
+                  'count; from now on they are read anew in every pass', 'current', level=30)
 
     @contextmanager
     def on(self, images: Tensor, kept: Set[int], sums: bool, direct: bool) -> Iterator[None]:
@@ -238,6 +273,7 @@ class Folding:
         Raises:
             FlowChanged: at the end or inside, if an output went elsewhere than in the pass that was watched.
         """
+        self._look()
         passed: Dict[int, Passed] = {}
         folded: List[Folded] = []
         with ExitStack() as stack:

@@ -112,8 +112,16 @@ def automatic(device: torch.device) -> Speed:
     return Speed(fold=True, attention=True, onednn=cpu, channels_last=cpu, chunk=AUTO, chosen=True)
 
 
+def _backend(owner: str, name: str, value: Any) -> Any:
+    """A truth value, or one of the backends of ``torch.compile``."""
+    if not isinstance(value, str):
+        return boolean(owner, name, value)
+    known = torch._dynamo.list_backends(exclude_tags=())
+    return value if value in known else one_of(owner, name, value, (True, False, *torch._dynamo.list_backends()))
+
+
 _CHECKS: Dict[str, Callable[[str, str, Any], Any]] = dict(
     fold=boolean, attention=boolean, onednn=boolean, channels_last=boolean,
     precision=lambda owner, name, value: value if value is None else one_of(owner, name, value, tuple(PRECISIONS)),
-    stream=boolean, compile=lambda owner, name, value: value if isinstance(value, str) else boolean(owner, name, value),
+    stream=boolean, compile=_backend,
     chunk=lambda owner, name, value: value if value in (None, AUTO) else whole(owner, name, value))

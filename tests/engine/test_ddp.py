@@ -75,12 +75,15 @@ def test_shared_proposals_and_a_rank_without_objects(tmp_path):
                 torch.testing.assert_close(second[part][key], value, rtol=0, atol=0, msg=key)
 
 
-def test_a_peer_that_breaks_on_one_rank_stops_all(cityscapes_root, tmp_path):
+@pytest.mark.parametrize('kind, message', [
+    ('peer', 'is not finite at step 1 (on rank 1)'),
+    ('fixed', 'distillation loss is not finite at step 1: loss_kd, level 0 (on rank 1). Lower')])
+def test_what_breaks_on_one_rank_stops_all(cityscapes_root, tmp_path, kind, message):
     """A rank that went on would wait for the gradients of the other."""
-    ranks = run([str(WORKER.with_name('ddp_peer_worker.py')), str(cityscapes_root), str(tmp_path / 'two')],
+    ranks = run([str(WORKER.with_name('ddp_peer_worker.py')), str(cityscapes_root), str(tmp_path / 'two'), kind],
                 tmp_path / 'two', 2)
     for rank in ranks:
-        assert rank['iter'] == 1 and 'is not finite at step 1 (on rank 1)' in rank['message'], ranks
+        assert rank['iter'] == 1 and message in rank['message'], ranks
 
 
 def launch_teachers(root, out, kind, batch, counts, ranks):

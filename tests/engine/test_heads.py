@@ -206,7 +206,7 @@ def test_gid_chooses_its_instances(models, name):
 def test_gid_needs_heads_that_fit(models):
     for other, loss, message in (('gfl', dict(heads_at='bbox_head'), 'have other priors'),
                                  ('retinanet', dict(heads_at='head'), "no module 'head'"),
-                                 ('retinanet', dict(heads_at='neck'), 'is not a dense head')):
+                                 ('retinanet', dict(heads_at='neck'), "none. In RetinaNet it is 'bbox_head'")):
         with pytest.raises(ValueError, match=message):
             Distiller(models('retinanet')[0], models(other)[1], dict(loss_x=dict(type='GIDLoss', at='neck', **loss)),
                       scope='mmdet')

@@ -1,6 +1,7 @@
 """Logits of another head: what differs is said in words, once; what only looks equal is refused."""
 
 import copy
+import re
 
 import pytest
 from heads import CONFIGS, build_head, head_config
@@ -12,8 +13,9 @@ from torch import nn
 from two_stage import two_stage_config
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.engine.hook import guesses
 from kd_mm.hosts.meaning import BOXES, CLASSES, DISTRIBUTIONS, OBJECTNESS, QUALITY, Meaning, differences
-from kd_mm.hosts.models import build_model
+from kd_mm.hosts.models import build_model, class_counts, class_names
 from kd_mm.hosts.places import find, head_meaning, meaning_at
 from kd_mm.hosts.zoo import zoo_config
 
@@ -119,6 +121,25 @@ def test_bins_of_box_distributions():
     assert 'bins of a side: 17 and 9' in text and '68 channels, 1 anchor x 68 bins of box distributions' in text
 
 
+@pytest.mark.parametrize('loss, at, message', [
+    ('SoftmaxKDLoss', 'bbox_head.gfl_reg', r"1 anchor x 68 bins of box distributions.* LDLoss \(at='bbox_head'\)"),
+    ('DISTLoss', 'bbox_head.retina_reg', r"9 anchors x 4 box numbers.* are no logits\. Use FitNetLoss"),
+    ('SoftmaxKDLoss', '@logits', r'27 channels are 9 anchors x 3 .*over the anchors, too\. Use SigmoidKDLoss'),
+    ('DISTLoss', '@logits', r'and anchors=1, and the 27 channels.* Use SigmoidKDLoss, or anchors=9')])
+def test_what_is_no_choice_between_classes(loss, at, message):
+    """Both sides mean the same, and the loss something else."""
+    head = 'gfl' if 'gfl' in at else 'retinanet'
+    text = refusal(head_config(head), head_config(head), loss, at=at)
+    assert re.search(message, text) and f'{loss} ' in text and at in text, text
+
+
+def test_a_softmax_over_classes_that_do_not_compete_is_said():
+    found = distil(head_config('fcos'), head_config('fcos'), 'SoftmaxKDLoss')
+    assert any('FCOSHead scores by a sigmoid each' in note for note in guesses(found))
+    assert not any('sigmoid each' in note for note in guesses(distil(
+        retinanet(3), retinanet(3), 'DISTLoss', anchors=9, activation='sigmoid')))
+
+
 def test_names_say_nothing_about_objectness():
     """Two first stages, whatever the classes of their detectors: they train together."""
     student, teacher = (two_stage_config('faster', classes=count) for count in (3, 2))
@@ -164,6 +185,18 @@ def test_classes_are_not_picked_beside_a_background():
     text = refusal(ssd_config(2), ssd_config(2), names=(('a', 'b'), ('b', 'a')), classes='common')
     assert "classes='common' picks channels of maps without a background" in text
     assert '3 class logits, the last of them the background, softmax, of SSDHead' in text
+
+
+def test_names_of_a_data_set_that_are_not_the_models():
+    """Who changes the head of an installed config alone has no teacher of COCO's classes."""
+    cfg = Config.fromfile(str(zoo_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')))
+    assert len(class_names(cfg)) == 80
+    cfg.model.bbox_head.num_classes = 3
+    assert class_names(cfg) is None and len(class_names(cfg, counted=False)) == 80
+    cfg.train_dataloader.dataset.metainfo = dict(classes=CELLS[:2])
+    assert class_names(cfg) == list(CELLS[:2])  # said by the user: his to answer for
+    panoptic = Config.fromfile(str(zoo_config('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py')))
+    assert class_counts(panoptic.model) == {133} and len(class_names(panoptic)) == 133
 
 
 def test_segmentors(tmp_path):

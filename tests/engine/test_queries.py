@@ -172,7 +172,7 @@ def test_bfloat16(models):
     ('detr', 'detr', PRIOR, 'softmax classes'),
     ('dab', 'dino', FEATURE, 'must have the same shapes'),
     ('dab', 'dab', dict(LOGITS, levels=[0]), 'remove levels'),
-    ('dab', 'dab', dict(LOGITS, at='neck'), 'does not return class logits|ran'),
+    ('dab', 'dab', dict(LOGITS, at='neck'), "'neck' .ChannelMapper. is none. In DABDETR it is 'bbox_head'"),
 ])
 def test_what_does_not_fit(models, student, teacher, loss, message):
     with pytest.raises(ValueError, match=message):

@@ -66,6 +66,23 @@ def test_the_batch_size_for_scaled_rates(det, kind):
     assert record.rates[0] == pytest.approx([0.01 * (1 if kind == 'no scaling' else 4 / 16)] * 2)
 
 
+def test_relations_of_images_need_a_batch_of_them(det):
+    """What is between images is nothing in a batch of one; cells and more images do."""
+    losses = {f'loss_{kind}_{samples}': dict(type=kind, at='neck', samples=samples, limit=8)
+              for kind in ('SPLoss', 'RKDLoss', 'PKTLoss', 'CCLoss') for samples in ('image', 'cell')}
+    losses['loss_off'] = dict(type='SPLoss', at='neck', samples='image', loss_weight=0)
+    det.train_dataloader.batch_size = 2
+    det.custom_hooks = [hook(teacher_of(det), losses)]
+    with pytest.raises(ValueError) as caught:
+        train(det, det.custom_hooks)
+    text, = caught.value.found
+    assert text.startswith('loss_RKDLoss_image: RKDLoss compares images with each other') and 'needs 3 of them' in text
+    assert check(det, (64, 64)).problems == [text]
+    det.train_dataloader.batch_size = 1
+    assert [problem.split(':')[0] for problem in check(det, (64, 64)).problems] == [
+        f'loss_{kind}_image' for kind in ('SPLoss', 'RKDLoss', 'PKTLoss', 'CCLoss')]
+
+
 def test_a_peer_is_scaled_too(det):
     det.auto_scale_lr = dict(enable=True, base_batch_size=16)
     runner, _ = train(det, [hook(dict(type='PeerTeacher', config=teacher_of(det)), CWD)])

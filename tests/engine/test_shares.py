@@ -1,12 +1,14 @@
 """A weight that follows the student's gradients, in a real Runner: what it measures, when it changes, a resume."""
 
 import copy
+import re
 
 import pytest
 import torch
 from stock import distill_hook, hook, make_runner, segmentor, teacher_of
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.lab.check import check
 from kd_mm.ops.modulation import GradientShareSchedule, share_of_gradient
 
 
@@ -70,7 +72,10 @@ def flat(value, name=''):
 @pytest.mark.parametrize('options, message', [
     (dict(interval=None), 'an iteration-based loop has none'), (dict(module='encoder'), "module='encoder'")])
 def test_what_cannot_work_stops_before_the_first_step(cfg, options, message):
-    runner = make_runner(with_weight(cfg, **options))
+    cfg = with_weight(cfg, **options)
+    problem, = check(copy.deepcopy(cfg), (64, 64)).problems
+    assert re.search(message, problem)
+    runner = make_runner(cfg)
     with pytest.raises(ValueError, match=f'GradientShareSchedule: .*{message}'):
         runner.train()
     assert runner.iter == 0

@@ -1,4 +1,5 @@
-"""One rank of the two-process test of a peer whose loss is not finite on rank 1 alone, in the second step."""
+"""One rank of the two-process test of a loss that is not finite on rank 1 alone, in the second step: a peer's, or the
+student's."""
 
 import datetime
 import sys
@@ -20,14 +21,15 @@ class Break(Hook):
                 distill_hook(runner).distiller.teacher.model.decode_head.conv_seg.bias.fill_(float('nan'))
 
 
-def main(root, out):
+def main(root, out, kind):
     cfg = segmentor(root, f'{out}_work', steps=3)
     cfg.train_dataloader.batch_size, cfg.launcher = 2, 'pytorch'
     torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, find_unused_parameters=False)
-    losses = dict(loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg', loss_weight=0.0),
+    losses = dict(loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg', loss_weight=float(kind != 'peer')),
                   loss_hint=dict(type='FitNetLoss', at='backbone'))
-    runner = make_runner(cfg, [hook(dict(type='PeerTeacher', config=teacher_of(cfg)), losses)])
+    teacher = dict(type='PeerTeacher', config=teacher_of(cfg)) if kind == 'peer' else teacher_of(cfg)
+    runner = make_runner(cfg, [hook(teacher, losses)])
     runner.register_hook(Break())
     message = ''
     try:

@@ -7,6 +7,7 @@ from torch import nn
 
 from kd_mm.hosts.taps import Tap
 from kd_mm.teachers.compiled import parts_around
+from kd_mm.teachers.speed import speed_of
 
 
 class Deep(nn.Module):
@@ -58,3 +59,10 @@ def test_taps_inside_and_outside_give_what_the_host_gives(paths, fold):
         teacher.fast.run(torch.randn(2, 3, 16, 20), (), taps)
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == before  # nothing is compiled anew
     assert not any('forward' in vars(module) for module in model.modules())
+
+
+def test_a_backend_that_torch_does_not_know():
+    """Before the first step, which would raise torch's own error."""
+    assert speed_of('teacher', dict(compile='aot_eager'), torch.device('cpu')).compile == 'aot_eager'
+    with pytest.raises(ValueError, match=r"teacher: speed: compile='a' is not one of True, False, .*'inductor'"):
+        speed_of('teacher', dict(compile='a'), torch.device('cpu'))

@@ -106,6 +106,22 @@ def test_weights_stay_and_changes_are_seen():
         torch.testing.assert_close(tap.read()[0], model.act(model.an(model.a(images))))
 
 
+def test_changes_that_torch_does_not_count_are_seen():
+    """A mean teacher of one's own writes through ``.data``, past the count of changes."""
+    model = settle(Chain())
+    teacher, _, _ = teach(model, paths=('act', ))
+    images, batch, tap = torch.randn(2, 3, 16, 20), KDBatch(input_shape=(16, 20)), Tap(model, 'act', 'teacher')
+    for turn in range(3):
+        model.an.running_mean.data.add_(1)
+        model.bn.weight.data.mul_(2)
+        for _ in range(2 if not turn else 1):  # at most one pass for each pair, and then never again
+            teacher.run(images, (), [tap], batch)
+            found = tap.read()[0]
+        with torch.no_grad():
+            torch.testing.assert_close(found, model.act(model.an(model.a(images))))
+    assert not any(folded.fixed for folded in teacher.fast.folding.pairs)
+
+
 def test_no_second_copy_of_the_weights():
     model = settle(nn.Sequential(*[layer for _ in range(6) for layer in (nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64))]))
     model.insert(0, nn.Conv2d(3, 64, 1)).append(nn.Identity())

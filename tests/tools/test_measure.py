@@ -120,6 +120,18 @@ def test_a_config_without_the_hook_says_what_to_do(tmp_path, capsys):
     assert "and has 0: add dict(type='kd_mm.DistillHook'" in capsys.readouterr().err
 
 
+def test_a_peer_is_refused(tmp_path, capsys):
+    """It is no forward that could be cut at the last tap, but a training step."""
+    config = tmp_path / 'peer.py'
+    config.write_text(f'''
+_base_ = {str(ROOT / "configs/profile/retinanet_cwd.py")!r}
+peer = dict(type='PeerTeacher', config=dict(model=_base_.model))
+custom_hooks = [dict(type='kd_mm.DistillHook', teacher=peer, losses=dict(loss_x=dict(type='PKDLoss', at='neck')))]
+''')
+    assert TOOL.main([str(config), '--shape', '64', '96', '--steps', '1', '--cfg-options', *SMALL]) == 1
+    assert 'the cost is measured for a fixed teacher; a peer (PeerTeacher)' in capsys.readouterr().err
+
+
 def test_scripts_in_tools_get_the_profile_module_of_the_standard_library():
     """torch imports cProfile, which imports ``profile``: with tools/ first on the path that is our file."""
     code = 'import sys; sys.path.insert(0, "tools"); import cProfile, profile; print(profile.__file__, profile.Profile)'

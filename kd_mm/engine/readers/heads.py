@@ -6,6 +6,7 @@ from torch import nn
 
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records
 from kd_mm.hosts.heads.dense import assignment_tap, dense_view, read_assignment
+from kd_mm.hosts.heads.find import need_head
 from kd_mm.hosts.heads.mask_query import mask_query_view
 from kd_mm.hosts.heads.query import query_taps, query_view
 from kd_mm.hosts.heads.towers import cross_head_outputs, default_index, held_features, tower_taps
@@ -57,6 +58,7 @@ class HeadReader(Reader):
                              f"such as 'bbox_head' of a one-stage detector or 'rpn_head'.{said}")
         if method != 'forward':
             raise ValueError(f'{side} {at!r} is a method, and {self._owner} needs a head')
+        need_head(self._owner, side, model, at, head, self.loss.compares)
         self.heads[side], self.models[side] = head, model
         self.meanings[side] = {at: head_meaning(model, at)}
         self._named[side] = self._taps(side, model, at, head)

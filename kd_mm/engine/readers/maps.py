@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from kd_mm.engine.levels import Pairs, at_grid, pair_levels
 from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records, shapes_text
 from kd_mm.hosts.heads.dense import dense_view
+from kd_mm.hosts.heads.find import need_head
 from kd_mm.hosts.meaning import Meaning
 from kd_mm.hosts.paths import expand_paths, module_at, resolve
 from kd_mm.hosts.places import MARK, find, meaning_at
 from kd_mm.ops.classes import take_classes
 from kd_mm.types.batch import Features, KDBatch
+from kd_mm.types.dense import DenseView
 from kd_mm.types.records import Seen
 
 Pick = Callable[[Features], Features]
@@ -49,7 +51,8 @@ class MapReader(Reader):
         self._logits[side] = self._expand(side, model, self.logits_at[side], True) if side in self.logits_at else []
         paths = [*self._features[side], *self._logits[side]]
         if self.heads_at is not None:
-            resolve(model, self.heads_at, side)
+            head, _ = resolve(model, self.heads_at, side)
+            need_head(type(self.picker).__name__, side, model, self.heads_at, head, DenseView)
             paths.append(self.heads_at)
         self.paths[side] = paths
         return paths

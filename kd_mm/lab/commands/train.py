@@ -332,6 +332,12 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         build_runner(cfg).train()
     except ConfigProblems as problems:  # of the distillation, told before the first step
         fail(problems)
+    except ValueError as error:
+        if not (cfg.get('resume') and 'parameter group' in str(error)):
+            raise
+        fail(f'the optimizer in the checkpoint to resume from does not fit this config ({error}): that of a '
+             'distillation with adapters has a group of parameters more. Resume with the config it was written by, or '
+             'start from its weights: load_from in place of resume')
 
 
 def phases(cfg: Config) -> Sequence[str]:

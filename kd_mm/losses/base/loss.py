@@ -108,6 +108,7 @@ class KDLoss(nn.Module):
         takes: numbers of dimensions that a level may have: 4 for maps (N, C, H, W), 2 for rows (M, C), 3 for tokens
             (N, L, C) that are no map. None if the method looks for itself; those of this package all say it.
         rows_only: the loss takes rows of proposals (M, ...), not maps.
+        competes: the classes of a cell compete, by a softmax over all channels of a map.
         grows: the student may know more classes than the teacher, whose own come first and in the same order.
         needs_background: the first class is the background, which may hold classes that a model does not know.
         needs_boxes, needs_seg_map: the targets without which the loss means nothing.
@@ -129,6 +130,7 @@ class KDLoss(nn.Module):
     pools_to: Optional[str] = None
     takes: Optional[Tuple[int, ...]] = None
     rows_only = False
+    competes = False
     grows = False
     needs_background = False
     needs_boxes = False
@@ -144,6 +146,8 @@ class KDLoss(nn.Module):
         #: of a weight that follows the gradients, for the state dict; None for numbers and pure schedules.
         self.modulation = schedule.state if isinstance(schedule, GradientShareSchedule) else None
         self.factors: Dict[str, float] = {}
+        #: of maps: the images of a process without which there is nothing to learn in any step.
+        self.fewest_images = 1
 
     def prepare(self, student: Features, teacher: Features) -> None:
         """Create the method's own trainable parts, sized by one pair of (adapted) features.
