@@ -38,15 +38,16 @@ def _inputs(args: Any, kwargs: Any) -> Any:
 
 
 def _plain(module: nn.MultiheadAttention, args: Any, kwargs: Any) -> bool:
-    """Whether this is attention between tokens of the module's own width on a CPU in float32, without any mask."""
+    """Whether this is attention without any mask between tokens of the module's own width, on a CPU, in float32 or in
+    the precision around."""
     inputs = _inputs(args, kwargs)
     masks = list(args[3:]) + [kwargs.get(name) for name in ('attn_mask', 'key_padding_mask')]
-    return (kernels.available() and autocast_dtype('cpu') is None and not module.training
+    return (kernels.available() and not module.training
             and module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn
             and not any(mask is not None for mask in masks) and not kwargs.get('is_causal')
             and all(isinstance(tensor, Tensor) and tensor.dim() == 3 and tensor.device.type == 'cpu' and tensor.numel()
-                    and tensor.dtype == module.in_proj_weight.dtype == module.out_proj.weight.dtype
-                    == torch.float32 for tensor in inputs))
+                    and tensor.dtype in (torch.float32, autocast_dtype('cpu')) for tensor in inputs)
+            and module.in_proj_weight.dtype == module.out_proj.weight.dtype == torch.float32)
 
 
 def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -255,13 +255,13 @@ class Fast:
                 kept |= shared.modules
                 stack.enter_context(shared.teaching(images, given))
             self.folding.guarded = lambda: None if shared is None else shared.held
-            self._layers(form, given, samples, taps, kept)
+            self._folded(form, given, samples, taps, kept)
         if form.channels_last or form.precision:
             for tap in taps:
                 if tap.fired:
                     tap.put(_as_host(tap.read(), wanted if form.precision else None))
 
-    def _layers(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
+    def _folded(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
         """The pass with its layers in their form; again where the flow is another than the one that was watched."""
         recorded = {id(tap.owner) for tap in taps} - (set() if self.shared is None else self.shared.modules)
         try:
@@ -276,7 +276,7 @@ class Fast:
                 self.forward(images, samples, taps)
         except FlowChanged as change:
             self._drop(change.pair.name)
-            self._layers(form, images, samples, taps, kept)
+            self._folded(form, images, samples, taps, kept)
 
     def _drop(self, name: str) -> None:
         self.dropped.add(name)

@@ -85,14 +85,14 @@ def add_into(layer: nn.Conv2d, images: Tensor, weight: Tensor, bias: Optional[Te
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """``rows @ weight.T + bias`` in float32, by the library where that is faster.
+    """``rows @ weight.T + bias``, by the library where that is faster; torch has it for lower precisions.
 
     Example:
         >>> import torch
         >>> linear(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(3))
         tensor([[2., 2., 2.]])
     """
-    if rows.numel() < ROWS * rows.shape[-1] or not rows.is_contiguous():
+    if rows.numel() < ROWS * rows.shape[-1] or not rows.is_contiguous() or autocast_dtype('cpu') is not None:
         return nn.functional.linear(rows, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'none', [], '')
 

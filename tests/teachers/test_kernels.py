@@ -215,6 +215,11 @@ def test_attention_on_rows(kind, options):
     with Operations() as operations:
         teacher.run(images, (), [tap], batch)
     torch.testing.assert_close(tap.read()[0], expected, rtol=1e-4, atol=1e-5)
+    teacher.go(dict(FORM, precision='bf16'))
+    teacher.run(images, (), [tap], batch, full=True)
+    tap.read()
+    teacher.run(images, (), [tap], batch)
+    assert (tap.read()[0] - expected).norm() < 0.1 * expected.norm()
     own = not {'mask', 'add_bias_kv', 'add_zero_attn'} & set(options)
     assert ('_linear_pointwise' in operations.names) == own
     assert teacher.fast.attentions == [model.attention]
