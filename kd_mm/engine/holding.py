@@ -197,8 +197,9 @@ class Holding:
             return 1.0
         batch = self.batch_size()
         if batch is None:
-            raise ValueError('auto_scale_lr: the batch size is not known, neither from the batch sampler '
-                             f'({type(runner.train_dataloader.batch_sampler).__name__}) nor from train_dataloader.batch_size')
+            kind = type(runner.train_dataloader.batch_sampler).__name__
+            raise ValueError(f'auto_scale_lr: the batch size is not known, neither from the batch sampler ({kind}) nor '
+                             'from train_dataloader.batch_size')
         return float(runner.world_size * batch / scaling['base_batch_size'])
 
 

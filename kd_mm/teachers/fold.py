@@ -81,7 +81,7 @@ class Folded:
 
     def _made(self) -> Tuple[Tensor, Tensor]:
         norm, conv = self.pair.norm, self.pair.conv
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm is not None and norm.running_mean is not None and norm.running_var is not None
         scale = torch.rsqrt(norm.running_var + norm.eps)
         if norm.weight is not None:
             scale = scale * norm.weight
