@@ -82,7 +82,7 @@ class Teacher:
         self.fast = Fast(self.model, speed_of(f'teacher {self.name}', speed, device), self._forward,
                          f'teacher {self.name}', self.fixed)
 
-    def share(self, student: nn.Module) -> None:
+    def share_start(self, student: nn.Module) -> None:
         """Let the student have what the frozen modules that both have in common give, see
         :mod:`kd_mm.teachers.shared`."""
         if self.fixed and self.same_input and self.size is None:
