@@ -95,7 +95,7 @@ class Step:
         self.records: Dict[str, Dict[str, Recorded]] = {}
         self._lending = ExitStack()  # what the student's modules get from teachers in its forward
         for teacher in teachers.values():
-            teacher.share(student)
+            teacher.share_start(student)
 
     # ------------------------------------------------------------------ who and where
 

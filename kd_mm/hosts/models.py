@@ -141,7 +141,7 @@ def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = No
                     found = registry.get(found)
             names = getattr(found, 'METAINFO', {}).get('classes')
             counts = class_counts(cfg.get('model')) if names and counted else set()
-            names = names if not counts or len(names) in counts else None
+            names = names if not counts or len(names or ()) in counts else None
         dataset = inner_dataset(dataset)
     return as_names(names) if names else None
 

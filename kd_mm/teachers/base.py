@@ -112,7 +112,7 @@ class Teacher:
             raise ValueError(f'{owner}: input_key={input_key!r} must be the name of a field of the samples')
         self.input_key = input_key
 
-    def share(self, student: nn.Module) -> None:
+    def share_start(self, student: nn.Module) -> None:
         """Let the student have what the frozen modules that both have in common give, see
         :mod:`kd_mm.teachers.shared`."""
         if self.fixed and self.same_input and self.size is None and self.view is None and self.input_key is None:
