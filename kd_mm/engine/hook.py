@@ -221,7 +221,7 @@ class DistillHook(Hook):
         if not self._resumed and self.distiller.inherit and self.holding.inherit(self.distiller):
             self._say_inherited()
         for teacher in self.distiller.teachers.values():
-            if isinstance(teacher, EMATeacher) and teacher.share:
+            if isinstance(teacher, EMATeacher) and teacher.shares:
                 average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)), None)
                 if average is not None:
                     # An EMAHook that is new in the config would start with a copy of the student.

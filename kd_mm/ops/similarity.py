@@ -19,7 +19,7 @@ def grid(maps: Tuple[Tensor, Tensor], most: int) -> Tuple[Tensor, Tensor]:
         most: number of places of all images together; at least one an image.
 
     Returns:
-        (M, C1) and (M, C2).
+        (M, C1) and (M, C2); no rows where there are no images (the RoIs of a batch without objects).
 
     Example:
         >>> fine, coarse = torch.arange(16.).view(1, 1, 4, 4), torch.arange(4.).view(1, 1, 2, 2)
@@ -27,7 +27,7 @@ def grid(maps: Tuple[Tensor, Tensor], most: int) -> Tuple[Tensor, Tensor]:
         [[5.0, 7.0, 13.0, 15.0], [0.0, 1.0, 2.0, 3.0]]
     """
     height, width = (min(tensor.shape[axis] for tensor in maps) for axis in (2, 3))
-    shrink = min((most / (maps[0].shape[0] * height * width))**0.5, 1.0)
+    shrink = min((most / max(maps[0].shape[0] * height * width, 1))**0.5, 1.0)
     counts = [max(int(count * shrink), 1) for count in (height, width)]
     found = []
     for tensor in maps:

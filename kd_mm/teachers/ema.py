@@ -33,7 +33,7 @@ class EMATeacher(Teacher):
         super().__init__(copy.deepcopy(student), student, 'EMA of the student', classes)
         self.momentum = Weight(momentum, 'momentum', 'EMATeacher', partial(positive, high=1))
         self.momentum.check(1)
-        self.share, self.shared = boolean('EMATeacher', 'share', share), False
+        self.shares, self.shared = boolean('EMATeacher', 'share', share), False
         self._student = [student]  # in a list: no part of the teacher
 
     def use(self, average: nn.Module, fill: bool = False) -> None:

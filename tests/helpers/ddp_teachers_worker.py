@@ -19,9 +19,10 @@ STEPS = 5
 
 def main(root, out, kind, batch, counts, launcher):
     cfg = without_batch_statistics(segmentor(root, f'{out}_work', steps=STEPS * int(counts)), int(batch), launcher)
-    # The decay is large: a parameter that takes no part in a step must not be touched by it on any number of ranks.
+    # The decay is large: a parameter that takes no part in a step must not be touched by it on any number of ranks. The
+    # rate is small: what is rounding in one step, other on each processor, must not grow in the next ones.
     cfg.optim_wrapper = dict(type='OptimWrapper', accumulative_counts=int(counts), clip_grad=dict(max_norm=5.0),
-                             optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.1))
+                             optimizer=dict(type='SGD', lr=0.005, momentum=0.9, weight_decay=1.0))
     adapter = dict(type='ConvAdapter', always=True)
     losses = dict(
         loss_kd=dict(type='SoftmaxKDLoss', at='decode_head.conv_seg'),
