@@ -290,6 +290,9 @@ AGREE = {
     'folded norms at a tap': (
         lambda d, s: own(Config({**d, 'efficient_conv_bn_eval': ['backbone']}), dict(
             loss_hint=dict(type='FitNetLoss', at='backbone.layer3'))), "efficient_conv_bn_eval flattens 'backbone'"),
+    'a tap inside of a checkpoint of mmengine': (
+        lambda d, s: own(Config({**d, 'activation_checkpointing': ['backbone']}), dict(
+            loss_hint=dict(type='FitNetLoss', at='backbone.layer3'))), "activation_checkpointing runs 'backbone'"),
     'folding what is not there': (
         lambda d, s: own(Config({**d, 'efficient_conv_bn_eval': ['nothing']}), CWD), 'nothing'),
     'an optimizer that is none': (lambda d, s: own(with_wrapper(d, 'OptimWraper'), CWD), 'OptimWraper'),

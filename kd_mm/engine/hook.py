@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from kd_mm.engine.conditions import check_folded, check_loop
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.extras import group_options
 from kd_mm.engine.holding import Holding, before_loading, hold
@@ -345,22 +346,6 @@ def folder_of(cfg: Any) -> Optional[str]:
     return os.path.dirname(os.path.abspath(file)) if file else None
 
 
-def check_folded(distiller: Distiller, cfg: Any) -> None:
-    """Refuse taps inside modules that the Runner is about to flatten (``efficient_conv_bn_eval``).
-
-    Raises:
-        ValueError: naming the term and the module.
-    """
-    folded = cfg.get('efficient_conv_bn_eval') or ()
-    for module in [folded] if isinstance(folded, str) else folded:
-        for term in distiller.all_terms():
-            inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
-            if inside:
-                raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
-                                 f'is not called as a module any more. Tap {module!r} or what comes after it, or '
-                                 'leave the option out')
-
-
 def check_fields(distiller: Distiller, dataset: Any) -> None:
     """Refuse data without the field that a teacher is shown (``input_key``), by their first sample.
 
@@ -375,29 +360,6 @@ def check_fields(distiller: Distiller, dataset: Any) -> None:
     problem = first_problem(teachers, sample)
     if problem is not None:
         raise ValueError(problem)
-
-
-def check_loop(distiller: Distiller, size: Any, epochs: bool) -> None:
-    """Refuse losses on the relations between images where a batch has too few, and weights that wait for an epoch.
-
-    Args:
-        distiller: that was built.
-        size: images of a process in a batch; None where it is not known.
-        epochs: whether the loop has epochs.
-
-    Raises:
-        ValueError: naming the terms.
-    """
-    problems = Problems()
-    for fault in distiller.shares.faults(epochs):
-        problems.add(fault)
-    for term in distiller.all_terms():
-        need = term.loss.fewest_images
-        if isinstance(size, int) and size < need and not term.shared and any(term.loss.weight.numbers):
-            problems.add(f"{term.title}: {type(term.loss).__name__} compares images with each other (samples='image') "
-                         f'and needs {need} of them in a process, but train_dataloader.batch_size is {size}: nothing '
-                         "would be learned. Use samples='cell', or a larger batch")
-    problems.raise_any()
 
 
 def guesses(distiller: Distiller) -> List[str]:

@@ -63,7 +63,10 @@ def load_file(path: Union[str, 'os.PathLike[str]']) -> Dict[str, Any]:
         raise FileNotFoundError(f'{path} is a folder, not a checkpoint. Give one file; '
                                 + (f'it holds {_some(inside)}' if inside else 'it holds no .pth file'))
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'no such checkpoint: {path} (looked at {os.path.abspath(path)})')
+        kind = path.partition('://')[0] if '://' in path else None
+        where = (f'{kind}:// names weights of backbones; give a path or an http(s) URL of the whole model' if kind else
+                 f'looked at {os.path.abspath(path)}')
+        raise FileNotFoundError(f'no such checkpoint: {path} ({where})')
     if path.lower().endswith('.safetensors'):
         return _load_safetensors(path)
     allow_mmengine_checkpoints()

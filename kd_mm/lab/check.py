@@ -12,16 +12,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
 
+from kd_mm.engine.conditions import check_folded, check_loop
 from kd_mm.engine.distiller import Distiller
-from kd_mm.engine.hook import (
-    MULTI_BRANCH,
-    SEVERAL_OPTIMIZERS,
-    check_folded,
-    check_loop,
-    folder_of,
-    multi_branch,
-    one_text,
-)
+from kd_mm.engine.hook import MULTI_BRANCH, SEVERAL_OPTIMIZERS, folder_of, multi_branch, one_text
 from kd_mm.hosts.models import inner_dataset
 from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.lab.configs import (

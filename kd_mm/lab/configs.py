@@ -100,7 +100,8 @@ def _follow(cfg: Config, option: str) -> None:
 
 def hook_entries(cfg: Config) -> List[Dict[str, Any]]:
     """The entries of ``custom_hooks`` and ``default_hooks`` that are distillation hooks, or are meant as such."""
-    entries = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
+    custom = cfg.get('custom_hooks') or []
+    entries = [*([custom] if hasattr(custom, 'get') else custom), *(cfg.get('default_hooks') or {}).values()]
     return [entry for entry in entries if hasattr(entry, 'get') and _is_distillation(entry, scope_of_config(cfg))]
 
 
@@ -224,6 +225,8 @@ def unsupported(cfg: Config) -> List[str]:
         if _hook_class(entry, scope_of_config(cfg)) is None:
             problems.append(f'custom_hooks: the Runner does not find type={entry.get("type")!r}; write '
                             "type='kd_mm.DistillHook'")
+    if entries and hasattr(cfg.get('custom_hooks'), 'get'):
+        problems.append('custom_hooks is one entry, and the Runner takes a list: custom_hooks = [dict(...)]')
     if len(entries) > 1:
         problems.append(listed(len(entries)))
     runner = cfg.get('runner_type')

@@ -128,6 +128,9 @@ class Teacher:
         Raises:
             ValueError: there is no one right conversion.
         """
+        if not bool(self._to.std.all()):
+            raise ValueError(f'teacher {self.name}: std={self._to.std.flatten().tolist()} of its data_preprocessor has '
+                             'a 0, by which its pictures would be divided')
         own, wanted = self.channels
         if own in (None, wanted):
             return

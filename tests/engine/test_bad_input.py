@@ -144,6 +144,13 @@ def test_teacher_files(students, det, tmp_path):
         students, det, CWD, str(own), teacher_ckpt=None))
 
 
+def test_what_a_teacher_cannot_be_given(students, det):
+    assert 'std=[0.0, 1.0, 1.0] of its data_preprocessor has a 0' in problems(
+        students, det, CWD, teacher_of(det, data_preprocessor=dict(std=[0.0, 1.0, 1.0])))
+    assert 'torchvision:// names weights of backbones; give a path or an http(s) URL' in problems(
+        students, det, CWD, teacher_ckpt='torchvision://resnet50')
+
+
 def test_checkpoint_of_another_architecture(students, det, tmp_path):
     path = tmp_path / 'other.pth'
     torch.save(dict(state_dict=students['seg'].state_dict()), path)

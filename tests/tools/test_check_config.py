@@ -11,7 +11,7 @@ from stock import NARROW_FCN
 
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab import check as inspection
-from kd_mm.lab.configs import dropped_hooks, read_config
+from kd_mm.lab.configs import dropped_hooks, faults, read_config
 from kd_mm.lab.curves import curves_of
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
@@ -72,6 +72,14 @@ def test_a_good_config_prints_every_term(folder, capsys):
         ['2x16x1x1', '2x24x1x1', '0'], ['2x16x1x1', '2x24x1x1', '0.5']]
     assert '2x64x2x2' in hint
     assert text.rstrip().endswith('ok') and 'WARNING' not in text
+
+
+def test_a_hook_that_is_no_list(folder):
+    """It would be taken for no distillation, and the Runner raises its own error."""
+    cfg = read_config(write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'}})))
+    cfg.custom_hooks = cfg.custom_hooks[0]
+    said = ['custom_hooks is one entry, and the Runner takes a list: custom_hooks = [dict(...)]']
+    assert faults(cfg) == said and inspection.check(cfg, (64, 64)).problems == said
 
 
 def test_a_term_that_drowns_the_task(folder, capsys):
