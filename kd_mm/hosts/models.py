@@ -140,7 +140,7 @@ def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = No
                 with DATASETS.switch_scope_and_registry(scope_of_config(cfg)) as registry:
                     found = registry.get(found)
             names = getattr(found, 'METAINFO', {}).get('classes')
-            counts = class_counts(cfg.get('model')) if names and counted else set()
+            counts = class_counts(cfg.get('model')) if counted else set()
             names = names if not counts or len(names or ()) in counts else None
         dataset = inner_dataset(dataset)
     return as_names(names) if names else None
