@@ -18,22 +18,24 @@ def check_folded(distiller: Distiller, cfg: Any) -> None:
     Raises:
         ValueError: naming the term and the module.
     """
+    problems = Problems()
     folded = cfg.get('efficient_conv_bn_eval') or ()
     for module in [folded] if isinstance(folded, str) else folded:
         for term in distiller.all_terms():
             inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
             if inside:
-                raise ValueError(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
-                                 f'is not called as a module any more. Tap {module!r} or what comes after it, or '
-                                 'leave the option out')
+                problems.add(f'{term.name}: efficient_conv_bn_eval flattens {module!r}, so that {inside[0]!r} '
+                             f'is not called as a module any more. Tap {module!r} or what comes after it, or '
+                             'leave the option out')
     recomputed = cfg.get('activation_checkpointing') or ()
     for module in [recomputed] if isinstance(recomputed, str) else recomputed:
         for term in distiller.all_terms():
             inside = [path for path in term.student_paths if path.startswith(f'{module}.')]
             if inside and _reentrant():
-                raise ValueError(f'{term.name}: activation_checkpointing runs {module!r} without a graph, so that '
-                                 f'nothing is learned through {inside[0]!r}. Tap {module!r} or what comes after it, or '
-                                 "leave the option out (a backbone's own with_cp=True works)")
+                problems.add(f'{term.name}: activation_checkpointing runs {module!r} without a graph, so that '
+                             f'nothing is learned through {inside[0]!r}. Tap {module!r} or what comes after it, or '
+                             "leave the option out (a backbone's own with_cp=True works)")
+    problems.raise_any()
 
 
 def _reentrant() -> bool:
