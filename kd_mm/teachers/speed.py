@@ -17,9 +17,10 @@ TUNE = 'tune'
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 #: How far a tap may be from the exact forward, relative to its largest value, for a form to be taken by itself.
 TOLERANCE = 1e-4
-#: From how many pixels of a batch on maps are laid out with the channels innermost by themselves: measured on R101 with
-#: one thread of a CPU, where 31 thousand pixels took 0.82 of the time that the same took as the host lays them out.
-LARGE = 2**14
+#: From how many pixels of a batch on maps are laid out with the channels innermost by themselves: R101 took 0.8 of the
+#: time of the host's layout with 31 thousand pixels already (one thread of a CPU), but the library lays out a copy of a
+#: convolution's weights for it, which is more memory than such small maps need.
+LARGE = 2**16
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
-CONFIG = 'det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py'
+CONFIG = 'det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py'
 LEVELS = 5
 CLOCKS: Dict[str, Callable[[], float]] = dict(wall=time.perf_counter, cpu=time.process_time)
 #: Modules of MMRazor that quantize (its loops import them too), and what others import from them.

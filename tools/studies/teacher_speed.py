@@ -54,15 +54,15 @@ class Pair(NamedTuple):
 
 COCO = (800, 1344)
 PAIRS = {
-    'retinanet-r50': Pair('det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py', COCO),
-    'retinanet-r18': Pair('det/fgd/retinanet-r50_from_retinanet-r101_2x_coco.py', COCO, {
+    'retinanet-r50': Pair('det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py', COCO),
+    'retinanet-r18': Pair('det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py', COCO, {
         'model.backbone.depth': 18, 'model.neck.in_channels': [64, 128, 256, 512]}),
-    'rtmdet-s': Pair('det/cwd/rtmdet-s_from_rtmdet-m_300e_coco.py', (640, 640)),
-    'faster-rcnn-r50': Pair('det/pkd/faster-rcnn-r50_from_faster-rcnn-r101_2x_coco.py', COCO),
-    'pspnet-r18': Pair('seg/cwd/pspnet-r18_from_pspnet-r101_80k_cityscapes.py', (512, 1024)),
-    'segformer-b0': Pair('seg/cwd/segformer-b0_from_segformer-b4_160k_cityscapes.py', (1024, 1024)),
+    'rtmdet-s': Pair('det/cwd/cwd_rtmdet_s_from_m_300e_coco.py', (640, 640)),
+    'faster-rcnn-r50': Pair('det/pkd/pkd_faster_rcnn_r50_from_r101_2x_coco.py', COCO),
+    'pspnet-r18': Pair('seg/cwd/cwd_pspnet_r18_from_r101_80k_cityscapes.py', (512, 1024)),
+    'segformer-b0': Pair('seg/cwd/cwd_segformer_b0_from_b4_160k_cityscapes.py', (1024, 1024)),
     'deformable-detr-r50': Pair(
-        'det/detrdistill/deformable-detr-r50_from_deformable-detr-refine-r50_50e_coco.py', COCO)}
+        'det/detrdistill/detrdistill_deformable_detr_r50_from_refine_r50_50e_coco.py', COCO)}
 
 
 def scaled(shape: Tuple[int, int], factor: float) -> Tuple[int, int]:
