@@ -1,4 +1,4 @@
-"""tools/studies/teacher_speed.py and against_mmrazor.py: what they measure exists, and a tiny run says what it should."""
+"""tools/studies/teacher_speed.py and against_mmrazor.py: what they measure exists, and a tiny run says its ratios."""
 
 import importlib.util
 import json
@@ -24,8 +24,8 @@ def test_a_tiny_pair(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(teacher_speed.PAIRS, 'retinanet-r50', teacher_speed.Pair(
         'profile/retinanet_cwd.py', (128, 160)))
     out = tmp_path / 'out.json'
-    assert teacher_speed.main(['--alone', '--pairs', 'retinanet-r50', '--size', 'half', '--forms', 'both', '--turns', '2',
-                               '--json', str(out)]) == 0
+    assert teacher_speed.main(['--alone', '--pairs', 'retinanet-r50', '--size', 'half', '--forms', 'both', '--turns',
+                               '2', '--json', str(out)]) == 0
     result, = json.loads(out.read_text())
     assert result['shape'] == [64, 96] or result['shape'] == [64, 64]
     assert set(result['ms']) == {'host', 'auto', 'both', 'plain step', 'KD step'}
