@@ -11,6 +11,7 @@ from kd_mm.losses.ofd import negative_mean
 from kd_mm.ops.problems import ConfigProblems
 from kd_mm.registry import build
 from kd_mm.types.batch import KDBatch
+from kd_mm.types.records import Recorded
 
 HEAD = 'bbox_head.retina_cls'
 
@@ -95,9 +96,9 @@ def test_the_mask_is_made_of_this_steps_logits(det, student):
                    loss_weight=1.0)
     term = kd.terms['loss_kd']
     features, theirs, logits = ([torch.randn(2, width, side, side) for side in (8, 4)] for width in (16, 16, 18))
-    records = {'neck': tuple(theirs), HEAD: tuple(logits)}
+    records = {'neck': Recorded(theirs), HEAD: Recorded(logits)}
     term.reader.pairs = None
-    comparison, = kd.current.read([term], {'student': {'neck': tuple(features)}, 'teacher': records}, KDBatch())
+    comparison, = kd.current.read([term], {'student': {'neck': Recorded(features)}, 'teacher': records}, KDBatch())
     found = kd.current.evaluate(comparison).total
     scores = [level.sigmoid().amax(dim=1, keepdim=True) for level in logits]
     expected = sum((score * (s - t).square()).sum() / score.sum() for score, s, t in zip(scores, features, theirs))
@@ -115,7 +116,7 @@ def test_a_wrong_path_of_the_region_is_a_problem(det, student):
 
 def test_other_regions_leave_the_batch_alone(det, student):
     kd = distiller(det, student, type='FitNetLoss', at='neck', region=dict(type='GTBoxRegion'))
-    batch, maps = KDBatch(), {'neck': (torch.zeros(1, 16, 4, 4), )}
+    batch, maps = KDBatch(), {'neck': Recorded([torch.zeros(1, 16, 4, 4)])}
     kd.terms['loss_kd'].reader.pairs = None
     comparison, = kd.current.read(records={'student': maps, 'teacher': maps}, batch=batch, terms=[kd.terms['loss_kd']])
     assert comparison.batch is batch
