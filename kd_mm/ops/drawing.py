@@ -17,11 +17,11 @@ def in_colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
     Example:
         >>> picture = in_colours(np.array([[0.0, 1.0, np.nan]]), 0, 1)
         >>> [int(pixel.mean()) for pixel in picture[0]]
-        [51, 143, 128]
+        [51, 173, 128]
     """
     known = np.isfinite(values)
     scaled = (np.where(known, values, low) - low) / max(high - low, 1e-12)
-    picture = cv2.applyColorMap((scaled.clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1].copy()
+    picture = cv2.applyColorMap((scaled.clip(0, 1) * 255).round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1].copy()
     picture[~known] = 128
     return picture
 

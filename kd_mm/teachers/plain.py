@@ -61,8 +61,8 @@ def find(name: str) -> Any:
         ValueError: nothing of that name, or it cannot be called.
 
     Example:
-        >>> find('collections.OrderedDict.fromkeys')('ab')
-        OrderedDict({'a': None, 'b': None})
+        >>> list(find('collections.OrderedDict.fromkeys')('ab'))
+        ['a', 'b']
     """
     parts = name.split('.')
     for count in range(len(parts) - 1, 0, -1):
