@@ -21,7 +21,8 @@ def in_colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     known = np.isfinite(values)
     scaled = (np.where(known, values, low) - low) / max(high - low, 1e-12)
-    picture = cv2.applyColorMap((scaled.clip(0, 1) * 255).round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1].copy()
+    levels = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    picture = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1].copy()
     picture[~known] = 128
     return picture
 
