@@ -41,7 +41,9 @@ def tasks(tmp_path_factory):
         for loader in ('train', 'val', 'test'):
             cfg[f'{loader}_dataloader'].update(batch_size=2, num_workers=0, persistent_workers=False)
         (tmp / 'configs' / name).mkdir(parents=True)
-        plain, kd = (tmp / 'configs' / name / f'{kind}.py' for kind in ('plain', 'kd'))
+        # mmengine rounds the time in a run's name to two minutes: with files of one name the second host would get the
+        # scope of the first.
+        plain, kd = (tmp / 'configs' / name / f'{name}_{kind}.py' for kind in ('plain', 'kd'))
         cfg.dump(str(plain))
         kd.write_text(f"_base_ = '{plain.name}'\n"
                       "custom_hooks = [dict(type='kd_mm.DistillHook', teacher_ckpt='random',\n"
