@@ -12,12 +12,12 @@ FROM ${BASE}
 ARG STACK=upstream
 ARG KD_MM_TORCH=torch==2.13.0
 ARG FORCE_CUDA=0
-ENV KD_MM_TORCH=${KD_MM_TORCH} FORCE_CUDA=${FORCE_CUDA} KD_MM_CACHE=/tmp/kd_mm_cache PIP_NO_CACHE_DIR=1
+ENV KD_MM_TORCH=${KD_MM_TORCH} FORCE_CUDA=${FORCE_CUDA} KD_MM_CACHE=/var/cache/kd_mm PIP_NO_CACHE_DIR=1
 
 RUN apt-get update && apt-get install -y --no-install-recommends g++ git make && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /kd_mm
 COPY . .
-RUN python3 tools/dev/setup_env.py --stack ${STACK} --venv /opt/kd_mm && rm -rf /tmp/kd_mm_cache
+RUN python3 tools/dev/setup_env.py --stack ${STACK} --venv /opt/kd_mm && rm -rf /var/cache/kd_mm
 ENV PATH=/opt/kd_mm/bin:${PATH}
 CMD ["kd-mm", "--help"]

@@ -13,6 +13,7 @@
 
 import math
 import os
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, ContextManager, Dict, List, Mapping, Optional, Tuple
 
@@ -203,7 +204,7 @@ class Holding:
         return float(runner.world_size * batch / scaling['base_batch_size'])
 
 
-class Beside(Holding):
+class Beside(Holding, ABC):
     """What Shards and Engine share: the extras have an optimizer of their own."""
 
     #: word for messages
@@ -259,9 +260,9 @@ class Beside(Holding):
     def _stepped(self) -> bool:
         return super().after_iter()
 
+    @abstractmethod
     def _loss_scale(self) -> float:
         """By which the losses of this iteration are multiplied."""
-        raise NotImplementedError
 
     def state(self) -> Optional[Dict[str, Any]]:
         return None if self.own is None else self.own.state()
