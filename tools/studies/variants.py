@@ -15,6 +15,7 @@ import functools
 import json
 import platform
 import pprint
+import signal
 import statistics
 import sys
 import time
@@ -342,6 +343,8 @@ def run(args: argparse.Namespace, results: Dict[str, Any]) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     begin, results = time.time(), load()
+    # Like Ctrl-C: without this, `kill` would end the study and leave its trainings running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if not args.render:
             run(args, results)
