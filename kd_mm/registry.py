@@ -33,6 +33,9 @@ TEACHERS = Registry('teacher', scope='kd_mm', locations=['kd_mm.teachers.sources
 #: Small sets of losses by name, see :mod:`kd_mm.lab.recipes`.
 RECIPES = Registry('recipe', scope='kd_mm', locations=['kd_mm.lab.recipes'])
 
+#: The packages whose models are distilled, see :mod:`kd_mm.hosts.table`.
+HOSTS = Registry('host', scope='kd_mm', locations=['kd_mm.hosts.known'])
+
 
 def discover(package: str, path: Iterable[str], registry: Registry) -> Dict[str, Type]:
     """Import every module of a folder, in the order of their names, and collect the classes that they register.

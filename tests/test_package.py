@@ -19,7 +19,7 @@ import yaml
 from pairs import detection_pair
 
 from kd_mm.hosts.shipped import folder, inherit, live, merged
-from kd_mm.hosts.versions import INDEX, RANGES
+from kd_mm.hosts.versions import index_name, ranges
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = 'import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))'
@@ -198,5 +198,5 @@ def test_a_base_by_a_function_merges_as_a_base(tmp_path):
 
 def test_the_extras_name_the_versions_that_are_checked():
     text = (ROOT / 'setup.py').read_text()
-    for name, (least, below) in RANGES.items():
-        assert f"'{INDEX.get(name, name)}>={least}{f',<{below}' if below else ''}'" in text
+    for name, (least, below) in ranges().items():
+        assert f"'{index_name(name)}>={least}{f',<{below}' if below else ''}'" in text

@@ -62,7 +62,7 @@ class Distiller(nn.Module):
         speed: in which form teachers run, see :mod:`kd_mm.teachers.speed`: ``'auto'`` (default), ``'exact'``,
             ``'tune'`` or a dict.
         classes: the student's class names, if known.
-        scope: registry scope of the student (``'mmdet'``, ``'mmseg'``).
+        scope: registry scope of the student (``'mmdet'``, ``'mmseg'``, another host's).
         max_steps: iterations of the whole training, 0 if unknown; schedules that count from the end need it.
         folder: that of the student's config: relative paths of teachers are looked for there after the current folder.
         agreement: every so many iterations it is measured how alike student and teacher are, see

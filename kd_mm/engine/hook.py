@@ -21,6 +21,7 @@ from kd_mm.engine.sharding import shard_teachers
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names
+from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
 from kd_mm.ops.checks import boolean, from_zero, whole
 from kd_mm.ops.modes import preserved_random_state
@@ -35,7 +36,7 @@ from kd_mm.teachers.speed import AUTO
 class DistillHook(Hook):
     """Distils a teacher into the model that the Runner trains.
 
-    Add it to ``custom_hooks`` of any mmdet or mmseg config::
+    Add it to ``custom_hooks`` of any config of a host (mmdet, mmseg, ...)::
 
         custom_hooks = [dict(
             type='kd_mm.DistillHook',
@@ -423,9 +424,12 @@ def _unwrap(model: Any) -> nn.Module:
 def _scope(runner: Runner) -> Optional[str]:
     """Name of the student's registry scope: the Runner's, else that of the model's host."""
     name = getattr(runner.default_scope, 'scope_name', None)
+    host = host_of(_unwrap(runner.model))
     if name in (None, 'mmengine'):  # the Runner's word for none
-        return next((host for base in type(_unwrap(runner.model)).__mro__
-                     for host in [base.__module__.split('.')[0]] if host in ('mmdet', 'mmseg')), name)
+        return name if host is None else host.scope
+    found = None if host is None else host_of_scope(str(name), type(_unwrap(runner.model)))
+    if found is not None and found.note is not None:
+        print_log(f'kd_mm: {found.note}', 'current')
     return name
 
 

@@ -15,8 +15,9 @@ from kd_mm.engine.step import Step
 from kd_mm.engine.term import Term
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.paths import module_at
-from kd_mm.hosts.places import BACKBONES, TRIDENT
+from kd_mm.hosts.places import TRIDENT
 from kd_mm.hosts.rows import DIMENSIONS, in_trunk, shared_places
+from kd_mm.hosts.table import line
 from kd_mm.hosts.taps import Tap
 from kd_mm.losses.base.loss import KINDS, PicksInstances
 from kd_mm.types.records import Recorded
@@ -129,7 +130,7 @@ class Outputs:
     @staticmethod
     def _may_change(module: Any, path: str, record: Recorded) -> bool:
         if in_trunk(path):
-            return any(cls.__name__ in (*BACKBONES, TRIDENT) for cls in type(module).__mro__)
+            return any(cls.__name__ == TRIDENT or line(cls, 'backbones') for cls in type(module).__mro__)
         return any(tensor.dim() != 4 for tensor in record) or (
             isinstance(module, nn.Module) and next(module.children(), None) is not None)
 

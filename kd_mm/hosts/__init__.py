@@ -1,1 +1,1 @@
-"""All that knows mmdet and mmseg: places, paths, taps, models, checkpoints, heads."""
+"""All that knows the hosts: their table, places, paths, taps, models, checkpoints, heads."""

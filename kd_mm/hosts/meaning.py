@@ -5,22 +5,15 @@ loss compares them channel by channel, so both sides must mean the same; the num
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional
+
+from kd_mm.hosts import table
 
 CLASSES, OBJECTNESS, BOXES, DISTRIBUTIONS, QUALITY = 'class', 'objectness', 'box', 'distribution', 'quality'
 _WORDS = {CLASSES: 'class logits', OBJECTNESS: 'objectness (any object or none; no classes)', BOXES: 'box numbers',
           DISTRIBUTIONS: 'bins of box distributions', QUALITY: 'quality (centerness, predicted IoU)'}
 
-#: Name of a branch below a head -> what it gives; class logits are in the table of :mod:`kd_mm.hosts.places`.
-BRANCHES: Dict[str, str] = {
-    'atss_centerness': QUALITY, 'atss_iou': QUALITY, 'atss_reg': BOXES, 'bbox_pred': BOXES,
-    'conv_centerness': QUALITY, 'conv_reg': BOXES, 'gfl_reg': DISTRIBUTIONS, 'multi_level_conv_obj': OBJECTNESS,
-    'multi_level_conv_reg': BOXES, 'object_pred': OBJECTNESS, 'offset_head': BOXES, 'reg_convs': BOXES,
-    'retina_reg': BOXES, 'rpn_reg': BOXES, 'rtm_obj': OBJECTNESS, 'rtm_reg': BOXES, 'tood_reg': BOXES,
-    'vfnet_reg': BOXES, 'vfnet_reg_refine': BOXES, 'wh_head': BOXES}
-#: Of those, names that are towers of other heads; predictors of these alone.
-ONLY_OF: Dict[str, Tuple[str, ...]] = {'reg_convs': ('SSDHead', )}
-#: Heads whose class logits are made of queries (:func:`kd_mm.hosts.places.semantic_logits`), without the background.
+#: Heads whose class logits are made of queries (:func:`kd_mm.hosts.picks.semantic_logits`), without the background.
 OF_QUERIES = ('MaskFormerHead', )
 
 
@@ -127,9 +120,8 @@ def branch_meaning(head: Any, branch: str) -> Optional[Meaning]:
     Args:
         branch: its path below the head.
     """
-    first, _, level = branch.partition('.')
-    kind, kinds = BRANCHES.get(first), {cls.__name__ for cls in type(head).__mro__}
-    if kind is None or (level and not level.isdigit()) or (first in ONLY_OF and not kinds & set(ONLY_OF[first])):
+    kind = table.branch(head, branch)
+    if kind is None:
         return None
     name = type(head).__name__
     if kind == DISTRIBUTIONS:

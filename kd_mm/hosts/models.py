@@ -12,22 +12,18 @@ from torch import nn
 
 from kd_mm.hosts.files import find, places
 from kd_mm.hosts.renamed import hint
+from kd_mm.hosts.table import host_of, host_of_config
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
-
-_TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
 
 
 def task_of(model: nn.Module) -> Optional[str]:
     """``'detection'``, ``'segmentation'`` or None, by the host that a model's class comes from."""
-    for base in type(model).__mro__:
-        host = base.__module__.split('.')[0]
-        if host in _TASKS:
-            return _TASKS[host]
-    return None
+    host = host_of(model)
+    return None if host is None else host.task
 
 
 def scope_of_config(cfg: Any) -> Optional[str]:
-    """Registry scope of a config: its ``default_scope``, else the host of its model's class.
+    """Registry scope of a config: its ``default_scope``, else that of the host of its model's class.
 
     Configs with classes instead of names (``read_base()``) have no default scope.  Names below such a class, which are
     defaults in the host's code, are found in the scope of the host only.
@@ -39,16 +35,15 @@ def scope_of_config(cfg: Any) -> Optional[str]:
     """
     if cfg.get('default_scope'):
         return str(cfg.get('default_scope'))
-    kind = (cfg.get('model') or {}).get('type')
-    host = (kind if isinstance(kind, str) else getattr(kind, '__module__', '')).split('.')[0]
-    return host if host in _TASKS else None
+    found = host_of_config(cfg)
+    return None if found is None else found.scope
 
 
 def load_config(source: Any, folder: Optional[str] = None) -> Tuple[Config, str, Optional[str]]:
     """Config of a teacher, a name for messages, and the path of its file.
 
     Args:
-        source: path of a config file, ``mmdet::`` or ``mmseg::`` name of an installed one, a config or a dict; a dict
+        source: path of a config file, name of an installed one (``mmdet::...``), a config or a dict; a dict
             is a whole config (with ``model``) or that of the model alone (with ``type``).
         folder: where a relative path is looked for after the current folder: that of the config which names it.
 

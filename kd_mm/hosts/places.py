@@ -4,33 +4,31 @@
 else the backbone.  ``@memory`` is the encoder's output of a DETR-type detector, as maps.  ``@logits`` are the dense
 class logits, before sigmoid or softmax: those of a one-stage head, of the region proposals of a two-stage detector, or
 of a segmentor's head.  Mask transformers for segmentation (MaskFormer, Mask2Former) have none; theirs are the logarithm
-of the scores that they predict with, see :func:`semantic_logits`.  ``@output`` is what a model of no host returns as a
-whole.
+of the scores that they predict with, see :func:`kd_mm.hosts.picks.semantic_logits`.  ``@output`` is what a model of no
+host returns as a whole.
 
 The places of :data:`SHARED` are what both models say about the same proposals.
 
-A head whose logits are somewhere else gets its line in a table here, by the name of its class, once for all configs.
+A head whose logits are somewhere else gets its line in the entry of its host (:mod:`kd_mm.hosts.known`), by the name
+of its class, once for all configs.
 """
 
 import fnmatch
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
-import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts.meaning import Meaning, branch_meaning, class_meaning
 from kd_mm.hosts.models import task_of
-from kd_mm.ops.functional import lift
+from kd_mm.hosts.picks import maps as only_maps
+from kd_mm.hosts.table import Line, Pick, line
 from kd_mm.types.batch import Features
 
 MARK = '@'
 PLACES = ('@backbone', '@neck', '@memory', '@logits', '@output')
 #: Places that are rows of proposals which both models are asked about, see :mod:`kd_mm.hosts.heads.proposals`.
 SHARED = ('@roi_logits', '@roi_boxes', '@roi_masks', '@roi_features', '@rpn_logits', '@rpn_boxes')
-
-#: What makes the logits of what the tap gives: (head, outputs) -> outputs.
-Pick = Callable[[Any, Features], Features]
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,6 @@ class Place:
     paths: Tuple[str, ...]
     pick: Optional[Callable[[Features], Features]] = None
     meaning: Optional[Meaning] = None
-
-
-def _last(head: Any, outputs: Features) -> Features:
-    """Keep only the last output.  In training these modules return one per branch, in evaluation only the last."""
-    return outputs[-1:]
-
-
-def _maps(module: Any, outputs: Features) -> Features:
-    """Maps without the class tokens (N, C) that a vision transformer returns beside them (DPT)."""
-    return tuple(tensor for tensor in outputs if tensor.dim() == 4) or outputs
 
 
 def _memory(outputs: Features) -> Features:
@@ -91,95 +79,8 @@ def split_levels(tokens: Tensor, maps: Sequence[Tensor]) -> Features:
                      f'{[tuple(level.shape[2:]) for level in maps]} cells')
 
 
-def _main_branch(head: Any, outputs: Features) -> Features:
-    """Keep the main branch.  In training a PIDNet returns (detail, main, boundary), in evaluation only the main one."""
-    return outputs[1:2] if len(outputs) == 3 else outputs
-
-
-def semantic_logits(scores: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
-    """Class logits for every pixel of queries that each have a class and a mask.
-
-    ``log max(sum_q softmax(class_q)_k * sigmoid(mask_q)_hw, eps)``: the softmax of it over the classes is the share of
-    each class in the scores that the model predicts with (its largest one is the prediction), so that losses on logits
-    compare it with a head that has a class for every pixel.
-
-    Args:
-        scores: class logits of the queries (N, Q, K + 1), the last class is "nothing".
-        masks: mask logits (N, Q, H, W).
-        eps: score of a pixel that no query of the class covers.
-
-    Returns:
-        (N, K, H, W), in full precision.
-
-    Example:
-        >>> scores, masks = torch.tensor([[[50., 0., 0.], [0., 50., 0.]]]), torch.tensor([50., 0.]).view(1, 2, 1, 1)
-        >>> semantic_logits(scores, masks).softmax(dim=1).flatten()
-        tensor([0.6667, 0.3333])
-    """
-    with torch.autocast(scores.device.type, enabled=False):
-        shares = lift(scores).softmax(dim=-1)[..., :-1]
-        return torch.einsum('nqk,nqhw->nkhw', shares, lift(masks).sigmoid()).clamp(min=eps).log()
-
-
-def _queries(head: Any, outputs: Features) -> Features:
-    """Logits of the last decoder layer, from the class scores of every layer followed by the masks of every layer."""
-    scores, masks = outputs[len(outputs) // 2 - 1], outputs[-1]
-    if scores.dim() == 4:  # all layers in one tensor
-        scores, masks = scores[-1], masks[-1]
-    return (semantic_logits(scores, masks), )
-
-
-def _yolo_v3(head: Any, outputs: Features) -> Features:
-    """Keep the class channels among A * (4 box, 1 objectness, K class)."""
-    width = head.num_attrib
-
-    def classes(tensor: Tensor) -> Tensor:
-        count, channels, height, cells = tensor.shape
-        return tensor.reshape(count, channels // width, width, height, cells)[:, :, 5:].flatten(1, 2)
-
-    return tuple(classes(tensor) for tensor in outputs)
-
-
-#: Class of a head (or of a base of it) -> where its class logits are, below the head ('' is the head itself).
-DENSE: Dict[str, Tuple[Tuple[str, ...], Optional[Pick]]] = {
-    # detection
-    'ATSSHead': (('atss_cls', ), None),
-    'AnchorFreeHead': (('conv_cls', ), None),
-    'AnchorHead': (('conv_cls', ), None),
-    'CenterNetHead': (('heatmap_head', ), None),
-    'CornerHead': (('tl_heat.*', 'br_heat.*'), None),
-    'DDODHead': (('atss_cls', ), None),
-    'GARetinaHead': (('retina_cls', ), None),
-    'GFLHead': (('gfl_cls', ), None),
-    'RepPointsHead': (('reppoints_cls_out', ), None),
-    'RetinaHead': (('retina_cls', ), None),
-    'RetinaSepBNHead': (('retina_cls', ), None),
-    'RPNHead': (('rpn_cls', ), None),
-    'RTMDetHead': (('rtm_cls', ), None),
-    'RTMDetInsSepBNHead': (('rtm_cls.*', ), None),
-    'RTMDetSepBNHead': (('rtm_cls.*', ), None),
-    'SABLRetinaHead': (('retina_cls', ), None),
-    'SOLOHead': (('conv_cls', ), None),
-    'SSDHead': (('cls_convs.*', ), None),
-    'TOODHead': (('tood_cls', ), None),
-    'VFNetHead': (('vfnet_cls', ), None),
-    'YOLOFHead': (('cls_score', ), None),
-    'YOLOV3Head': (('convs_pred.*', ), _yolo_v3),
-    'YOLOXHead': (('multi_level_conv_cls.*', ), None),
-    # segmentation
-    'BaseDecodeHead': (('conv_seg', ), None),
-    'IterativeDecodeHead': (('', ), _last),
-    'MaskFormerHead': (('', ), _queries),
-    'SegmenterMaskTransformerHead': (('', ), None),
-}
-#: Backbones that return more in training than in evaluation -> what they return in both.
-BACKBONES: Dict[str, Pick] = {'DDRNet': _last, 'PIDNet': _main_branch}
 #: A backbone that in training hands on each image as often as it has branches (of shared weights).
 TRIDENT = 'TridentResNet'
-#: Heads that derive from one of the above and have no dense class logits: queries, points, something else than classes.
-NONE = ('ATSSVLFusionHead', 'EmbeddingRPNHead', 'PointHead', 'SideAdapterCLIPHead', 'VPDDepthHead')
-
-
 def find(model: nn.Module, place: str) -> Place:
     """Where ``place`` is in ``model``.
 
@@ -219,7 +120,7 @@ def _find(model: nn.Module, place: str) -> Place:
     for path in candidates:
         module = _lookup(model, path)
         if isinstance(module, nn.Module):
-            pick = next((BACKBONES[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in BACKBONES), _maps)
+            pick = next(filter(None, (line(cls, 'backbones') for cls in type(module).__mro__)), only_maps)
             return Place((path, ), _bind(pick, module))
     raise KeyError(f'{type(model).__name__} has none of {", ".join(candidates)} for {place!r}; give a module path')
 
@@ -257,7 +158,8 @@ def _logits(model: nn.Module) -> Place:
     heads = [type(_lookup(model, path)).__name__ for path in ('bbox_head', 'rpn_head', 'panoptic_head', 'decode_head')
              if isinstance(_lookup(model, path), nn.Module)]
     raise KeyError(f'{type(model).__name__} with {", ".join(heads) or "no known head"} has no dense class logits that '
-                   "are known here ('@logits'): tap features ('@neck'), or give the path of the logits")
+                   "are known here ('@logits'): tap features ('@neck'), give the path of the logits, or add a line for "
+                   'the head to the entry of its host (docs/hosts.md)')
 
 
 def meaning_at(model: nn.Module, path: str) -> Optional[Meaning]:
@@ -302,13 +204,14 @@ def _bind(pick: Pick, head: Any) -> Callable[[Features], Features]:
     return lambda outputs: pick(head, outputs)
 
 
-def _entry(head: nn.Module) -> Optional[Tuple[Tuple[str, ...], Optional[Pick]]]:
+def _entry(head: nn.Module) -> Optional[Line]:
     """The table's line for the closest class of a head."""
     for cls in type(head).__mro__:
-        if cls.__name__ in NONE:
+        if line(cls, 'no_logits'):
             return None
-        if cls.__name__ in DENSE:
-            paths, _ = entry = DENSE[cls.__name__]
+        entry: Optional[Line] = line(cls, 'logits')
+        if entry is not None:
+            paths, _ = entry
             if all(not path or isinstance(_lookup(head, path.removesuffix('.*')), nn.Module) for path in paths):
                 return entry
     return None

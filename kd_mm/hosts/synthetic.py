@@ -1,6 +1,6 @@
-"""Random batches that stock mmdet and mmseg models accept, for checks and measurements without a dataset.
+"""Random batches that stock models of the hosts accept, for checks and measurements without a dataset.
 
-Neither host is imported before a batch for one of its models is asked for.
+No host is imported before a batch for one of its models is asked for.
 """
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -8,24 +8,12 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from kd_mm.hosts import table
+
 #: Where a class count is looked up, in this order: the last classifier of a model decides what its labels are.
 _COUNTS = (('roi_head.bbox_head', 'num_classes'), ('roi_head.mask_head', 'num_classes'),
            ('decode_head', 'num_classes'), ('panoptic_head', 'num_things_classes'), ('bbox_head', 'num_classes'),
            ('query_head', 'num_classes'), ('mask_head', 'num_classes'), ('rpn_head', 'num_classes'))
-
-
-def host_of(model: nn.Module) -> str:
-    """``'mmdet'`` or ``'mmseg'``: whose model this is, by its base classes.
-
-    Raises:
-        ValueError: the model derives from no class of either host.
-    """
-    packages = {cls.__module__.split('.')[0] for cls in type(_unwrap(model)).__mro__}
-    for host in ('mmdet', 'mmseg'):
-        if host in packages:
-            return host
-    raise ValueError(f'{type(model).__name__} is neither an mmdet detector nor an mmseg segmentor, so it is not known '
-                     'what its data samples look like. Give your own batch instead of a synthetic one')
 
 
 def find_num_classes(model: nn.Module) -> int:
@@ -118,7 +106,8 @@ def synthetic_batch(model: nn.Module,
     The global random state is neither read nor changed.
 
     Args:
-        model: a stock mmdet detector or mmseg segmentor; it decides the host, the classes, and whether there are masks.
+        model: of a host, an mmdet detector or an mmseg segmentor for example; it decides the form of the batch, the
+            classes, and whether there are masks.
         batch_size: images, at least 1.
         shape: (H, W) of the images in pixels, at least 16 each.  Normalising and padding are the data preprocessor's:
             one with a fixed ``size`` (mmseg's crop size) pads up to it.
@@ -129,7 +118,7 @@ def synthetic_batch(model: nn.Module,
     Returns:
         ``dict(inputs=..., data_samples=...)``: N images (C, H, W), uint8, C of :func:`input_channels`, and N
         ``DetDataSample`` (1 to 4 boxes, their labels, bitmap masks where the model predicts masks) or
-        ``SegDataSample`` (map with some pixels of 255).
+        ``SegDataSample`` (map with some pixels of 255); in another form where the host's entry says so (``batch``).
 
     Raises:
         ValueError: an unknown kind of model, no class count, or a bad size.
@@ -143,15 +132,18 @@ def synthetic_batch(model: nn.Module,
     if batch_size < 1 or height < 16 or width < 16:
         raise ValueError(f'batch_size={batch_size} must be at least 1 and shape={tuple(shape)} at least (16, 16)')
     model = _unwrap(model)
-    host = host_of(model)
+    host = table.host_of(model)
+    if host is None or host.sample is None:
+        raise ValueError(f'{type(model).__name__} is neither an mmdet detector nor an mmseg segmentor, nor of another '
+                         f'host of the table ({", ".join(table.scopes())}), so it is not known what its data samples '
+                         'look like. Give your own batch instead of a synthetic one')
     classes = find_num_classes(model) if num_classes is None else int(num_classes)
     generator = torch.Generator().manual_seed(seed)
     channels = input_channels(model)
     inputs = [torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=generator).to(device)
               for _ in range(batch_size)]
-    make = _det_sample if host == 'mmdet' else _seg_sample
-    samples = [make(model, index, height, width, classes, generator).to(device) for index in range(batch_size)]
-    return dict(inputs=inputs, data_samples=samples)
+    samples = [host.sample(model, index, height, width, classes, generator).to(device) for index in range(batch_size)]
+    return dict(inputs=inputs, data_samples=samples) if host.batch is None else host.batch(model, inputs, samples)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -196,8 +188,8 @@ def _regions(labels: Sequence[int], height: int, width: int, generator: torch.Ge
     return seg[None].clone()
 
 
-def _det_sample(model: nn.Module, index: int, height: int, width: int, classes: int,
-                generator: torch.Generator) -> Any:
+def det_sample(model: nn.Module, index: int, height: int, width: int, classes: int,
+               generator: torch.Generator) -> Any:
     """A ``DetDataSample`` with what this detector's loss reads."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
@@ -244,8 +236,8 @@ def _stuff_labels(model: nn.Module) -> List[int]:
     return []
 
 
-def _seg_sample(model: nn.Module, index: int, height: int, width: int, classes: int,
-                generator: torch.Generator) -> Any:
+def seg_sample(model: nn.Module, index: int, height: int, width: int, classes: int,
+               generator: torch.Generator) -> Any:
     """A ``SegDataSample`` with a label map, and an edge map for the heads that read one."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample

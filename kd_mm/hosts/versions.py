@@ -5,14 +5,28 @@ import sys
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import kd_mm
+from kd_mm.hosts.table import hosts, packages
 
-#: Package -> (least, below which it must stay), of what kd_mm needs.  The major versions that are there today: the
-#: hosts' class names and signatures are what we live by, and a new major version may change them.
-RANGES: Dict[str, Tuple[str, Optional[str]]] = {
-    'torch': ('2.1', None), 'mmengine': ('0.10', '1.0'), 'mmcv': ('2.0', '3.0'), 'mmdet': ('3.0', '4.0'),
-    'mmseg': ('1.0', '2.0')}
-#: Package -> name on the package index, where it is another.
-INDEX = {'mmseg': 'mmsegmentation'}
+#: Package -> (least, below which it must stay), of what kd_mm needs besides the hosts, whose versions are in their
+#: entries.  The major versions that are there today: the class names and signatures of the hosts are what we live by,
+#: and a new major version may change them.
+BASE: Dict[str, Tuple[str, Optional[str]]] = {
+    'torch': ('2.1', None), 'mmengine': ('0.10', '1.0'), 'mmcv': ('2.0', '3.0')}
+
+
+def ranges() -> Dict[str, Tuple[str, Optional[str]]]:
+    """The same with every host of the table."""
+    return {**BASE, **{host.package: host.versions for host in hosts() if host.versions is not None}}
+
+
+def index_name(package: str) -> str:
+    """Name on the package index.
+
+    Example:
+        >>> index_name('mmseg'), index_name('torch')
+        ('mmsegmentation', 'torch')
+    """
+    return packages()[package].index if package in packages() else package
 
 
 def numbers(version: str) -> Tuple[int, ...]:
@@ -34,20 +48,21 @@ def mend(name: str, version: str) -> Optional[str]:
         >>> mend('mmseg', '1.2.2') is None
         True
     """
-    if name not in RANGES or not numbers(version):
+    limits = ranges().get(name)
+    if limits is None or not numbers(version):
         return None
-    least, below = RANGES[name]
+    least, below = limits
     if numbers(least) <= numbers(version) and (below is None or numbers(version) < numbers(below)):
         return None
     limit = f', below {below},' if below else ''
-    return (f'{name} {least} or newer{limit} is needed: pip install "{INDEX.get(name, name)}>={least}'
+    return (f'{name} {least} or newer{limit} is needed: pip install "{index_name(name)}>={least}'
             f'{f",<{below}" if below else ""}"')
 
 
 def misfits(modules: Mapping[str, Any]) -> List[str]:
     """What does not fit of the packages that are imported, as sentences; nothing is imported here."""
     found = []
-    for name in RANGES:
+    for name in ranges():
         version = getattr(modules.get(name), '__version__', None)
         wanted = mend(name, version) if isinstance(version, str) else None
         if wanted is not None:

@@ -8,6 +8,7 @@ from typing import List, Optional
 import yaml
 
 from kd_mm.hosts.renamed import hint
+from kd_mm.hosts.table import hosts
 
 #: Our own package: ``kd_mm::NAME`` is a config that we ship.
 OWN = 'kd_mm'
@@ -16,10 +17,15 @@ OWN = 'kd_mm'
 def package_folder(package: str) -> Optional[Path]:
     """The folder that has the ``configs`` of an installed host (``mmdet``, ``mmseg``, ...) or of kd_mm, or None.
 
+    By the host's entry where it says how; else by its package or scope.
+
     Found through the import system and not through the distribution's name, because the maintained forks have other
     distribution names than the package they install.
     """
-    spec = importlib.util.find_spec(package)
+    host = next((host for host in hosts() if package in (host.scope, host.package)), None)
+    if host is not None and host.configs is not None:
+        return host.configs()
+    spec = importlib.util.find_spec(package if host is None else host.package)
     for place in (spec.submodule_search_locations or []) if spec else []:
         # A host has them in .mim; a wheel of ours in the package itself, a checkout beside it.
         for root in (*([Path(place)] if package == OWN else []), Path(place) / '.mim', Path(place).parent):
@@ -59,8 +65,13 @@ def _closest(name: str, names: List[str]) -> List[str]:
 
 
 def zoo_weights(config_path: str) -> Optional[str]:
-    """URL of the published weights of an installed config, from the host's model index; None if there are none."""
+    """URL of the published weights of an installed config, from the host's entry or model index; None if there are
+    none."""
     path = Path(config_path).resolve()
+    for host in hosts():
+        root = package_folder(host.package) if host.weights is not None else None
+        if host.weights is not None and root is not None and (root / 'configs').resolve() in path.parents:
+            return host.weights(str(path))
     parts = path.parts
     if 'configs' not in parts:
         return None

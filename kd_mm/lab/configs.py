@@ -17,12 +17,12 @@ from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, 
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.hosts.renamed import hint, no_such_config
+from kd_mm.hosts.table import host_of_config, scopes
 from kd_mm.hosts.zoo import package_folder, zoo_config
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import accepted_arguments
 from kd_mm.teachers.spec import RANDOM
 
-HOSTS = ('mmdet', 'mmseg')
 #: Steps of an epoch where the length of training is needed and only epochs are known: about COCO's at 16 images a
 #: step.  No data set is opened.
 ASSUMED_EPOCH = 7000
@@ -43,12 +43,21 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
     apply_options(cfg, options or {})
     if not cfg.get('model') or 'type' not in cfg.model:
         raise ValueError(f'{path} has no `model` with a `type`')
-    if scope_of_config(cfg) not in HOSTS:
-        raise ValueError(f'{path} is for no host of kd_mm ({", ".join(HOSTS)}): default_scope='
-                         f'{cfg.get("default_scope")!r}, and model.type={_type_name(cfg.model)!r} is no class of '
-                         "theirs. Inherit from a config of the host, such as "
-                         "'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py', or set default_scope")
+    problem = no_host(cfg)
+    if problem is not None:
+        raise ValueError(f'{path} {problem}')
     return cfg
+
+
+def no_host(cfg: Config) -> Optional[str]:
+    """What is wrong with a config that is for no host, as the end of a sentence; None for one that is."""
+    if host_of_config(cfg) is not None:
+        return None
+    return (f'is for no host of kd_mm: default_scope={cfg.get("default_scope")!r}, and '
+            f'model.type={_type_name(cfg.get("model") or {})!r} is no class of theirs. Hosts are {", ".join(scopes())} '
+            'and what builds on them: inherit from a config of one, such as '
+            "'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py', set default_scope, or add an entry for your own package "
+            '(docs/hosts.md)')
 
 
 def read_file(file: str) -> Config:
@@ -194,14 +203,14 @@ def _read_quietly(file: str) -> Config:
 
 def _is_installed(file: str) -> bool:
     """Whether a host ships this file."""
-    roots = [root for root in map(package_folder, HOSTS) if root is not None]
+    roots = [root for root in map(package_folder, scopes()) if root is not None]
     roots += [root.parent for root in roots if root.name == '.mim']  # pure-Python ones are in the package itself
     return any(root.resolve() in Path(file).resolve().parents for root in roots)
 
 
 def _short(file: str) -> str:
     """A path for messages: below the ``configs`` folder of a host, else as it is seen from here."""
-    for host in HOSTS:
+    for host in scopes():
         root = package_folder(host)
         if root is not None and (root / 'configs').resolve() in Path(file).resolve().parents:
             return f'{host}::{Path(file).resolve().relative_to((root / "configs").resolve())}'

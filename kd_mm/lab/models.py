@@ -14,6 +14,7 @@ from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.models import build_model, class_names, scope_of_config
 from kd_mm.hosts.synthetic import synthetic_batch
+from kd_mm.hosts.table import packages
 from kd_mm.lab.configs import training_length
 
 
@@ -31,7 +32,7 @@ def scope_of(cfg: Config) -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with DefaultScope.overwrite_default_scope(scope_of_config(cfg)), warnings.catch_warnings():
-            warnings.filterwarnings('ignore', module=r'mm(det|seg|cv|engine)')
+            warnings.filterwarnings('ignore', module='|'.join(('mmcv', 'mmengine', *packages())))
             warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
             yield
     finally:

@@ -61,7 +61,7 @@ def facts(model: nn.Module) -> Facts:
     """
     task = task_of(model)
     if task is None:
-        raise ValueError(f'{type(model).__name__} is no detector of mmdet and no segmenter of mmseg')
+        raise ValueError(f'{type(model).__name__} is no detector or segmenter of a host that is known here')
     kind = _detector(model) if task == 'detection' else _segmenter(model)
     heads = [getattr(model, name, None) for name in ('roi_head', 'bbox_head', 'mask_head', 'panoptic_head',
                                                      'decode_head')]

@@ -34,6 +34,7 @@ from typing import Any, Dict, Optional, Sequence
 from torch import nn
 
 from kd_mm.hosts.files import find, is_relative, places
+from kd_mm.hosts.table import packages
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import TEACHERS
 from kd_mm.teachers.base import Teacher
@@ -50,7 +51,8 @@ from kd_mm.teachers.speed import AUTO
 SELF = 'self'
 STUDENT = 'student'
 _KEYS = ('teacher', 'teacher_ckpt', 'teacher_strict', 'speed', 'view', 'input_key')
-_HOSTS = ('mmdet', 'mmseg', 'mmengine', 'mmcv', 'mmpretrain')
+#: Packages besides the hosts whose classes are built from a config of the host.
+_BUILT = ('mmengine', 'mmcv', 'mmpretrain')
 
 
 def build_copy(spec: TeacherSpec) -> Teacher:
@@ -136,7 +138,7 @@ def _from_source(spec: TeacherSpec) -> Teacher:
         factory = TEACHERS.module_dict.get(kind.removeprefix('kd_mm.'))
         if factory is not None:
             return from_registry(factory, spec)
-        if '.' in kind and kind.split('.')[0] not in _HOSTS:
+        if '.' in kind and kind.split('.')[0] not in (*_BUILT, *packages()):
             return build_plain(spec)
     elif kind is not None and kind in TEACHERS.module_dict.values():
         return from_registry(kind, spec)

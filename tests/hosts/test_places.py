@@ -7,7 +7,8 @@ from torch import nn
 
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import build_model
-from kd_mm.hosts.places import DENSE, PLACES, find, semantic_logits
+from kd_mm.hosts.picks import semantic_logits, yolo_v3
+from kd_mm.hosts.places import PLACES, find
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.taps import Tap
 from kd_mm.hosts.zoo import zoo_config
@@ -83,9 +84,8 @@ def test_class_channels_of_yolo_v3():
     class Head(nn.Module):
         num_attrib = 7  # 2 classes
 
-    pick = DENSE['YOLOV3Head'][1]
     channels = torch.arange(14.).view(1, 14, 1, 1)
-    assert pick(Head(), (channels, ))[0].flatten().tolist() == [5, 6, 12, 13]
+    assert yolo_v3(Head(), (channels, ))[0].flatten().tolist() == [5, 6, 12, 13]
 
 
 @pytest.mark.parametrize('name', [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kd_mm
-from kd_mm.hosts.versions import INDEX, RANGES, misfits, require
+from kd_mm.hosts.versions import index_name, misfits, ranges, require
 from kd_mm.registry import HOOKS
 
 
@@ -25,8 +25,8 @@ def test_ranges(name, version, fits):
     found = misfits({name: SimpleNamespace(__version__=version)})
     assert fits != bool(found), found
     if found:
-        least, below = RANGES[name]
-        spec = f'{INDEX.get(name, name)}>={least}' + (f',<{below}' if below else '')
+        least, below = ranges()[name]
+        spec = f'{index_name(name)}>={least}' + (f',<{below}' if below else '')
         assert f'{name} {version} is installed' in found[0] and f'pip install "{spec}"' in found[0]
 
 

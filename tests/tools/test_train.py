@@ -224,7 +224,7 @@ def test_wrong_calls_are_told_what_to_do(tasks, tmp_path):
         TEST.main([det['plain'], 'no.pth', *data])
     empty = tmp_path / 'empty.py'
     empty.write_text('model = dict()')
-    with pytest.raises(SystemExit, match='default_scope=None.*mmdet, mmseg'):
+    with pytest.raises(SystemExit, match='default_scope=None.*model.type=.*mmdet, mmseg'):
         TRAIN.main([str(empty)])
     other = copy.deepcopy(tasks['seg']['cfg'])
     other.pop('auto_scale_lr', None)

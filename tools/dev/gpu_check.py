@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'dev')]
 from gpu_ops import FALLBACKS, fallbacks, missing_ops  # noqa: E402
 from gpu_place import DETECTOR, SEGMENTOR, Place, Skip, close, distance, must  # noqa: E402
 
-from kd_mm.hosts.models import scope_of_config  # noqa: E402
+from kd_mm.hosts.table import DETECTION, SEGMENTATION, host_of_config, packages  # noqa: E402
 from kd_mm.lab.configs import hook_entries, read_config  # noqa: E402
 from kd_mm.lab.cost import Bench, profile_config  # noqa: E402
 from kd_mm.lab.meters import memory_rise  # noqa: E402
@@ -52,7 +52,7 @@ COSTS = ('configs/det/cwd/cwd_retinanet_r50_from_x101_2x_coco.py',
          'configs/det/cwd/cwd_rtmdet_s_from_m_300e_coco.py',
          'configs/seg/cwd/cwd_pspnet_r18_from_r101_80k_cityscapes.py',
          'configs/seg/cwd/cwd_segformer_b0_from_b4_160k_cityscapes.py')
-SHAPES = {'mmdet': (800, 1333), 'mmseg': (512, 1024)}
+SHAPES = {DETECTION: (800, 1333), SEGMENTATION: (512, 1024)}
 
 
 # ---------------------------------------------------------------------- the checks
@@ -254,7 +254,8 @@ def costs(place: Place) -> Dict[str, Any]:
     for name in names:
         try:
             cfg = read_config(str(ROOT / name))
-            shape = SHAPES.get(str(scope_of_config(cfg)), SHAPES['mmdet']) if place.cuda else place.shape
+            host = host_of_config(cfg)
+            shape = SHAPES[host.host.task if host else DETECTION] if place.cuda else place.shape
             found[name] = profile_config(cfg, place.batch, shape, place.steps if place.cuda else 2, place.device)
         except Exception as error:  # a config that does not fit this device stops no other
             found[name] = dict(error=f'{type(error).__name__}: {error}'.split('\n')[0])
@@ -299,7 +300,7 @@ def machine(device: torch.device) -> Dict[str, Any]:
     found = dict(device=torch.cuda.get_device_name(device) if cuda else f'cpu, {torch.get_num_threads()} thread(s)',
                  devices=torch.cuda.device_count() if cuda else 0, torch=torch.__version__, cuda=torch.version.cuda,
                  cudnn=torch.backends.cudnn.version() if cuda else None, python=platform.python_version())
-    for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'):
+    for name in ('mmengine', 'mmcv', *packages()):
         try:
             found[name] = __import__(name).__version__
         except Exception:  # hosts assert versions while they are imported

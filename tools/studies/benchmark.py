@@ -37,6 +37,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 import stages as engine  # noqa: E402
 from benchmark_table import page, table  # noqa: E402
 
+from kd_mm.hosts.table import packages  # noqa: E402
+
 HOME = ROOT / 'configs' / 'benchmark'
 #: Settings of each task, files in that folder.
 PAIRS = {'det': ('det', 'det_two_stage'), 'seg': ('seg', )}
@@ -310,7 +312,7 @@ def hosts() -> Dict[str, str]:
     import mmengine
     import torch
     found = dict(torch=torch.__version__.split('+')[0], mmengine=mmengine.__version__)
-    for name in ('mmdet', 'mmseg'):
+    for name in packages():
         with contextlib.suppress(ImportError):
             found[name] = importlib.import_module(name).__version__
     return found

@@ -11,8 +11,7 @@ import click
 
 import kd_mm
 from kd_mm.hosts import versions
-
-HOSTS = ('mmdet', 'mmseg')
+from kd_mm.hosts.table import packages
 
 
 @dataclass
@@ -32,11 +31,15 @@ class Finding:
     needed: bool = True
 
 
+def _there(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
 def look(name: str, load: Callable[[str], Any] = importlib.import_module) -> Finding:
     """A package: whether it is there, can be imported, and has a version that fits."""
-    install = f'pip install {versions.INDEX.get(name, name)}'
-    host = name in HOSTS
-    if importlib.util.find_spec(name) is None:
+    install = f'pip install {versions.index_name(name)}'
+    host = name in packages()
+    if not _there(name):
         return Finding(name, 'not installed', install, needed=not host)
     try:
         module = load(name)
@@ -51,7 +54,7 @@ def look(name: str, load: Callable[[str], Any] = importlib.import_module) -> Fin
 
 def operators() -> Finding:
     """Whether mmcv's compiled operators are there: NMS and RoIAlign need them."""
-    if importlib.util.find_spec('mmcv') is None:
+    if not _there('mmcv'):
         return Finding('mmcv ops', 'not there', 'install mmcv first')
     try:
         found = importlib.util.find_spec('mmcv._ext')
@@ -77,13 +80,15 @@ def examine() -> List[Finding]:
         devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         found.append(Finding('devices', ', '.join(devices) or 'no CUDA device: everything runs on the CPU'))
     found.append(operators())
-    hosts = [look(name) for name in HOSTS]
-    if all(importlib.util.find_spec(name) is None for name in HOSTS):
-        hosts = [Finding(host.name, host.text, host.mend) for host in hosts]  # one of the two is needed
-    found += hosts
-    if importlib.util.find_spec('mmseg') is not None:
-        found += [Finding(name, 'not installed, and mmseg imports it', f'pip install {name}')
-                  for name in ('ftfy', 'regex') if importlib.util.find_spec(name) is None]
+    # Of the hosts that build on another one, those that are there.
+    names = [name for name, host in packages().items() if host.parent is None or _there(name)]
+    rows = [look(name) for name in names]
+    if not any(map(_there, names)):
+        rows = [Finding(row.name, row.text, row.mend) for row in rows]  # one of them is needed
+    found += rows
+    for name in filter(_there, names):
+        found += [Finding(need, f'not installed, and {name} imports it', f'pip install {need}')
+                  for need in packages()[name].needs if not _there(need)]
     return found
 
 

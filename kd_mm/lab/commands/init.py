@@ -14,6 +14,7 @@ from mmengine.config import Config
 
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import build_model, class_names, default_weights, load_config, scope_of_config
+from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import fail
 from kd_mm.lab.configs import hook_entries, read_config
@@ -91,11 +92,11 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
         raise ValueError(f'the teacher {teacher} is the same model as the student {student}, and no weights are given: '
                          'nothing can be learned from itself. Give a larger teacher, or for a student of the same kind '
                          '("born again") the trained weights with --teacher-ckpt FILE')
-    tasks = [scope_of_config(config) for config in (cfg, theirs)]
-    if None not in tasks and tasks[0] != tasks[1]:
-        raise ValueError(f'{student} is a config of {tasks[0]} and {teacher} of {tasks[1]}: no recipe distils one task '
-                         "into another. Take a teacher of the same task, or write a config by hand, with a loss on "
-                         "features (at='backbone')")
+    sides = [host_of_config(config) for config in (cfg, theirs)]
+    if sides[0] is not None and sides[1] is not None and sides[0].host.task != sides[1].host.task:
+        raise ValueError(f'{student} is a config of {sides[0].scope} and {teacher} of {sides[1].scope}: no recipe '
+                         'distils one task into another. Take a teacher of the same task, or write a config by hand, '
+                         "with a loss on features (at='backbone')")
     if found is None:
         raise ValueError(f'{teacher} has no published weights. Give those of your teacher with --teacher-ckpt FILE, or '
                          "'random' to write a config for a dry try")

@@ -12,8 +12,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
-from kd_mm.hosts.models import scope_of_config
 from kd_mm.hosts.pictures import find_pictures, unreadable
+from kd_mm.hosts.table import host_of_config
 from kd_mm.lab.commands import fail
 from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.distill import quiet
@@ -65,10 +65,9 @@ def teacher_of(text: str) -> Any:
     return content.teacher.to_dict() if 'teacher' in content and 'model' not in content else path
 
 
-def pipeline(host: str, size: Tuple[int, int]) -> List[Dict[str, Any]]:
-    """Transforms of a host for pictures without labels: a random scale, crop and flip."""
+def pipeline(pack: str, size: Tuple[int, int]) -> List[Dict[str, Any]]:
+    """Transforms of a host for pictures without labels: a random scale, crop and flip; ``pack`` is its last one."""
     height, width = size
-    pack = dict(mmdet='PackDetInputs', mmseg='PackSegInputs')[host]
     keys = ('img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
     return [dict(type='LoadImageFromFile'),
             dict(type='RandomResize', scale=(width, height), ratio_range=(0.75, 2.0), keep_ratio=True),
@@ -86,7 +85,8 @@ def make_config(student: str, teacher: Any, weights: Optional[str], images: str,
     cfg = read_config(student)
     if hook_entries(cfg):
         raise ValueError(f'{student} distils already. Give the plain config of the student')
-    host = str(scope_of_config(cfg))
+    found = host_of_config(cfg)
+    assert found is not None  # read_config has looked
     model: Any = cfg.model
     if part == 'neck' and not model.get('neck'):
         raise ValueError(f'{student} has no neck: take --part backbone')
@@ -104,12 +104,12 @@ def make_config(student: str, teacher: Any, weights: Optional[str], images: str,
         data['batch_augments'] = None
     warm = iters // 20
     new: Dict[str, Any] = dict(
-        default_scope=host, model=model,
+        default_scope=found.scope, model=model,
         train_dataloader=dict(
             batch_size=batch, num_workers=workers, persistent_workers=workers > 0, drop_last=True,
             sampler=dict(type='InfiniteSampler', shuffle=True),
             dataset=dict(type='kd_mm.ImageFolder', root=osp.abspath(osp.expanduser(images)),
-                         pipeline=pipeline(host, size))),
+                         pipeline=pipeline(found.host.pack, size))),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=iters + 1),
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
                            clip_grad=dict(max_norm=3.0)),

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with an mmdet or mmseg config.
+"""Evaluate a checkpoint with a config of a host (mmdet, mmseg, ...).
 
     kd-mm test CONFIG work_dirs/.../epoch_24.pth
     kd-mm test CONFIG CHECKPOINT --show-dir pictures --out predictions.pkl
@@ -16,7 +16,7 @@ from typing import Any, Optional, Sequence
 from mmengine.config import Config
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
-from kd_mm.hosts.models import scope_of_config
+from kd_mm.hosts.table import DETECTION, host_of_config
 from kd_mm.lab.commands import fail
 from kd_mm.lab.commands.train import (
     add_shared_arguments,
@@ -43,12 +43,18 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return prepare_args(parser.parse_args(argv))
 
 
+def detects(cfg: Config) -> bool:
+    """Whether a config is that of a detector; a segmentor's otherwise."""
+    found = host_of_config(cfg)
+    return found is not None and found.host.task == DETECTION
+
+
 def draw(cfg: Config, show_dir: str) -> None:
     hook: Any = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         fail('--show-dir needs default_hooks.visualization in the config')
     hook['draw'] = True
-    if cfg.default_scope == 'mmdet':
+    if detects(cfg):
         hook['test_out_dir'] = show_dir
     else:
         cfg.visualizer['save_dir'] = show_dir
@@ -57,7 +63,7 @@ def draw(cfg: Config, show_dir: str) -> None:
 
 def use_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; for a detector without a recipe of its own: flips."""
-    if cfg.default_scope == 'mmseg' and not ('tta_model' in cfg and 'tta_pipeline' in cfg):
+    if not detects(cfg) and not ('tta_model' in cfg and 'tta_pipeline' in cfg):
         fail('--tta needs tta_model and tta_pipeline in the config; the base configs of mmseg have them')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
@@ -90,7 +96,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg = load_config(args)
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         fail(f'no such checkpoint: {args.checkpoint} (looked at {osp.abspath(args.checkpoint)})')
-    detector = scope_of_config(cfg) == 'mmdet'
+    detector = detects(cfg)
     if args.out and detector and not args.out.endswith(('.pkl', '.pickle')):
         fail(f'--out {args.out}: predictions of a detector go into a .pkl file')
     check_data(cfg, ('test', ))

@@ -1,4 +1,4 @@
-"""Train an mmdet or mmseg config, with or without distillation.
+"""Train a config of a host (mmdet, mmseg, ...), with or without distillation.
 
     kd-mm train configs/det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py
     kd-mm train CONFIG --cfg-options data_root=/data/coco train_dataloader.batch_size=4
@@ -12,7 +12,7 @@ Several GPUs, here and on two machines (the second with NODE_RANK=1); without an
 
 In a checkout tools/dist_train.sh and tools/slurm_train.sh do the same.
 
-The hosts' own tools/train.py train the same configs.  This one knows both hosts, looks for the data before anything
+The hosts' own tools/train.py train the same configs.  This one knows all hosts, looks for the data before anything
 is built, moves a whole data set by ``data_root=``, and never overwrites the checkpoints of an earlier run unasked.
 """
 
@@ -31,14 +31,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
-from kd_mm.hosts.models import scope_of_config
 from kd_mm.hosts.renamed import no_such_config
+from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import fail
-from kd_mm.lab.configs import apply_options, faults, hook_entries, read_file
+from kd_mm.lab.configs import apply_options, faults, hook_entries, no_host, read_file
 from kd_mm.ops.problems import ConfigProblems
 
-HOSTS = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '
                     'data_root=PATH moves every dataset and evaluator path that lies below the config\'s data_root')
 
@@ -110,14 +109,15 @@ def relative_stem(config: str) -> str:
 
 
 def check_host(cfg: Config) -> None:
-    """The host of a config, ``mmdet`` or ``mmseg``, must be installed; mmengine itself imports what it needs of it."""
-    scope = scope_of_config(cfg)
-    if scope is None or scope not in HOSTS:
-        fail(f'default_scope={scope!r} in the config is no host of kd_mm, and model.type no class of one. The scope '
-             f'must be one of {", ".join(HOSTS)}: '
-             "inherit from a config of the host, for example _base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'")
-    if importlib.util.find_spec(scope) is None:
-        fail(f'the config is for {scope}, which is not installed. Install it: pip install {HOSTS[scope]}')
+    """The host of a config must be known and installed; mmengine itself imports what it needs of it."""
+    found = host_of_config(cfg)
+    if found is None:
+        fail(f'the config {no_host(cfg)}')
+    if found.note is not None:
+        print(f'kd_mm: {found.note}')
+    if importlib.util.find_spec(found.host.package) is None:
+        fail(f'the config is for {found.host.package}, which is not installed. Install it: pip install '
+             f'{found.host.index}')
 
 
 def move_data_root(cfg: Config, old: str, new: str) -> None:

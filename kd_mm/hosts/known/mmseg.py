@@ -1,0 +1,19 @@
+"""MMSegmentation 1.x, as published and as onedl-mmsegmentation."""
+
+from kd_mm.hosts.picks import last, main_branch, queries
+from kd_mm.hosts.synthetic import seg_sample
+from kd_mm.hosts.table import SEGMENTATION, Host, register
+
+register(Host(
+    'mmseg', SEGMENTATION, index='mmsegmentation', versions=('1.0', '2.0'), needs=('ftfy', 'regex'), sample=seg_sample,
+    pack='PackSegInputs',
+    logits={
+        'BaseDecodeHead': (('conv_seg', ), None),
+        'IterativeDecodeHead': (('', ), last),
+        'MaskFormerHead': (('', ), queries),
+        'SegmenterMaskTransformerHead': (('', ), None),
+    },
+    # Points of a refinement, queries, numbers that are no classes.
+    no_logits=('PointHead', 'SideAdapterCLIPHead', 'VPDDepthHead'),
+    backbones={'DDRNet': last, 'PIDNet': main_branch},
+))
