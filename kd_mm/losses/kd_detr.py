@@ -54,8 +54,8 @@ class KDDETRLoss(QueryLoss):
         loss_weight: see :class:`KDLoss`. Default 1.
 
     In a config ``at='bbox_head'``: two detectors of one kind (DETR, Conditional DETR, DAB-DETR, Deformable DETR of one
-    or two stages, DINO, RT-DETR and others with the same steps), the same width and classes; the numbers of queries may differ.  On plain tensors the two views
-    are what both made of the same points.
+    or two stages, DINO, RT-DETR and others with the same steps), the same width and classes; the numbers of queries may
+    differ.  On plain tensors the two views are what both made of the same points.
 
     Returns:
         Reduction: per level; sum over queries; divided by weights

@@ -1,9 +1,9 @@
 """Detectors of the RT-DETR kind as others register them under mmdet: small, and written from the papers.
 
-``RTDETR``: attention within the last level and a fusion of the levels from top to bottom, the best cells as queries with
-denoising queries before them, a decoder that gives every layer in training and the last one alone in evaluation.
-``DFINE``: the same with a distribution for each side of a box; its head gives one prediction more than there are layers
-and returns boxes and distributions as a pair of lists.  Import it by ``custom_imports`` or by itself.
+``RTDETR``: attention within the last level and a fusion of the levels from top to bottom, the best cells as queries
+with denoising queries before them, a decoder that gives every layer in training and the last one alone in evaluation.
+``DFINE``: the same with a distribution for each side of a box; its head gives one prediction more than there are
+layers and returns boxes and distributions as a pair of lists.  Import it by ``custom_imports`` or by itself.
 """
 
 from typing import Any

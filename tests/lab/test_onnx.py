@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from detrs import detr_config
-from heads import head_config
+from heads import build_head, head_config
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
@@ -216,6 +216,14 @@ def test_what_cannot_be_written_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(SystemExit, match=r'need the package onnxruntime.*pip install onnx onnxruntime'):
         main([str(path), '--onnx', out, '--size', '64', '64'])
+
+
+def test_operations_of_mmcv_are_named(tmp_path):
+    """VFNet's deformable convolutions: the exporter writes them, and no plain onnxruntime has them."""
+    model, cfg = build_head('vfnet').eval(), head_config('vfnet')
+    with scope_of(cfg), pytest.raises(ValueError, match='VFNet uses operations that plain ONNX does not have: mmcv::'):
+        export(model, str(tmp_path / 'student.onnx'), (HEIGHT, WIDTH), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_check_without_objects_shows_nothing(tmp_path, coco_root):

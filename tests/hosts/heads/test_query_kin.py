@@ -44,7 +44,8 @@ def test_the_matched_queries_in_training(models):
     for layer, call in enumerate(records['loss_by_feat_single'].calls[:LAYERS]):
         assert torch.equal(call.args[0], view.logits[layer]) and torch.equal(call.args[1], view.boxes[layer])
     assert not view.partial and view.distributions is None and len(view.memory) == len(view.neck) == 4
-    assert {name: value.shape[1] for name, value in view.points.items()} == dict(query=QUERIES, reference_points=QUERIES)
+    counts = {name: value.shape[1] for name, value in view.points.items()}
+    assert counts == dict(query=QUERIES, reference_points=QUERIES)
 
 
 @pytest.mark.parametrize('name', ['rtdetr', 'dfine'])
