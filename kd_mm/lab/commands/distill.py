@@ -26,6 +26,7 @@ from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.evaluate import evaluate, own_name, primary
 from kd_mm.lab.commands.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
 from kd_mm.lab.cost import profile_config
+from kd_mm.ops.words import count
 from kd_mm.teachers.spec import RANDOM
 
 #: What a run is and what it has reached, in its work dir.
@@ -168,7 +169,8 @@ def cost(cfg: Config) -> Dict[str, Any]:
 
 def cost_text(found: Dict[str, Any]) -> str:
     """One line of it."""
-    text = (f'{found["kd_seconds"]:.3g} s a step instead of {found["plain_seconds"]:.3g} s ({found["batch"]} images of '
+    text = (f'{found["kd_seconds"]:.3g} s a step instead of {found["plain_seconds"]:.3g} s ('
+            f'{count(found["batch"], "image")} of '
             f'{"x".join(map(str, found["shape"]))}, {found["device"]})')
     if found['plain_bytes'] and found['kd_bytes']:
         text += f', {found["kd_bytes"] / 2**20:.0f} MiB instead of {found["plain_bytes"] / 2**20:.0f} MiB'
