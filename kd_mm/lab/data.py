@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS
 from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
-from kd_mm.hosts.models import scope_of_config
+from kd_mm.hosts.models import classes_of, scope_of_config
 from kd_mm.hosts.synthetic import find_num_classes
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.modes import preserved_random_state
@@ -150,7 +150,7 @@ def _reason(error: Exception) -> str:
 
 
 def _names(dataset: Any) -> str:
-    names = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    names = classes_of(getattr(dataset, 'metainfo', None)) or ()
     return f'({", ".join(map(str, list(names)[:5]))}{", ..." if len(names) > 5 else ""})'
 
 

@@ -55,6 +55,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help='start anew in a work dir that already has checkpoints')
     parser.add_argument('--score-teacher', action='store_true', help='evaluate the teacher on the validation data '
                         'before the first step')
+    parser.add_argument('--score-images', type=int, metavar='N', help='the same on the first N images of the '
+                        'validation data alone; the student is evaluated on them, too')
     add_shared_arguments(parser)
     return prepare_args(parser.parse_args(argv))
 
@@ -310,11 +312,12 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
-    if args.score_teacher:
+    asked = args.score_teacher if args.score_images is None else args.score_images
+    if asked is not False:
         entries = hook_entries(cfg)
         if not entries:
             fail('--score-teacher: the config has no kd_mm.DistillHook in custom_hooks, so there is no teacher')
-        entries[0]['score_teacher'] = True
+        entries[0]['score_teacher'] = asked
     for part in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if not cfg.get(part):
             fail(f'{args.config} has no {part}: a config without data or schedule cannot be trained. Inherit from a '
