@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from kd_mm.engine.conditions import check_folded, check_loop
+from kd_mm.engine.conditions import check_folded, check_loop, unfit
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.extras import group_options
 from kd_mm.engine.holding import Holding, before_loading, hold
@@ -31,6 +31,7 @@ from kd_mm.registry import HOOKS
 from kd_mm.teachers.beside import first_problem
 from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.speed import AUTO
+from kd_mm.types.targets import NO_MASKS
 
 
 @HOOKS.register_module()
@@ -137,8 +138,9 @@ class DistillHook(Hook):
             raise ValueError(listed(count))
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise RuntimeError(SEVERAL_OPTIMIZERS)
-        if multi_branch(_unwrap(runner.model)):
-            raise ValueError(MULTI_BRANCH)
+        refused = unfit(_unwrap(runner.model))
+        if refused is not None:
+            raise ValueError(refused)
         if self.scores is not None and runner.val_loop is None:
             raise ValueError('kd_mm.DistillHook: score_teacher evaluates the teacher in the validation of the '
                              'config, which has none (val_dataloader, val_evaluator, val_cfg). Add it, or leave '
@@ -328,20 +330,12 @@ class DistillHook(Hook):
 OPTIMIZER = 'optimizer'
 #: Refusals that training and ``tools/check_config.py`` share, word by word.
 SEVERAL_OPTIMIZERS = 'kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported'
-MULTI_BRANCH = ('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) are not '
-                'supported. Distil the detector inside, on one branch')
 
 
 def listed(count: int) -> str:
     """The refusal of several distillation hooks."""
     return (f'the config lists kd_mm.DistillHook {count} times (custom_hooks and default_hooks together); put all '
             'losses into the `losses` of one')
-
-
-def multi_branch(model: nn.Module) -> bool:
-    """Whether a model takes semi-supervised data, of several branches."""
-    kinds = type(getattr(model, 'data_preprocessor', None)).__mro__
-    return any(kind.__name__ == 'MultiBranchDataPreprocessor' for kind in kinds)
 
 
 def one_text(names: str) -> str:
@@ -362,17 +356,21 @@ def folder_of(cfg: Any) -> Optional[str]:
 
 
 def check_fields(distiller: Distiller, dataset: Any) -> None:
-    """Refuse data without the field that a teacher is shown (``input_key``), by their first sample.
+    """Refuse data without what the random images of the first pass have and a term or a teacher needs, by the first
+    sample: the field of ``input_key``, instance masks.
 
     Raises:
-        ValueError: naming teacher and field.
+        ValueError: naming teacher and field, or terms.
     """
     teachers = [teacher for teacher in distiller.teachers.values() if teacher.input_key is not None]
-    if not teachers:
+    terms = [term for term in distiller.all_terms() if term.region is not None and term.region.needs_masks]
+    if not teachers and not terms or not hasattr(dataset, '__getitem__'):
         return
     with preserved_random_state():
         sample = dataset[0]['data_samples']
-    problem = first_problem(teachers, sample)
+    problem = first_problem(teachers, sample) if teachers else None
+    if problem is None and terms and 'masks' not in getattr(sample, 'gt_instances', ()):
+        problem = f'{", ".join(term.title for term in terms)}: {NO_MASKS}'
     if problem is not None:
         raise ValueError(problem)
 

@@ -70,7 +70,7 @@ def wish(owner: str, name: str, value: Any) -> Optional[Wish]:
 
 
 class Some(Subset):  # type: ignore[type-arg]
-    """Some samples of a data set. The host copies what it makes a loader of; the annotations need not be there twice."""
+    """Some samples of a data set; not copied, as the host does with what it makes a loader of: it may be large."""
 
     def __deepcopy__(self, memo: Any) -> 'Some':
         return self
@@ -166,8 +166,8 @@ def annotations_of(section: Any, names: Sequence[Any], folder: str) -> str:
     else:
         content = json.loads(text) if file.endswith('.json') else None
         if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
-            raise ValueError(f'score_teacher: {section.get("type")} judges by {file}, of which no part can be taken: it '
-                             "is neither in COCO's form nor in CrowdHuman's. Use score_teacher=True")
+            raise ValueError(f'score_teacher: {section.get("type")} judges by {file}, of which no part can be taken: '
+                             "it is neither in COCO's form nor in CrowdHuman's. Use score_teacher=True")
         content['images'] = [image for image in content['images'] if image['id'] in wanted]
         content['annotations'] = [entry for entry in content['annotations'] if entry['image_id'] in wanted]
         text = json.dumps(content)

@@ -23,7 +23,7 @@ def task_of(model: nn.Module) -> Optional[str]:
 
 
 def ignored_label(model: Any) -> int:
-    """The label that a segmentor's own loss leaves out: ``ignore_index`` of its head (of several, the last one), or 255.
+    """The label that a segmentor's own loss leaves out: ``ignore_index`` of its head (of the last one), or 255.
 
     Example:
         >>> ignored_label(nn.Identity())

@@ -1,4 +1,4 @@
-"""A distilled training on a data set of ``layouts.py``: the stock detector and segmentor, narrow, with the host's loops.
+"""A distilled training on a data set of ``layouts.py``: the stock models, narrow, with the host's loops.
 
 The classes are those of the layout; the teacher is wider and normalises in another way.
 """
@@ -45,7 +45,7 @@ class Watch(Hook):
         self.steps = {name: list(found) for name, found in self.seen.items()}
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self.losses.append({key: float(value) for key, value in outputs.items()})
+        self.losses.append({key: float(value.detach()) for key, value in outputs.items()})
         self.batches.append(data_batch)
 
 
@@ -94,11 +94,12 @@ def with_loops(cfg: Any, layout: Layout, pipeline: Sequence[Any], steps: int) ->
     return cfg
 
 
-def teacher(cfg: Any) -> Dict[str, Any]:
+def teacher(cfg: Any, norm: Any = None) -> Dict[str, Any]:
+    """A wider model of the same kind, with another normalisation."""
     wider = retinanet_model(base=12, neck=24, classes=0) if cfg.default_scope == 'mmdet' else dict(
         decode_head=dict(channels=24))
     wider.get('bbox_head', {}).pop('num_classes', None)
-    return teacher_of(cfg, **wider, data_preprocessor=NORM)
+    return teacher_of(cfg, **wider, data_preprocessor=norm or NORM)
 
 
 def distilled(cfg: Any, losses: Any = None, model: Any = None, **options: Any) -> Any:
@@ -109,21 +110,28 @@ def distilled(cfg: Any, losses: Any = None, model: Any = None, **options: Any) -
     runner.train()
     assert watch.losses and all(math.isfinite(value) for step in watch.losses for value in step.values())
     assert all(name in step for name in losses for step in watch.losses)
-    return SimpleNamespace(runner=runner, watch=watch, hook=distill_hook(runner), distiller=distill_hook(runner).distiller)
+    found = distill_hook(runner)
+    return SimpleNamespace(runner=runner, watch=watch, hook=found, distiller=found.distiller)
 
 
 def pictures(model: Any, inputs: torch.Tensor) -> torch.Tensor:
     """What a model was given, in the levels of the files."""
     preprocessor = model.data_preprocessor
+    if getattr(preprocessor, 'mean', None) is None:  # the pipeline normalises
+        return inputs
     return inputs * preprocessor.std.view(1, -1, 1, 1) + preprocessor.mean.view(1, -1, 1, 1)
 
 
 def same_pictures(run: Any) -> bool:
-    """Whether the teacher was shown, in every step, what the student saw; padding is black for both."""
+    """Whether the teacher was shown, in every step, what the student saw.
+
+    Padding is black for each, and so is for the teacher the outermost row, which a resize of the batch mixes with it.
+    """
     for own, theirs in zip(run.watch.seen['student'], run.watch.seen['teacher']):
         found = [pictures(model, inputs) for model, inputs in (
             (run.distiller.student, own), (run.distiller.teacher.model, theirs))]
-        inside = (own != 0).any(1, keepdim=True).expand_as(own)  # the student pads with 0 after its normalisation
+        inside = (own != 0).any(1, keepdim=True).float()  # the student pads with 0 after its normalisation
+        inside = (-torch.nn.functional.max_pool2d(-inside, 3, 1, 1) > 0).expand_as(own)
         if own.shape != theirs.shape or not torch.allclose(found[0][inside], found[1][inside], atol=0.05):
             return False
     return bool(run.watch.seen['student'])

@@ -107,18 +107,20 @@ def coco_content(found: Sequence[Scene], names: Sequence[str], suffix: str = '.p
 
 
 def coco(root: Path, kind: str = 'CocoDataset', names: Sequence[str] = ('square', 'disc'), full: bool = False,
-         images: int = 4, **extra: Any) -> Layout:
+         channels: int = 3, depth: type = np.uint8, suffix: str = '.png', **extra: Any) -> Layout:
     """CocoDataset, and those that inherit from it.
 
     Args:
         names: of the two categories.
         full: whether the data set keeps all classes of its own, among them these.
+        channels, depth, suffix: of the pictures.
     """
-    found = scenes(images)
+    found = scenes(channels=channels, depth=depth)
     for scene in found:
-        write_picture(root / 'images' / f'{scene.name}.png', scene.picture)
-    (root / 'annotations.json').write_text(json.dumps(coco_content(found, names)))
-    dataset = dict(type=kind, data_root=str(root), ann_file='annotations.json', data_prefix=dict(img='images/'), **extra)
+        write_picture(root / 'images' / f'{scene.name}{suffix}', scene.picture)
+    (root / 'annotations.json').write_text(json.dumps(coco_content(found, names, suffix)))
+    dataset = dict(type=kind, data_root=str(root), ann_file='annotations.json', data_prefix=dict(img='images/'),
+                   **extra)
     if not full:
         dataset['metainfo'] = dict(classes=tuple(names))
     evaluator = dict(type='CocoMetric', ann_file=str(root / 'annotations.json'), metric='bbox')
@@ -131,8 +133,8 @@ def _xml(scene: Scene, names: Sequence[str], folder: str, difficult: bool) -> st
         f'<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>'
         for number, (x1, y1, x2, y2, kind) in enumerate(scene.objects))
     height, width = scene.size
-    return (f'<annotation><folder>{folder}</folder><size><width>{width}</width><height>{height}</height><depth>3</depth>'
-            f'</size>{objects}</annotation>')
+    return (f'<annotation><folder>{folder}</folder><size><width>{width}</width><height>{height}</height></size>'
+            f'{objects}</annotation>')
 
 
 def voc(root: Path, year: str = 'VOC2007', kind: str = 'VOCDataset', seed: int = 0) -> Layout:
@@ -244,8 +246,9 @@ def lvis(root: Path) -> Layout:
         image.update(coco_url=f'http://images.cocodataset.org/train2017/{scene.name}.png',
                      neg_category_ids=[1, 2], not_exhaustive_category_ids=[])
     (root / 'lvis.json').write_text(json.dumps(content))
-    return Layout(dict(type='LVISV1Dataset', data_root=str(root), ann_file='lvis.json', data_prefix=dict(img='')),
-                  tuple(names), dict(type='LVISMetric', ann_file=str(root / 'lvis.json'), metric='bbox'), 'lvis/bbox_AP')
+    dataset = dict(type='LVISV1Dataset', data_root=str(root), ann_file='lvis.json', data_prefix=dict(img=''))
+    evaluator = dict(type='LVISMetric', ann_file=str(root / 'lvis.json'), metric='bbox')
+    return Layout(dataset, tuple(names), evaluator, 'lvis/bbox_AP')
 
 
 #: Writers of detection sets that a Runner trains on.
@@ -253,8 +256,9 @@ DETECTION: Dict[str, Callable[[Path], Layout]] = dict(
     coco=coco, voc=voc, xml=lambda root: voc(root, 'VOC2012', 'XMLDataset'), wider_face=wider_face,
     crowdhuman=crowdhuman, open_images=open_images, open_images_challenge=lambda root: open_images(root, True))
 
-#: Sets that are CocoDataset with other classes: how many of their names are written into the file.
-COCO_KIN = ('CityscapesDataset', 'DeepFashionDataset', 'Objects365V1Dataset', 'Objects365V2Dataset', 'iSAIDDataset')
+#: Sets that are CocoDataset with other classes.
+COCO_KIN = ('ADE20KInstanceDataset', 'CityscapesDataset', 'DeepFashionDataset', 'Objects365V1Dataset',
+            'Objects365V2Dataset', 'iSAIDDataset')
 
 
 # ---------------------------------------------------------------------- segmentation

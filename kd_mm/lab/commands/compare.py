@@ -183,9 +183,9 @@ def command(runs: Tuple[str, ...], metric: Optional[str]) -> None:
         kd-mm compare work_dirs/plain_seed0 work_dirs/plain_seed1 work_dirs/fgd_seed0 work_dirs/fgd_seed1
 
     Runs whose configs differ in the seed alone are one group. Where that is not enough, NAME=RUN puts a run into the
-    group NAME: plain=work_dirs/a. The last evaluation of a run counts. A higher score is taken as better, except of miss
-    rates and errors of depth. "No difference shown" is said where 0 lies in the 95 % interval of the difference: take
-    more seeds.
+    group NAME: plain=work_dirs/a. The last evaluation of a run counts. A higher score is taken as better, except of
+    miss rates and errors of depth. "No difference shown" is said where 0 lies in the 95 % interval of the difference:
+    take more seeds.
     """
     try:
         chosen, groups = gather(list(runs), metric)

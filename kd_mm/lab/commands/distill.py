@@ -326,7 +326,8 @@ def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: boo
               help='Start anew in a work dir with another distillation.')
 @click.argument('flags', nargs=-1, type=click.UNPROCESSED)
 def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str, explain: bool,
-            work_dir: Optional[str], baseline: bool, score_images: Optional[int], no_cost: bool, overwrite: bool, flags: Tuple[str, ...]) -> None:
+            work_dir: Optional[str], baseline: bool, score_images: Optional[int], no_cost: bool, overwrite: bool,
+            flags: Tuple[str, ...]) -> None:
     """Distil TEACHER into STUDENT: choose losses, check, train, evaluate, export, report.
 
     After -- come flags of kd-mm train: kd-mm distill STUDENT --teacher TEACHER -- --amp --cfg-options

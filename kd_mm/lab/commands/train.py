@@ -38,6 +38,8 @@ from kd_mm.lab.commands import fail
 from kd_mm.lab.configs import apply_options, faults, hook_entries, no_host, read_file
 from kd_mm.ops.problems import ConfigProblems
 
+#: What data sets and evaluators read besides pictures, below ``data_root``; all but the first are Open Images'.
+FILES = ('ann_file', 'label_file', 'meta_file', 'hierarchy_file', 'image_level_ann_file')
 CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '
                     'data_root=PATH moves every dataset and evaluator path that lies below the config\'s data_root')
 
@@ -162,8 +164,9 @@ def data_paths(section: Any, key: str) -> Iterator[Tuple[str, str]]:
     root = section.get('data_root') or ''
     if root:
         yield f'{key}.data_root', root
-    if section.get('ann_file'):
-        yield f'{key}.ann_file', osp.join(root, section['ann_file'])
+    for name in FILES:
+        if isinstance(section.get(name), str) and section[name]:
+            yield f'{key}.{name}', osp.join(root, section[name])
     prefixes = section.get('data_prefix')
     for name, prefix in (prefixes.items() if isinstance(prefixes, dict) else []):
         # Only joined to a root here: without one, a prefix may be part of a path inside the annotation file.
