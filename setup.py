@@ -65,6 +65,7 @@ setup(
         'det': ['mmengine>=0.10,<1.0', 'mmcv>=2.0,<3.0', 'mmdet>=3.0,<4.0'],
         'seg': ['mmengine>=0.10,<1.0', 'mmcv>=2.0,<3.0', 'mmsegmentation>=1.0,<2.0', 'ftfy', 'regex'],
         'foundation': ['timm>=1.0.9', 'safetensors', 'transformers>=4.45'],
+        'onnx': ['onnx>=1.15', 'onnxruntime>=1.16'],
         'docs': ['sphinx>=8.1', 'myst-parser>=4', 'furo>=2024.8', 'sphinx-copybutton'],
         'dev': ['pytest', 'pytest-cov', 'ruff', 'mypy'],
     },

@@ -1,14 +1,29 @@
 """What options of the Runner do to the terms of a distiller: refusals that training and ``kd-mm check`` share."""
 
 import warnings
-from typing import Any, List
+from typing import Any, List, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.ops.problems import Problems
+
+#: Class of a data preprocessor -> what is not supported, and the mend.
+UNFIT = dict(
+    MultiBranchDataPreprocessor='multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) are not supported. '
+                                'Distil the detector inside, on one branch',
+    TrackDataPreprocessor='models for video, whose samples are several frames (TrackDataPreprocessor), are not '
+                          'supported. Distil the detector inside, on single frames (for example CocoDataset with the '
+                          "frames' annotations)",
+    ReIDDataPreprocessor='models that tell persons apart (ReIDDataPreprocessor) are no detectors and not supported')
+
+
+def unfit(model: nn.Module) -> Optional[str]:
+    """Why a model's kind of data cannot be distilled on; None where it can."""
+    kinds = type(getattr(model, 'data_preprocessor', None)).__mro__
+    return next((f'kd_mm.DistillHook: {UNFIT[kind.__name__]}' for kind in kinds if kind.__name__ in UNFIT), None)
 
 
 def check_folded(distiller: Distiller, cfg: Any) -> None:

@@ -11,16 +11,17 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from kd_mm.engine.conditions import check_folded, check_loop
+from kd_mm.engine.conditions import check_folded, check_loop, unfit
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.extras import group_options
 from kd_mm.engine.holding import Holding, before_loading, hold
 from kd_mm.engine.resume import SIDE_KEY, restore, side_state
 from kd_mm.engine.score import Scores
 from kd_mm.engine.sharding import shard_teachers
+from kd_mm.engine.trial import wish
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
-from kd_mm.hosts.models import as_names
+from kd_mm.hosts.models import as_names, classes_of
 from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
 from kd_mm.ops.checks import boolean, from_zero, whole
@@ -30,6 +31,7 @@ from kd_mm.registry import HOOKS
 from kd_mm.teachers.beside import first_problem
 from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.speed import AUTO
+from kd_mm.types.targets import NO_MASKS
 
 
 @HOOKS.register_module()
@@ -74,7 +76,9 @@ class DistillHook(Hook):
             often as the hosts log; 0 for never. It changes nothing of the training.
         score_teacher: whether the teachers are evaluated before the first step, in the config's own validation: the
             scores stand in the log beside those of the student (``teacher_mIoU``), and a student that is as good as
-            its teacher is said. Default False; ``kd-mm distill`` does it by itself.
+            its teacher is said. A number N: on the first N images alone; ``dict(images=N, seed=S)``: on N others. After
+            each validation the student is evaluated on the same ones (``student_mIoU``). A resumed training takes the
+            score from its checkpoint. Default False; ``kd-mm distill`` does it by itself.
         shard_teacher: with several processes, whether each keeps only its share of the teachers' weights and gets the
             others' when a part runs: less memory, more messages. Such a teacher runs in its exact form. Default False:
             every process has the whole teacher.
@@ -96,7 +100,7 @@ class DistillHook(Hook):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
-                 score_teacher: bool = False, shard_teacher: bool = False, view: Any = None,
+                 score_teacher: Any = False, shard_teacher: bool = False, view: Any = None,
                  input_key: Optional[str] = None):
         require()
         problems = Problems()
@@ -111,7 +115,8 @@ class DistillHook(Hook):
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed,
             agreement=agreement, view=view, input_key=input_key)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
-        self.scores: Optional[Scores] = Scores() if score_teacher else None
+        asked = wish('kd_mm.DistillHook', 'score_teacher', score_teacher)
+        self.scores: Optional[Scores] = None if asked is None else Scores(asked, _weights_of(self.config))
         self.shard_teacher = shard_teacher
         self.distiller: Optional[Distiller] = None
         self.holding: Optional[Holding] = None
@@ -133,10 +138,11 @@ class DistillHook(Hook):
             raise ValueError(listed(count))
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise RuntimeError(SEVERAL_OPTIMIZERS)
-        if multi_branch(_unwrap(runner.model)):
-            raise ValueError(MULTI_BRANCH)
+        refused = unfit(_unwrap(runner.model))
+        if refused is not None:
+            raise ValueError(refused)
         if self.scores is not None and runner.val_loop is None:
-            raise ValueError('kd_mm.DistillHook: score_teacher=True evaluates the teacher in the validation of the '
+            raise ValueError('kd_mm.DistillHook: score_teacher evaluates the teacher in the validation of the '
                              'config, which has none (val_dataloader, val_evaluator, val_cfg). Add it, or leave '
                              'score_teacher out')
         dataset = runner.train_dataloader.dataset
@@ -181,7 +187,7 @@ class DistillHook(Hook):
         self._add_parameters(runner)
         if self._resumed:
             side, average = self._early or found or (None, None)
-            restore(self.distiller, side, average)
+            self._restore(side, average)
             holding.load((side or {}).get(OPTIMIZER))
             self._early = None
         for term in self.distiller.all_terms():
@@ -235,7 +241,7 @@ class DistillHook(Hook):
         if self.distiller.peers:
             self.distiller.start_peers(runner.cfg.get('optim_wrapper'), self.holding.lr_scale())
         if self.scores is not None:
-            for name, value in self.scores.measure(self.distiller, runner.val_loop).items():
+            for name, value in self.scores.measure(self.distiller, runner).items():
                 runner.message_hub.update_scalar(f'val/{name}', value)
         self.distiller.attach()
         self.holding.start(self)
@@ -266,7 +272,8 @@ class DistillHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
         """Compare the student with its teachers, where these were scored."""
         if self.scores is not None and self.distiller is not None:
-            self.scores.compare(metrics)
+            for name, value in self.scores.after_validation(runner, metrics).items():
+                runner.message_hub.update_scalar(f'val/{name}', value)
 
     def after_run(self, runner: Runner) -> None:
         if self.holding is not None:
@@ -288,6 +295,8 @@ class DistillHook(Hook):
             checkpoint[SIDE_KEY] = side_state(self.distiller)
             if self.holding is not None and self.holding.state() is not None:
                 checkpoint[SIDE_KEY][OPTIMIZER] = self.holding.state()
+            if self.scores is not None and self.scores.state():
+                checkpoint[SIDE_KEY]['scores'] = self.scores.state()
             for name, peer in self.distiller.peers.items():
                 peer.save(runner.work_dir, name, checkpoint.get('meta', {}))
 
@@ -304,30 +313,29 @@ class DistillHook(Hook):
         side = checkpoint.get(SIDE_KEY)
         before_loading(runner, checkpoint)
         if self.distiller is not None:
-            restore(self.distiller, side, average)
+            self._restore(side, average)
         elif side is not None or average is not None:
             # val() or test() before train(). A copy: an EMAHook exchanges the values of the dict.
             self._early = side, None if average is None else dict(average)
+
+    def _restore(self, side: Any, average: Any) -> None:
+        """Put back what the checkpoint to resume from has of the extras, and the scores of the teachers."""
+        assert self.distiller is not None
+        restore(self.distiller, side, average)
+        if self.scores is not None:
+            self.scores.load((side or {}).get('scores'))
 
 
 #: Where the side key keeps the state of an optimizer that trains the extras alone.
 OPTIMIZER = 'optimizer'
 #: Refusals that training and ``tools/check_config.py`` share, word by word.
 SEVERAL_OPTIMIZERS = 'kd_mm.DistillHook needs one optimizer; several (OptimWrapperDict) are not supported'
-MULTI_BRANCH = ('kd_mm.DistillHook: multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) are not '
-                'supported. Distil the detector inside, on one branch')
 
 
 def listed(count: int) -> str:
     """The refusal of several distillation hooks."""
     return (f'the config lists kd_mm.DistillHook {count} times (custom_hooks and default_hooks together); put all '
             'losses into the `losses` of one')
-
-
-def multi_branch(model: nn.Module) -> bool:
-    """Whether a model takes semi-supervised data, of several branches."""
-    kinds = type(getattr(model, 'data_preprocessor', None)).__mro__
-    return any(kind.__name__ == 'MultiBranchDataPreprocessor' for kind in kinds)
 
 
 def one_text(names: str) -> str:
@@ -348,17 +356,21 @@ def folder_of(cfg: Any) -> Optional[str]:
 
 
 def check_fields(distiller: Distiller, dataset: Any) -> None:
-    """Refuse data without the field that a teacher is shown (``input_key``), by their first sample.
+    """Refuse data without what the random images of the first pass have and a term or a teacher needs, by the first
+    sample: the field of ``input_key``, instance masks.
 
     Raises:
-        ValueError: naming teacher and field.
+        ValueError: naming teacher and field, or terms.
     """
     teachers = [teacher for teacher in distiller.teachers.values() if teacher.input_key is not None]
-    if not teachers:
+    terms = [term for term in distiller.all_terms() if term.region is not None and term.region.needs_masks]
+    if not teachers and not terms or not hasattr(dataset, '__getitem__'):
         return
     with preserved_random_state():
         sample = dataset[0]['data_samples']
-    problem = first_problem(teachers, sample)
+    problem = first_problem(teachers, sample) if teachers else None
+    if problem is None and terms and 'masks' not in getattr(sample, 'gt_instances', ()):
+        problem = f'{", ".join(term.title for term in terms)}: {NO_MASKS}'
     if problem is not None:
         raise ValueError(problem)
 
@@ -398,7 +410,7 @@ def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
     check('adapter_lr_mult', from_zero)
     check('adapter_decay_mult', from_zero)
     check('seed', lambda owner, name, value: whole(owner, name, value, None))
-    check('score_teacher', boolean)
+    check('score_teacher', wish)
     check('agreement', lambda owner, name, value: whole(owner, name, value, 0))
     check('inherit', _module_paths)
     check('teachers', _strict_of_each)
@@ -415,6 +427,12 @@ def _strict_of_each(owner: str, name: str, value: Any) -> None:
     for key, entry in value.items() if hasattr(value, 'items') else ():
         if hasattr(entry, 'get') and 'teacher_strict' in entry:
             boolean(owner, f'{name}[{key!r}].teacher_strict', entry['teacher_strict'])
+
+
+def _weights_of(config: Mapping[str, Any]) -> str:
+    """Where the weights of the teachers come from, as far as a config says it."""
+    several = config['teachers'] if hasattr(config['teachers'], 'items') else {'': config}
+    return '; '.join(f'{name} {entry.get("teacher_ckpt")}' for name, entry in several.items() if hasattr(entry, 'get'))
 
 
 def _unwrap(model: Any) -> nn.Module:
@@ -435,15 +453,19 @@ def _scope(runner: Runner) -> Optional[str]:
 
 def _classes(dataset: Any) -> Optional[List[str]]:
     """Class names of the training data, if known."""
-    names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    metainfo = getattr(dataset, 'metainfo', None)
+    names = classes_of(metainfo)
+    if isinstance(metainfo, (list, tuple)) and names is None:  # of mmdet's ConcatDataset
+        print_log('kd_mm: the data sets that are joined have different classes, so class names are not compared with '
+                  "those of a teacher", 'current', level=30)
     if isinstance(names, str):
         print_log(f'kd_mm: {one_text(names)}', 'current', level=30)
-    return as_names(names) if names is not None and len(names) else None
+    return as_names(names) if names is not None else None
 
 
 def _describe_dataset(runner: Runner) -> str:
     dataset = runner.train_dataloader.dataset
-    while hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
+    while hasattr(dataset, 'dataset') or getattr(dataset, 'datasets', None):
+        dataset = dataset.dataset if hasattr(dataset, 'dataset') else dataset.datasets[0]
     return ', '.join(f'{name}={getattr(dataset, name)!r}' for name in ('data_root', 'data_prefix', 'ann_file')
                      if getattr(dataset, name, None)) or type(dataset).__name__

@@ -7,6 +7,7 @@ It lies under one key of the checkpoint::
     opponents    <loss>/<number> -> state of the optimizer
     weights      <loss> -> what was measured for a weight of ``'auto'``
     speed        name -> what was decided about the form of each teacher; not in files of earlier versions
+    scores       what the teachers scored before the first step, and on which images; see ``score_teacher``
 
 What is saved and what the config needs must agree by name and shape in all four: a part that is silently left as it
 was built is a random one.

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import STUDENT, Term
+from kd_mm.hosts.models import ignored_label
 from kd_mm.hosts.samples import Samples
 from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSize
@@ -163,7 +164,8 @@ class Step:
         """The facts of a batch, as losses and regions see them."""
         # A model of nobody's may take its labels as one tensor: then there are no samples to ask.
         samples = () if data_samples is None or isinstance(data_samples, Tensor) else data_samples
-        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=Samples(samples)),
+        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=Samples(samples),
+                               ignore_index=ignored_label(self.student)),
                        StepInfo(self.number, self.max_steps, self.seed))
 
     # ------------------------------------------------------------------ before the student's forward

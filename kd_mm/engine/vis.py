@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kd_mm.engine.holding import Shards
 from kd_mm.engine.hook import DistillHook
 from kd_mm.engine.pictures import Level, Lookout
-from kd_mm.hosts.models import task_of
+from kd_mm.hosts.models import as_names, classes_of, task_of
 from kd_mm.ops import distributed, drawing
 from kd_mm.ops.checks import number, whole
 from kd_mm.ops.modes import eval_mode, preserved_random_state
@@ -265,7 +265,7 @@ def truth(sample: Any, size: Tuple[int, int]) -> Any:
 def of_classes(visualizer: Any, classes: Optional[Sequence[str]]) -> Iterator[None]:
     """The visualizer names other classes inside."""
     before = visualizer.dataset_meta
-    if classes and list(classes) != list((before or {}).get('classes') or ()):
+    if classes and list(classes) != as_names(classes_of(before) or ()):
         hues = np.array([[[180 * index // len(classes), 200, 230]] for index in range(len(classes))], np.uint8)
         palette = [tuple(int(value) for value in colour) for colour in cv2.cvtColor(hues, cv2.COLOR_HSV2RGB)[:, 0]]
         visualizer.dataset_meta = dict(classes=tuple(classes), palette=palette)

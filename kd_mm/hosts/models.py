@@ -22,6 +22,20 @@ def task_of(model: nn.Module) -> Optional[str]:
     return None if host is None else host.task
 
 
+def ignored_label(model: Any) -> int:
+    """The label that a segmentor's own loss leaves out: ``ignore_index`` of its head (of the last one), or 255.
+
+    Example:
+        >>> ignored_label(nn.Identity())
+        255
+    """
+    head = getattr(model, 'decode_head', None)
+    if isinstance(head, (nn.ModuleList, list, tuple)):
+        head = head[-1] if len(head) else None
+    found = getattr(head, 'ignore_index', None)
+    return found if isinstance(found, int) else 255
+
+
 def scope_of_config(cfg: Any) -> Optional[str]:
     """Registry scope of a config: its ``default_scope``, else that of the host of its model's class.
 
@@ -124,21 +138,47 @@ def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = No
         counted: take the names that a data set has by itself only if the model has as many classes: who changes the
             head of an installed config alone does not mean COCO's.
     """
-    meta = (checkpoint or {}).get('meta', {}).get('dataset_meta') or {}
-    names = meta.get('classes') or meta.get('CLASSES') or (checkpoint or {}).get('meta', {}).get('CLASSES')
-    dataset: Any = cfg.get('train_dataloader', {}).get('dataset') if cfg is not None else None
-    while names is None and cfg is not None and hasattr(dataset, 'get'):
-        names = (dataset.get('metainfo') or {}).get('classes')
-        if names is None and dataset.get('type') and inner_dataset(dataset) is None:
-            found = dataset['type']
-            if isinstance(found, str):
-                with DATASETS.switch_scope_and_registry(scope_of_config(cfg)) as registry:
-                    found = registry.get(found)
-            names = getattr(found, 'METAINFO', {}).get('classes')
-            counts = class_counts(cfg.get('model')) if counted else set()
-            names = names if not counts or len(names or ()) in counts else None
-        dataset = inner_dataset(dataset)
+    meta = (checkpoint or {}).get('meta', {})
+    names = classes_of(meta.get('dataset_meta')) or meta.get('CLASSES')
+    if not names and cfg is not None:
+        names = _classes_of_config(cfg, (cfg.get('train_dataloader') or {}).get('dataset'), counted)
     return as_names(names) if names else None
+
+
+def classes_of(metainfo: Any) -> Any:
+    """The class names in the ``metainfo`` of a data set; None where there are none.
+
+    mmdet's ``ConcatDataset`` has a list of them where those of its parts differ: the names then are what all have.
+
+    Example:
+        >>> classes_of(dict(classes=('disc', ), palette=None)), classes_of([dict(classes=('disc', )), dict(classes=())])
+        (('disc',), None)
+    """
+    parts = metainfo if isinstance(metainfo, (list, tuple)) else [metainfo or {}]
+    found = [part.get('classes') or part.get('CLASSES') for part in parts]
+    same = all(bool(names) and as_names(names) == as_names(found[0]) for names in found)
+    return found[0] if found and same else None
+
+
+def _classes_of_config(cfg: Config, dataset: Any, counted: bool) -> Any:
+    """The class names of a data set in a config, of a wrapper those inside; None where they are not known."""
+    if not hasattr(dataset, 'get'):
+        return None
+    names = (dataset.get('metainfo') or {}).get('classes')
+    if names is not None:
+        return names
+    several = dataset.get('datasets')
+    if isinstance(several, (list, tuple)) and several and not dataset.get('dataset'):
+        return classes_of([dict(classes=_classes_of_config(cfg, part, counted)) for part in several])
+    if inner_dataset(dataset) is not None or not dataset.get('type'):
+        return _classes_of_config(cfg, inner_dataset(dataset), counted)
+    found = dataset['type']
+    if isinstance(found, str):
+        with DATASETS.switch_scope_and_registry(scope_of_config(cfg)) as registry:
+            found = registry.get(found)
+    names = (getattr(found, 'METAINFO', None) or {}).get('classes')
+    counts = class_counts(cfg.get('model')) if counted else set()
+    return names if not counts or len(names or ()) in counts else None
 
 
 def class_counts(model_cfg: Any) -> Set[int]:

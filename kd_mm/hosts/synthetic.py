@@ -117,7 +117,7 @@ def synthetic_batch(model: nn.Module,
 
     Returns:
         ``dict(inputs=..., data_samples=...)``: N images (C, H, W), uint8, C of :func:`input_channels`, and N
-        ``DetDataSample`` (1 to 4 boxes, their labels, bitmap masks where the model predicts masks) or
+        ``DetDataSample`` (1 to 4 boxes, their labels, bitmap masks) or
         ``SegDataSample`` (map with some pixels of 255); in another form where the host's entry says so (``batch``).
 
     Raises:
@@ -201,13 +201,10 @@ def det_sample(model: nn.Module, index: int, height: int, width: int, classes: i
     # A data preprocessor that knows box classes turns them into tensors; any other passes on what it gets.
     wrap = HorizontalBoxes if hasattr(model.data_preprocessor, 'boxtype2tensor') else torch.Tensor
     instances = InstanceData(bboxes=wrap(boxes.clone()), labels=labels)
-    names = [name for name, _ in model.named_modules()]
-    if getattr(model.data_preprocessor, 'pad_mask', False) or any(
-            word in name for name in names for word in ('mask', 'panoptic', 'segm_head')):
-        masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
-        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist()):
-            mask[y1:y2, x1:x2] = 1
-        instances.masks = BitmapMasks(masks.numpy(), height, width)
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist()):
+        mask[y1:y2, x1:x2] = 1
+    instances.masks = BitmapMasks(masks.numpy(), height, width)
 
     sample = DetDataSample(metainfo=dict(
         img_id=index, img_path=f'synthetic/{index}.jpg', ori_shape=(height, width), img_shape=(height, width),

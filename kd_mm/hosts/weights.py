@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.ops.words import count
 
 
 def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: Any, strict: bool = True) -> List[str]:
@@ -53,10 +54,10 @@ def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: Any, stri
     if found.missing:
         faults.append(f'leaves {len(found.missing)} of {len(own)} keys unset ({_some(found.missing)})')
     if found.extra:
-        faults.append(f'has {len(found.extra)} keys the model does not have ({_some(found.extra)})')
+        faults.append(f'has {count(len(found.extra), "key")} the model does not have ({_some(found.extra)})')
     if found.shapes:
         key = found.shapes[0]
-        faults.append(f'has {len(found.shapes)} keys of another shape ({key}: file {found.sizes[key]}, model '
+        faults.append(f'has {count(len(found.shapes), "key")} of another shape ({key}: file {found.sizes[key]}, model '
                       f'{tuple(own[key].shape)})')
     faults += found.errors
     whole = _whole_modules(model, own, found.unset)

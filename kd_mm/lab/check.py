@@ -12,9 +12,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
 
-from kd_mm.engine.conditions import check_folded, check_loop
+from kd_mm.engine.conditions import check_folded, check_loop, unfit
 from kd_mm.engine.distiller import Distiller
-from kd_mm.engine.hook import MULTI_BRANCH, SEVERAL_OPTIMIZERS, folder_of, multi_branch, one_text
+from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, folder_of, one_text
 from kd_mm.hosts.models import inner_dataset
 from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.lab.configs import (
@@ -119,8 +119,9 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
 
 def _look_at_training(cfg: Config, student: nn.Module, problems: Problems) -> None:
     """What the Runner and the hook need of the student and of its optimizer."""
-    if multi_branch(student):
-        problems.add(MULTI_BRANCH)
+    refused = unfit(student)
+    if refused is not None:
+        problems.add(refused)
     if cfg.get('optim_wrapper') and SEVERAL_OPTIMIZERS not in problems.found:
         try:
             build_optim_wrapper(student, in_full_precision(cfg.optim_wrapper))

@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.utils import import_modules_from_strings
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from kd_mm.hosts.models import scope_of_config
+from kd_mm.hosts.models import classes_of, ignored_label, scope_of_config
 from kd_mm.hosts.synthetic import find_num_classes
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.modes import preserved_random_state
@@ -88,7 +88,7 @@ def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, repo
             report.problems.append(f'{where}, sample {index} ({", ".join(files) or "no file is known"}): its pipeline '
                                    f'fails: {_reason(error)}')
             continue
-        found = _labels(sample)
+        found = _labels(sample, ignored_label(model))
         if found is not None:
             counted = True
             objects += int(found.numel())
@@ -108,16 +108,16 @@ def _judge_labels(where: str, labels: Set[int], model: Any, report: DataReport) 
     if beyond:
         report.problems.append(f'{where}: the labels {", ".join(map(str, beyond[:5]))} are beyond the {classes} '
                                'classes of the student (num_classes of its heads, 0 is the first label). Mend '
-                               'num_classes or the label maps (255 is what is ignored)')
+                               f'num_classes or the label maps ({ignored_label(model)} is what is ignored)')
 
 
-def _labels(sample: Any) -> Optional[torch.Tensor]:
-    """All labels of a sample; None where it has none by its kind."""
+def _labels(sample: Any, ignored: int) -> Optional[torch.Tensor]:
+    """All labels of a sample but those that its model ignores; None where it has none by its kind."""
     if 'gt_instances' in sample and 'labels' in sample.gt_instances:
         return sample.gt_instances.labels
     if 'gt_sem_seg' in sample:
         data = sample.gt_sem_seg.data
-        return data[data != 255]
+        return data[data != ignored]
     return None
 
 
@@ -139,7 +139,9 @@ def _broken(file: str) -> Optional[str]:
     try:
         with Image.open(file) as picture:
             picture.load()  # OpenCV gives a cut file a grey end, and says nothing
-    except Exception as error:  # PIL raises anything for what is no picture
+    except UnidentifiedImageError:  # bands of 16 bits, volumes, arrays: whether they can be read the pipeline says
+        return f'{file} is empty' if not os.path.getsize(file) else None
+    except Exception as error:  # PIL raises anything for a damaged file
         return f'{file} cannot be read as a picture: {error}. It is cut or damaged; fetch it again'
     return None
 
@@ -150,7 +152,7 @@ def _reason(error: Exception) -> str:
 
 
 def _names(dataset: Any) -> str:
-    names = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    names = classes_of(getattr(dataset, 'metainfo', None)) or ()
     return f'({", ".join(map(str, list(names)[:5]))}{", ..." if len(names) > 5 else ""})'
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from kd_mm.losses.base.query import QueryLoss, check_standardised, class_divergence, image_shapes, paired_box_losses
+from kd_mm.losses.ld import distribution_divergence, enough_bins
 from kd_mm.ops.boxes import frames
-from kd_mm.ops.checks import boolean, factors, one_of, whole
+from kd_mm.ops.checks import boolean, factors, from_zero, one_of, positive, whole
 from kd_mm.ops.divergences import DIVERGENCES
 from kd_mm.ops.functional import nonzero
 from kd_mm.registry import MODELS
@@ -42,6 +43,10 @@ class KDDETRLoss(QueryLoss):
         class_weight: ``w_c``, from 0. Default 1 [recalled].
         l1_weight: ``w_1``, from 0. Default 5 [recalled].
         giou_weight: ``w_g``, from 0. Default 2 [recalled].
+        distribution_weight: ``w_d``, from 0. Default 0 [ours]. Above 0 a point's loss has ``w_d tau^2 sum over sides of
+            KL(softmax(d_t / tau) || softmax(d_s / tau))``, too, where ``d`` are the distributions of box sides that
+            D-FINE and DEIM predict; they are about the box that a point begins with, so both must begin alike.
+        tau: temperature of these, above 0. Default 5 [recalled: that of D-FINE's own self-distillation].
         weights: 'foreground' (default [P]) or 'none'.
         divergence: of the classes: 'kl' (default) or 'cross_entropy'.
         standardise: mean and deviation of a query's class logits are made equal before the temperature, see
@@ -49,8 +54,8 @@ class KDDETRLoss(QueryLoss):
         loss_weight: see :class:`KDLoss`. Default 1.
 
     In a config ``at='bbox_head'``: two detectors of one kind (DETR, Conditional DETR, DAB-DETR, Deformable DETR of one
-    or two stages, DINO), the same width and classes; the numbers of queries may differ.  On plain tensors the two views
-    are what both made of the same points.
+    or two stages, DINO, RT-DETR and others with the same steps), the same width and classes; the numbers of queries may
+    differ.  On plain tensors the two views are what both made of the same points.
 
     Returns:
         Reduction: per level; sum over queries; divided by weights
@@ -73,7 +78,8 @@ class KDDETRLoss(QueryLoss):
 
     def __init__(self, points: Sequence[str] = POINTS, general: int = 300, class_weight: float = 1.0,
                  l1_weight: float = 5.0, giou_weight: float = 2.0, weights: str = 'foreground',
-                 divergence: str = 'kl', standardise: bool = False, loss_weight: Any = 1.0):
+                 divergence: str = 'kl', standardise: bool = False, distribution_weight: float = 0.0, tau: float = 5.0,
+                 loss_weight: Any = 1.0):
         super().__init__(loss_weight)
         kinds = (points, ) if isinstance(points, str) else points
         if not isinstance(kinds, (list, tuple)) or not kinds:
@@ -82,6 +88,9 @@ class KDDETRLoss(QueryLoss):
         self.general = whole('KDDETRLoss', 'general', general)
         self.factors = dict(zip(('class', 'l1', 'giou'), factors(
             'KDDETRLoss', class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)))
+        self.tau = positive('KDDETRLoss', 'tau', tau)
+        if from_zero('KDDETRLoss', 'distribution_weight', distribution_weight):
+            self.factors['distribution'] = distribution_weight
         self.weights = one_of('KDDETRLoss', 'weights', weights, WEIGHTS)
         self.divergence = one_of('KDDETRLoss', 'divergence', divergence, DIVERGENCES)
         self.standardise = boolean('KDDETRLoss', 'standardise', standardise)
@@ -90,6 +99,16 @@ class KDDETRLoss(QueryLoss):
         super().check_shapes(student, teacher)
         if self.standardise and self.factors['class']:
             check_standardised('KDDETRLoss', student, student.logits)
+        if 'distribution' in self.factors:
+            for view in (student, teacher):
+                if view.distributions is None:
+                    raise ValueError(f'KDDETRLoss: distribution_weight is above 0, and {view.name} predicts no box '
+                                     'distributions; it needs a head such as D-FINE\'s')
+            own, theirs = student.distributions.shape[-1], teacher.distributions.shape[-1]
+            if own != theirs:
+                raise ValueError(f'KDDETRLoss: box distributions of {own} bins and {theirs} of the teacher: both heads '
+                                 'need the same reg_max')
+            enough_bins('KDDETRLoss', own, False)
 
     def shared_pass(self, student: QueryView, teacher: QueryView, batch: KDBatch) -> Tuple[QueryView, QueryView]:
         if student.decode is None or teacher.decode is None or teacher.points is None:
@@ -114,8 +133,16 @@ class KDDETRLoss(QueryLoss):
         frame = frames(image_shapes(batch, weight.shape[1]), student.boxes)
         l1, giou = paired_box_losses(student.boxes, teacher.boxes, frame)
         classes = class_divergence(student, student.logits, teacher.logits, self.divergence, self.standardise)
-        return {name: list((values * weight).sum(dim=(1, 2)) / total)
-                for name, values in (('class', classes), ('l1', l1), ('giou', giou)) if self.factors[name]}
+        found = {name: list((values * weight).sum(dim=(1, 2)) / total)
+                 for name, values in (('class', classes), ('l1', l1), ('giou', giou)) if self.factors[name]}
+        if 'distribution' in self.factors:
+            assert student.distributions is not None and teacher.distributions is not None
+            count = min(len(student.distributions), len(teacher.distributions))
+            sides = distribution_divergence(student.distributions[-count:], teacher.distributions[-count:], self.tau)
+            values = (sides.sum(dim=-1) * weight[-count:]).sum(dim=(1, 2)) / total[-count:]
+            # The layers before them, such as D-FINE's first prediction, have none.
+            found['distribution'] = [*student.logits[:len(student) - count].sum(dim=(1, 2, 3)) * 0, *values]
+        return found
 
 
 def random_points(points: Points, count: int, generator: torch.Generator) -> Points:

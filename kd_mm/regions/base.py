@@ -23,6 +23,8 @@ class RegionMask(nn.Module):
     """
 
     needs_boxes = False
+    #: Whether it reads the data's instance masks.
+    needs_masks = False
     needs_seg_map = False
     logits_at: Dict[str, Any] = {}
 

@@ -51,6 +51,7 @@ class GTMaskRegion(RegionMask):
 
     #: A box data set without masks cannot serve, and only detection has either.
     needs_boxes = True
+    needs_masks = True
 
     def __init__(self, mode: str = 'soft'):
         super().__init__()

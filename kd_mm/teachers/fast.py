@@ -19,6 +19,7 @@ from kd_mm.hosts.taps import Tap, tensors_in
 from kd_mm.ops import distributed
 from kd_mm.ops.live import LiveBytes
 from kd_mm.ops.modes import autocast_dtype, preserved_random_state
+from kd_mm.ops.words import count
 from kd_mm.teachers import chunk, kernels
 from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
@@ -330,10 +331,10 @@ class Fast:
 
     def _count(self, form: Speed, images: Tensor) -> str:
         norms = sum(folded.pair.norm is not None for folded in self.folding.pairs)
-        counts = [f'{norms} norms'] if form.fold and norms else []
-        counts += [f'{len(self.attentions)} attentions'] if form.attention and self.attentions else []
+        counts = [count(norms, 'norm')] if form.fold and norms else []
+        counts += [count(len(self.attentions), 'attention')] if form.attention and self.attentions else []
         size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
-        counts += [f'{size} images at a time'] if size < images.shape[0] else []
+        counts += [f'{count(size, "image")} at a time'] if size < images.shape[0] else []
         return f' ({", ".join(counts)})' if counts else ''
 
     def _candidates(self) -> List[Speed]:

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, Mapping, Optional
 import torch
 
 from kd_mm.ops.checks import boolean, one_of, whole
+from kd_mm.ops.words import count
 
 #: A fixed rule by model and device chooses the form, and each part must hold on the first batch.
 AUTO = 'auto'
@@ -67,7 +68,8 @@ class Speed:
         parts = [word for word, taken in (
             ('norms folded', self.fold), ('no attention weights', self.attention),
             ('by oneDNN', self.onednn), ('channels last', self.channels_last), (str(self.precision), self.precision),
-            (f'{self.chunk} images at a time', self.chunk not in (None, AUTO)),
+            (f'{count(self.chunk, "image")} at a time' if isinstance(self.chunk, int) else '',
+             self.chunk not in (None, AUTO)),
             ('compiled', self.compile), ('on a stream of its own', self.stream)) if taken]
         return ', '.join(parts) or 'as the host runs it'
 

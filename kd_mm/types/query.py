@@ -1,7 +1,7 @@
 """What detectors and segmentors with queries predicted, decoder layer by decoder layer."""
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ class QueryView:
             this head makes, see :func:`match_truth`; None if it has none.
         sigmoid: whether the classes are independent.
         name: of the head, for messages.
+        distributions: (L', N, Q, 4, B) logits of a distribution for each side of a box, of the last L' layers; None if
+            the head predicts none.
+        partial: whether the decoder has more layers than it shows, as those of RT-DETR in evaluation, which give the
+            last one alone.
 
     Example:
         >>> view = QueryView(torch.zeros(6, 2, 100, 80), torch.rand(6, 2, 100, 4))
@@ -58,8 +62,9 @@ class QueryView:
                  memory: Sequence[Tensor] = (), neck: Sequence[Tensor] = (), points: Optional[Points] = None,
                  decode: Optional[Callable[[Points], 'QueryView']] = None,
                  assignment: Optional[QueryAssignment] = None, sigmoid: bool = True, name: str = 'head',
-                 match: Optional[Callable[..., QueryAssignment]] = None):
-        self.match = match
+                 match: Optional[Callable[..., QueryAssignment]] = None, distributions: Optional[Tensor] = None,
+                 partial: bool = False):
+        self.match, self.distributions, self.partial = match, distributions, partial
         self.logits, self.queries = logits, queries
         self.memory: Features = tuple(memory)
         self.neck: Features = tuple(neck)
@@ -89,18 +94,50 @@ class QueryView:
         points = None if self.points is None else {name: value.detach() for name, value in self.points.items()}
         return QueryView(self.logits.detach(), cut(self._boxes), cut(self.queries),
                          [level.detach() for level in self.memory], [level.detach() for level in self.neck], points,
-                         self.decode, self.assignment, self.sigmoid, self.name, self.match)
+                         self.decode, self.assignment, self.sigmoid, self.name, self.match, cut(self.distributions),
+                         self.partial)
+
+    def last(self, count: int) -> 'QueryView':
+        """The same view of the last decoder layers alone."""
+
+        def cut(tensor: Optional[Tensor]) -> Optional[Tensor]:
+            return None if tensor is None else tensor[-count:]
+
+        found = self.assignment
+        if found is not None:
+            found = QueryAssignment(found.labels[-count:], found.objects[-count:], found.background,
+                                    found.num_pos[-count:])
+        return QueryView(self.logits[-count:], cut(self._boxes), cut(self.queries), self.memory, self.neck, self.points,
+                         self.decode, found, self.sigmoid, self.name, self.match, cut(self.distributions), self.partial)
 
     def scores(self) -> Tensor:
         """(L, N, Q, K) probabilities of the classes, without "no object"."""
         return self.logits.sigmoid() if self.sigmoid else self.logits.softmax(dim=-1)[..., :-1]
 
 
+def same_layers(first: QueryView, second: QueryView) -> Tuple[QueryView, QueryView]:
+    """Two views with the same decoder layers, where one shows its last ones alone.
+
+    Example:
+        >>> whole = QueryView(torch.zeros(6, 1, 5, 3))
+        >>> [len(view) for view in same_layers(whole, QueryView(torch.zeros(1, 1, 5, 3), partial=True))]
+        [1, 1]
+        >>> [len(view) for view in same_layers(whole, QueryView(torch.zeros(1, 1, 5, 3)))]
+        [6, 1]
+    """
+    shorter, longer = sorted((first, second), key=len)
+    if len(shorter) == len(longer) or not shorter.partial:
+        return first, second
+    return first.last(len(shorter)), second.last(len(shorter))
+
+
 def join_views(views: Sequence[QueryView]) -> QueryView:
     """Several views of the same images and layers as one, their queries side by side."""
     first = views[0]
     logits, boxes = (torch.cat(parts, dim=2) for parts in zip(*((view.logits, view.boxes) for view in views)))
-    return QueryView(logits, boxes, sigmoid=first.sigmoid, name=first.name)
+    corners = [view.distributions for view in views if view.distributions is not None]
+    return QueryView(logits, boxes, sigmoid=first.sigmoid, name=first.name, partial=first.partial,
+                     distributions=torch.cat(corners, dim=2) if len(corners) == len(views) else None)
 
 
 class MaskQueryView:

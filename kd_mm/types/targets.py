@@ -14,6 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from kd_mm.ops.functional import parameter_options
 from kd_mm.types.batch import KDBatch
 
+NO_MASKS = ('this region needs instance masks and the data has none (data_samples[i].gt_instances.masks). Load them '
+            "with dict(type='LoadAnnotations', with_bbox=True, with_mask=True), or use GTBoxRegion")
+
 
 def input_shape(batch: KDBatch) -> Tuple[int, int]:
     """(Hin, Win) of the padded batch, in pixels.
@@ -118,9 +121,7 @@ def gt_masks(batch: KDBatch) -> List[Tensor]:
     """
     found = _of_source(batch, batch.targets.masks, 'masks')
     if found is None:
-        raise ValueError('this region needs instance masks and the data has none (data_samples[i].gt_instances.masks). '
-                         'Load them with dict(type=\'LoadAnnotations\', with_bbox=True, with_mask=True), or use '
-                         'GTBoxRegion')
+        raise ValueError(NO_MASKS)
     return [masks > 0 for masks in found]
 
 

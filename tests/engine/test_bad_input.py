@@ -161,7 +161,7 @@ def test_checkpoint_of_another_architecture(students, det, tmp_path):
     key = 'neck.fpn_convs.0.conv.weight'
     shapes[key] = torch.zeros(1)
     torch.save(dict(state_dict=shapes), path)
-    assert f'1 keys of another shape ({key}: file (1,), model (16, 16, 3, 3))' in problems(
+    assert f'1 key of another shape ({key}: file (1,), model (16, 16, 3, 3))' in problems(
         students, det, CWD, teacher_ckpt=str(path))
     distiller = Distiller(students['det'], teacher_of(det), CWD, teacher_ckpt=str(path), teacher_strict=False,
                           scope='mmdet')

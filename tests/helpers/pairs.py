@@ -37,7 +37,7 @@ def detection_pair(folder: Path, root: Any, steps: int = 2) -> Any:
     """``student``, ``teacher`` (wider neck and head) and ``weights`` of it, as paths."""
     cfg = with_evaluation(detector(root, folder / 'work', steps=steps), root)
     cfg.model.test_cfg.score_thr = 0.0  # two steps teach nothing, and without any box there is no metric
-    return _pair(folder, cfg, dict(neck=dict(out_channels=24), bbox_head=dict(in_channels=24, feat_channels=24)))
+    return as_files(folder, cfg, dict(neck=dict(out_channels=24), bbox_head=dict(in_channels=24, feat_channels=24)))
 
 
 def segmentation_pair(folder: Path, root: Any, steps: int = 2) -> Any:
@@ -46,10 +46,11 @@ def segmentation_pair(folder: Path, root: Any, steps: int = 2) -> Any:
     loader['dataset'] = dict(loader['dataset'], type='CityscapesDataset')
     cfg.val_dataloader, cfg.val_cfg = loader, dict(type='ValLoop')
     cfg.val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-    return _pair(folder, cfg, dict(decode_head=dict(channels=24), auxiliary_head=dict(channels=24)))
+    return as_files(folder, cfg, dict(decode_head=dict(channels=24), auxiliary_head=dict(channels=24)))
 
 
-def _pair(folder: Path, cfg: Config, change: Any) -> Any:
+def as_files(folder: Path, cfg: Config, change: Any) -> Any:
+    """A config and a teacher of it with a changed model, as files, and weights of the teacher."""
     folder.mkdir(parents=True, exist_ok=True)
     cfg.work_dir = None
     cfg.dump(str(folder / 'small.py'))

@@ -128,3 +128,27 @@ def test_points_that_do_not_fit():
     student, teacher = views()
     with pytest.raises(ValueError, match='2 points of the student and 1 of the teacher'):
         build(dict(type='KDDETRLoss'))(student, QueryView(teacher.logits[:, :, :1], teacher.boxes[:, :, :1]))
+
+
+def test_distributions_of_box_sides():
+    """One side of one point: KL of (1/2, 1/2) from (3/4, 1/4) at tau 1; both weights of a point count."""
+    def view(logits, values, **extra):
+        sides = torch.zeros(1, 1, 2, 4, 2)
+        sides[0, 0, 0, 0] = torch.tensor(values)
+        boxes = torch.tensor([[BOX, BOX]]).expand(len(logits), 1, 2, 4)
+        return QueryView(logits, boxes, distributions=sides.requires_grad_(), **extra)
+
+    logits = torch.tensor([[[[LOGIT], [-LOGIT]]]]).expand(2, 1, 2, 1)
+    student, teacher = view(logits, [0.0, 0.0]), view(logits, [LOGIT, 0.0])
+    loss = build(dict(type='KDDETRLoss', distribution_weight=2.0, tau=1.0))(student, teacher)
+    assert loss.item() == pytest.approx(2 * 0.75 * KL, rel=1e-5)  # the first layer has no distributions
+    loss.backward()
+    assert student.distributions.grad.abs().sum() > 0 and teacher.distributions.grad is None
+    warm = build(dict(type='KDDETRLoss', distribution_weight=2.0))(student, teacher)
+    cold = torch.tensor([LOGIT / 5, 0.0]).softmax(0)
+    assert warm.item() == pytest.approx(2 * 25 * 0.75 * float((cold * (2 * cold).log()).sum()), rel=1e-4)
+    with pytest.raises(ValueError, match='predicts no box distributions'):
+        build(dict(type='KDDETRLoss', distribution_weight=1.0))(*views())
+    teacher.distributions = torch.zeros(1, 1, 2, 4, 3)
+    with pytest.raises(ValueError, match='2 bins and 3 of the teacher'):
+        build(dict(type='KDDETRLoss', distribution_weight=1.0))(student, teacher)

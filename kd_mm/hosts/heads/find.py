@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Tuple
 
 from torch import nn
 
-from kd_mm.hosts.heads.query import STEPS
+from kd_mm.hosts.heads.query import has_steps, query_count
 from kd_mm.hosts.rows import shared_places
 from kd_mm.types.dense import DenseView
 from kd_mm.types.query import MaskQueryView, QueryView
@@ -27,23 +27,22 @@ def heads(model: nn.Module, kind: type) -> List[str]:
         >>> heads(nn.Sequential(nn.Linear(1, 1)), DenseView)
         []
     """
-    if kind is QueryView and not _has_steps(model):
-        return []
     _, common, own = KINDS[kind]
     return [path for path, module in model.named_modules() if path and hasattr(module, common) and hasattr(module, own)
-            and shared_places(model, path) is None]
+            and shared_places(model, path) is None and (kind is not QueryView or _with_queries(model, module))]
 
 
 def of_queries(model: nn.Module, path: str) -> bool:
     """Whether a module gives one thing for each query: a head of queries, the decoder before it, and their parts."""
     if any(part == 'transformer_decoder' for part in path.split('.')):
         return True
-    owners = [*heads(model, QueryView), *heads(model, MaskQueryView), *(['decoder'] if _has_steps(model) else [])]
+    owners = [*heads(model, QueryView), *heads(model, MaskQueryView), *(['decoder'] if has_steps(model) else [])]
     return any(path == owner or (path.startswith(f'{owner}.') and '.pixel_decoder' not in path) for owner in owners)
 
 
-def _has_steps(model: nn.Module) -> bool:
-    return all(callable(getattr(model, name, None)) for name in STEPS)
+def _with_queries(model: nn.Module, module: Any) -> bool:
+    """Whether a head is one of a detector with queries: by the steps of its model, or as it counts queries itself."""
+    return has_steps(model) or (query_count(module) is not None and not hasattr(module, 'loss_mask'))
 
 
 def need_head(owner: str, side: str, model: nn.Module, path: str, module: Any, kind: type) -> None:
@@ -56,7 +55,7 @@ def need_head(owner: str, side: str, model: nn.Module, path: str, module: Any, k
         kind: see :func:`heads`.
     """
     given, common, _ = KINDS[kind]
-    if hasattr(module, common) and (kind is not QueryView or _has_steps(model)):
+    if hasattr(module, common) and (kind is not QueryView or _with_queries(model, module)):
         return  # a head of one's own is looked at when it has run
     found = heads(model, kind)
     mend = (f'In {type(model).__name__} it is {" or ".join(f"{name!r}" for name in found)}' if found else

@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.stats import t as student_t
 
 from kd_mm.lab.commands import fail
-from kd_mm.lab.commands.evaluate import PRIMARY, primary
+from kd_mm.lab.commands.evaluate import OTHERS, primary, sign
 
 #: Entries of a config in which two runs of the same training differ.
 OWN = ('randomness', 'work_dir', 'experiment_name', 'load_from', 'resume', 'visualizer', 'launcher', 'filename',
@@ -72,20 +72,22 @@ def read_run(folder: str, metric: Optional[str]) -> List[Tuple[str, str, Optiona
 
 def _last_metrics(path: Path, metric: Optional[str]) -> Dict[str, float]:
     """The last line of the logs that holds an evaluation."""
-    wanted = (metric, ) if metric else PRIMARY
     found: Dict[str, float] = {}
     for log in sorted(path.glob('*/vis_data/scalars.json')):
         for line in log.read_text(encoding='utf-8').splitlines():
-            content = json.loads(line)
-            if any(key in content for key in wanted):
-                found = content
+            found = _metrics(json.loads(line), metric) or found
     if not found:
         for file in sorted(path.glob('*/*.json')):  # kd-mm test writes one file
-            content = json.loads(file.read_text(encoding='utf-8').splitlines()[-1])
-            if isinstance(content, dict) and any(key in content for key in wanted):
-                found = content
-    return {key: float(value) for key, value in found.items()
-            if isinstance(value, (int, float)) and key not in NO_METRIC}
+            found = _metrics(json.loads(file.read_text(encoding='utf-8').splitlines()[-1]), metric) or found
+    return found
+
+
+def _metrics(content: Any, metric: Optional[str]) -> Dict[str, float]:
+    """The metrics in a line of a log; nothing if it is of a training step, or has not the one that is wanted."""
+    if not isinstance(content, dict) or 'lr' in content or 'loss' in content or (metric and metric not in content):
+        return {}
+    return {key: float(value) for key, value in content.items() if isinstance(value, (int, float))
+            and key not in NO_METRIC and not key.startswith(OTHERS)}
 
 
 def _config_of(path: Path) -> Tuple[Optional[int], Optional[str]]:
@@ -159,18 +161,18 @@ def difference(first: Group, second: Group) -> Tuple[float, Optional[float], str
     return mean, float(student_t.ppf(0.975, freedom)) * math.sqrt(sum(parts)), 'not paired'
 
 
-def verdict(mean: float, half: Optional[float]) -> str:
-    """In words."""
+def verdict(mean: float, half: Optional[float], better: int = 1) -> str:
+    """In words; ``better`` is -1 where a lower score is."""
     if half is None:
         return 'one run: nothing is shown'
     if abs(mean) <= half or mean == 0:
         return 'no difference shown'
-    return 'better' if mean > 0 else 'worse'
+    return 'better' if better * mean > 0 else 'worse'
 
 
 @click.command('compare')
 @click.argument('runs', nargs=-1, required=True, metavar='RUN [RUN ...]')
-@click.option('--metric', help='Which one. Default: coco/bbox_mAP or mIoU.')
+@click.option('--metric', help='Which one. Default: the one that says it in a number, such as coco/bbox_mAP or mIoU.')
 def command(runs: Tuple[str, ...], metric: Optional[str]) -> None:
     """Did it help? Scores of trainings, with their mean and spread over seeds, and the verdict against the first.
 
@@ -181,8 +183,9 @@ def command(runs: Tuple[str, ...], metric: Optional[str]) -> None:
         kd-mm compare work_dirs/plain_seed0 work_dirs/plain_seed1 work_dirs/fgd_seed0 work_dirs/fgd_seed1
 
     Runs whose configs differ in the seed alone are one group. Where that is not enough, NAME=RUN puts a run into the
-    group NAME: plain=work_dirs/a. The last evaluation of a run counts, and a higher score is taken as better. "No
-    difference shown" is said where 0 lies in the 95 % interval of the difference: take more seeds.
+    group NAME: plain=work_dirs/a. The last evaluation of a run counts. A higher score is taken as better, except of
+    miss rates and errors of depth. "No difference shown" is said where 0 lies in the 95 % interval of the difference:
+    take more seeds.
     """
     try:
         chosen, groups = gather(list(runs), metric)
@@ -199,5 +202,5 @@ def command(runs: Tuple[str, ...], metric: Optional[str]) -> None:
             continue
         mean, half, way = difference(groups[0], group)
         text = f'{mean:+.3g}' + ('' if half is None else f' ± {half:.2g} ({way})')
-        table.add_row(*cells, text, verdict(mean, half))
+        table.add_row(*cells, text, verdict(mean, half, sign(chosen)))
     console.print(table)

@@ -23,9 +23,10 @@ from rich.table import Table
 from kd_mm.lab import check as inspection
 from kd_mm.lab.commands import export, fail
 from kd_mm.lab.commands import train as training
-from kd_mm.lab.commands.evaluate import evaluate, own_name, primary
+from kd_mm.lab.commands.evaluate import evaluate, own_name, primary, sign
 from kd_mm.lab.commands.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
 from kd_mm.lab.cost import profile_config
+from kd_mm.ops.words import count
 from kd_mm.teachers.spec import RANDOM
 
 #: What a run is and what it has reached, in its work dir.
@@ -33,15 +34,15 @@ STATE = 'distill.json'
 #: What is said where the host's evaluation gives no number.
 NOTHING = 'nothing was detected on the validation data, so that there is no score'
 #: Flags of train that distill sets itself.
-TAKEN = ('--work-dir', '--resume', '--overwrite', '--force', '--launcher', '--score-teacher')
+TAKEN = ('--work-dir', '--resume', '--overwrite', '--force', '--launcher', '--score-teacher', '--score-images')
 
 
 #: Entries of a run's description as a user knows them.
-NAMES = dict(flags='flags after --', weights='--teacher-ckpt')
+NAMES = dict(flags='flags after --', weights='--teacher-ckpt', images='--score-images')
 
 
 def _typed(value: Any) -> str:
-    return (' '.join(value) or 'none') if isinstance(value, list) else str(value)
+    return (' '.join(value) or 'none') if isinstance(value, list) else 'none' if value is None else str(value)
 
 
 class Sieve:
@@ -107,9 +108,9 @@ class Run:
             self.results = found['results']
             return True
         if not overwrite:
-            names = [key for key in self.what if found['what'].get(key) != self.what[key]]
+            names = [key for key in {**self.what, **found['what']} if found['what'].get(key) != self.what.get(key)]
             there = '; '.join(f'{NAMES.get(key, key)}: {_typed(found["what"].get(key))} there, '
-                              f'{_typed(self.what[key])} now' for key in names)
+                              f'{_typed(self.what.get(key))} now' for key in names)
             raise ValueError(f'{self.folder} has another distillation ({there}). Repeat what was given there to '
                              'continue it, choose another --work-dir, or start anew with --overwrite')
         for name in ('distilled', 'baseline', 'teacher'):
@@ -168,7 +169,8 @@ def cost(cfg: Config) -> Dict[str, Any]:
 
 def cost_text(found: Dict[str, Any]) -> str:
     """One line of it."""
-    text = (f'{found["kd_seconds"]:.3g} s a step instead of {found["plain_seconds"]:.3g} s ({found["batch"]} images of '
+    text = (f'{found["kd_seconds"]:.3g} s a step instead of {found["plain_seconds"]:.3g} s ('
+            f'{count(found["batch"], "image")} of '
             f'{"x".join(map(str, found["shape"]))}, {found["device"]})')
     if found['plain_bytes'] and found['kd_bytes']:
         text += f', {found["kd_bytes"] / 2**20:.0f} MiB instead of {found["plain_bytes"] / 2**20:.0f} MiB'
@@ -193,7 +195,8 @@ def train_and_score(run: Run, name: str, path: str, plain: Config, flags: Sequen
     found = dict(checkpoint=checkpoint, seconds=time.time() - start)
     if plain.get('val_cfg'):
         with quiet():
-            found['metrics'] = evaluate(plain, checkpoint, osp.join(folder, 'evaluation'))
+            found['metrics'] = evaluate(plain, checkpoint, osp.join(folder, 'evaluation'),
+                                        images=run.what.get('images'))
         if found['metrics']:
             click.echo('{}: {} {:.4g}'.format(name, *primary(found['metrics'])))
         else:
@@ -213,16 +216,19 @@ def report(run: Run) -> str:
     if rows:
         lines += [f'| model | {rows[0][2]} |', '|---|---|']
         lines += [f'| {label} | {value:.4g} |' for _, label, _, value in rows]
+        if run.what.get('images'):
+            lines += ['', f'All scores are those on the first {run.what["images"]} validation images.']
     else:
         lines += ['The config has no validation, so nothing was scored.']
     scores = {key: value for key, _, _, value in rows}
-    if 'teacher' in scores and 'distilled' in scores and scores['teacher'] <= scores.get('baseline',
-                                                                                         scores['distilled']):
+    better = sign(rows[0][2]) if rows else 1
+    if 'teacher' in scores and 'distilled' in scores and better * scores['teacher'] <= better * scores.get(
+            'baseline', scores['distilled']):
         lines += ['', '**The teacher is no better than the student on this data:** there is little to learn from it. '
                   'Look at its weights, its preprocessing and its classes, or take a better one.']
     if len(scores) == 3:
         gap, gain = scores['teacher'] - scores['baseline'], scores['distilled'] - scores['baseline']
-        closed = f', {100 * gain / gap:.0f} % of the gap to the teacher' if gap > 0 else ''
+        closed = f', {100 * gain / gap:.0f} % of the gap to the teacher' if better * gap > 0 else ''
         lines += ['', f'Against the student without distillation: {gain:+.4g}{closed}. One seed: a difference of a '
                   'point or two may be chance; kd-mm compare looks at several.']
     elif 'distilled' in scores:
@@ -292,7 +298,8 @@ def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: boo
     if 'teacher' not in run.results and stock.get('val_cfg'):
         heading(f'scoring the teacher on the validation data; log: {osp.join(run.folder, "teacher")}')
         with quiet():
-            metrics = evaluate(stock, plan.weights, osp.join(run.folder, 'teacher'), plan.teacher)
+            metrics = evaluate(stock, plan.weights, osp.join(run.folder, 'teacher'), plan.teacher,
+                               run.what.get('images'))
         if not metrics:
             raise ValueError(f'the teacher ({plan.source}, {plan.weights}): {NOTHING}. Nothing can be learned from it: '
                              'look at its weights and its preprocessing, or train it longer')
@@ -314,12 +321,15 @@ def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: boo
 @pair_options
 @click.option('--work-dir', help='Folder of everything. Default: work_dirs/STUDENT_from_TEACHER_RECIPE.')
 @click.option('--baseline', is_flag=True, help='Also train the student without distillation, with the same seed.')
+@click.option('--score-images', type=click.IntRange(1), metavar='N', help='Score teacher and students on the first N '
+              'validation images alone.')
 @click.option('--no-cost', is_flag=True, help='Do not measure what a step costs.')
 @click.option('--overwrite', '--force', 'overwrite', is_flag=True,
               help='Start anew in a work dir with another distillation.')
 @click.argument('flags', nargs=-1, type=click.UNPROCESSED)
 def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str, explain: bool,
-            work_dir: Optional[str], baseline: bool, no_cost: bool, overwrite: bool, flags: Tuple[str, ...]) -> None:
+            work_dir: Optional[str], baseline: bool, score_images: Optional[int], no_cost: bool, overwrite: bool,
+            flags: Tuple[str, ...]) -> None:
     """Distil TEACHER into STUDENT: choose losses, check, train, evaluate, export, report.
 
     After -- come flags of kd-mm train: kd-mm distill STUDENT --teacher TEACHER -- --amp --cfg-options
@@ -333,7 +343,8 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str
                              '--teacher-ckpt FILE (kd-mm init takes random, to write a config for a dry try)')
         folder = work_dir or osp.join('work_dirs', default_name(plan, student, teacher))
         run = Run(folder, dict(student=plan.file, teacher=plan.source, weights=plan.weights,
-                               recipe=plan.choice.recipe.name, flags=list(flags)))
+                               recipe=plan.choice.recipe.name, flags=list(flags),
+                               **({} if score_images is None else dict(images=score_images))))
         try:
             again = run.open(overwrite)
         except OSError as error:

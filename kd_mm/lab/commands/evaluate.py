@@ -9,14 +9,16 @@ from typing import Dict, Optional
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from kd_mm.engine.score import PRIMARY, numbers, primary
+from kd_mm.engine.score import OTHERS, PRIMARY, numbers, primary, sign
+from kd_mm.engine.trial import Trial, Wish
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.weights import load_weights
 
-__all__ = ['PRIMARY', 'evaluate', 'own_name', 'primary']
+__all__ = ['OTHERS', 'PRIMARY', 'evaluate', 'own_name', 'primary', 'sign']
 
 
-def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional[Config] = None) -> Dict[str, float]:
+def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional[Config] = None,
+             images: Optional[int] = None) -> Dict[str, float]:
     """The metrics of a model on the validation set of ``cfg``, in the Runner's own validation loop.
 
     Args:
@@ -24,6 +26,7 @@ def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional
         weights: path or URL of a checkpoint; the keys are found as for a teacher.
         work_dir: where the Runner writes its log.
         model: a config whose model is evaluated instead: a teacher's, on the student's data.
+        images: only so many of its first images; None for all.
 
     Raises:
         ValueError: there is no validation in the config, or no weights fit.
@@ -46,7 +49,11 @@ def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional
     runner = Runner.from_cfg(chosen)
     if weights is not None:
         load_weights(runner.model, ckpt.load(weights), weights, strict=False)
-    metrics = runner.val()
+    if images is None:
+        metrics = runner.val()
+    else:
+        runner.model.eval()
+        metrics = Trial(runner, Wish(images)).run(runner.model)
     del runner
     gc.collect()
     return numbers(metrics)

@@ -2,10 +2,14 @@
 
     kd-mm export work_dirs/.../epoch_24.pth student.pth
     kd-mm export CKPT OUT --config CONFIG
+    kd-mm export student.pth --onnx student.onnx --check IMAGES
 
 Kept: the weights and what describes them (classes, config, epoch).  Dropped: optimizer, schedulers, logs, the weights
 that an EMA hook keeps aside, and the adapters under the side key ``kd_mm``.  The stored config loses its distillation
 hook, so that it runs without kd_mm.
+
+With --onnx the network of the plain student is written as ONNX, and with --check onnxruntime and torch predict the same
+images (docs/deploy.md).
 """
 
 import argparse
@@ -13,7 +17,7 @@ import copy
 import os
 import os.path as osp
 import tempfile
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -22,8 +26,14 @@ from mmengine.utils import get_object_from_string
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
 from kd_mm.hosts.models import scope_of_config
+from kd_mm.hosts.pictures import find_pictures
 from kd_mm.hosts.renamed import no_such_config
 from kd_mm.lab.commands import fail
+from kd_mm.lab.models import scope_of
+from kd_mm.lab.onnx_export import OPSET
+from kd_mm.lab.onnx_export import export as export_onnx
+from kd_mm.lab.onnx_run import compare, default_size
+from kd_mm.ops.words import count
 
 #: Entries of ``meta`` that describe the weights and not the run that made them.
 META = ('dataset_meta', 'epoch', 'iter', 'experiment_name', 'time', 'mmengine_version')
@@ -32,10 +42,26 @@ META = ('dataset_meta', 'epoch', 'iter', 'experiment_name', 'time', 'mmengine_ve
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='checkpoint written by a training run')
-    parser.add_argument('out', help='file to write')
+    parser.add_argument('out', nargs='?', help='file to write; not needed for --onnx of what was exported before')
     parser.add_argument('--config', help='config of the student. Default: the one stored in the checkpoint')
-    parser.add_argument('--overwrite', '--force', action='store_true', help='write over OUT if it exists')
-    return parser.parse_args(argv)
+    parser.add_argument('--overwrite', '--force', action='store_true', help='write over files that exist')
+    onnx = parser.add_argument_group('ONNX')
+    onnx.add_argument('--onnx', metavar='FILE', help='write the network as ONNX, too; needs pip install onnx '
+                      'onnxruntime')
+    onnx.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help='of the images of the network. '
+                      "Default: that of the config's test pipeline")
+    onnx.add_argument('--opset', type=int, default=OPSET, help='of the file. Default: %(default)s')
+    onnx.add_argument('--check', metavar='IMAGES', help='an image or a folder: predict with onnxruntime and with torch '
+                      'and compare')
+    onnx.add_argument('--images', type=int, default=16, help='at most so many images of --check. Default: %(default)s')
+    args = parser.parse_args(argv)
+    if not args.onnx and (args.check or args.size):
+        parser.error('--check and --size are about the file of --onnx: give that one, too')
+    if not args.onnx and not args.out:
+        parser.error('give OUT, the file to write, or --onnx FILE')
+    if args.images < 1:
+        parser.error('--images must be at least 1')
+    return args
 
 
 def student_config(path: Optional[str], meta: Dict[str, Any]) -> Config:
@@ -106,13 +132,13 @@ def check_strict(model: torch.nn.Module, state: Dict[str, torch.Tensor], source:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
-    if osp.exists(args.out) and not args.overwrite:
-        fail(f'{args.out} exists. Choose another name, or write over it with --overwrite')
-    if osp.exists(args.out) and osp.samefile(args.out, args.checkpoint):
-        fail('OUT is the checkpoint itself, which holds what a resume needs. Choose another name')
-    folder = osp.dirname(osp.abspath(args.out))
-    if not osp.isdir(folder):
-        fail(f'no such folder: {folder}')
+    for out in filter(None, (args.out, args.onnx)):
+        if osp.exists(out) and not args.overwrite:
+            fail(f'{out} exists. Choose another name, or write over it with --overwrite')
+        if osp.exists(out) and osp.samefile(out, args.checkpoint):
+            fail(f'{out} is the checkpoint itself, which holds what a resume needs. Choose another name')
+        if not osp.isdir(osp.dirname(osp.abspath(out))):
+            fail(f'no such folder: {osp.dirname(osp.abspath(out))}')
     try:
         checkpoint = load_file(args.checkpoint)
     except (FileNotFoundError, ValueError) as error:
@@ -124,6 +150,21 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg = student_config(args.config, meta)
     model = build_student(cfg)
     check_strict(model, state, args.checkpoint)
+    if args.out:
+        write_student(args, checkpoint, cfg, state, type(model).__name__)
+    else:
+        left = [key for key in checkpoint if key not in ('meta', 'state_dict')]
+        if left:
+            fail(f'{args.checkpoint} is no plain student: it still has {", ".join(left)}. Give OUT, where the plain '
+                 'student is written first')
+    if args.onnx:
+        write_onnx(args, cfg, model, meta.get('dataset_meta') or {})
+
+
+def write_student(args: argparse.Namespace, checkpoint: Dict[str, Any], cfg: Config, state: Dict[str, torch.Tensor],
+                  name: str) -> None:
+    """Write the plain student: its weights and what describes them."""
+    meta, folder = checkpoint.get('meta') or {}, osp.dirname(osp.abspath(args.out))
     kept = {key: meta[key] for key in META if key in meta}
     exported = dict(meta=dict(kept, cfg=cfg.pretty_text), state_dict=state)
 
@@ -140,8 +181,56 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             os.remove(temporary)
     dropped = [key for key in checkpoint if key not in ('meta', 'state_dict')]
     print(f'{args.out}: {len(state)} tensors, {osp.getsize(args.out) / 2**20:.1f} MiB '
-          f'(was {osp.getsize(args.checkpoint) / 2**20:.1f}); loads strictly into {type(model).__name__}; '
+          f'(was {osp.getsize(args.checkpoint) / 2**20:.1f}); loads strictly into {name}; '
           f'dropped {", ".join(dropped) or "nothing"}')
+
+
+def write_onnx(args: argparse.Namespace, cfg: Config, model: Any, about: Dict[str, Any]) -> None:
+    """Write the network of the plain student as ONNX; with ``--check`` compare what it predicts."""
+    model.eval()
+    try:
+        paths = pictures_of(args.check)[:args.images] if args.check else []
+        with scope_of(cfg):
+            size = tuple(args.size) if args.size else default_size(cfg, model)
+            parts, gap = export_onnx(model, args.onnx, size, describe(model, about), args.opset)
+            for part in parts:
+                print(f'{part.file}: {osp.getsize(part.file) / 2**20:.1f} MiB, opset {args.opset}, '
+                      f'{" and ".join(part.inputs)} to {count(len(part.outputs), "output")}, ends with {part.path}')
+            print(f'onnxruntime computes what torch does, within {gap:.1g} of the largest value')
+            found = compare(cfg, model, parts, paths, size) if paths else None
+    except ValueError as error:
+        fail(error)
+    if found is None:
+        return
+    print(f'check at {size[0]}x{size[1]}: {found.text()}')
+    if found.empty:
+        fail(f'neither side finds anything in {args.check}, which shows nothing. Give images with objects')
+    if found.problems:
+        fail('\n  '.join([f'{count(len(found.problems), "difference")} between torch and onnxruntime:',
+                          *found.problems[:10]]))
+
+
+def describe(model: Any, about: Dict[str, Any]) -> Dict[str, Any]:
+    """What a runtime must know to prepare an image, for the metadata of the file."""
+    preprocessor = model.data_preprocessor
+    found: Dict[str, Any] = {}
+    if getattr(preprocessor, '_enable_normalize', False):
+        found.update(mean=preprocessor.mean.flatten().tolist(), std=preprocessor.std.flatten().tolist())
+    # mmengine's and mmseg's preprocessors call it by two names
+    turned = any(getattr(preprocessor, name, False) for name in ('_channel_conversion', 'channel_conversion'))
+    found['channels'] = 'RGB' if turned else 'BGR'
+    if about.get('classes'):
+        found['classes'] = list(about['classes'])
+    return found
+
+
+def pictures_of(path: str) -> List[str]:
+    """An image, or those of a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return [path] if osp.isfile(path) else find_pictures(path)
 
 
 def _umask() -> int:

@@ -20,6 +20,7 @@ from kd_mm.lab.commands.distill import quiet
 from kd_mm.lab.commands.evaluate import own_name
 from kd_mm.lab.commands.init import write_new
 from kd_mm.lab.configs import hook_entries, read_config
+from kd_mm.ops.words import count
 from kd_mm.teachers.spec import RANDOM
 
 #: How a teacher that is no config is written: its kind, then the values of these keys.
@@ -149,10 +150,10 @@ def loss_of(part: str, teacher: Any) -> Dict[str, Any]:
 
 def all_levels(cfg: Config) -> None:
     """Let one map of a foundation model teach every level of the student's neck."""
-    count = int(cfg.model.neck.get('num_outs') or len(cfg.model.neck.get('in_channels', (0, ))))
+    levels = int(cfg.model.neck.get('num_outs') or len(cfg.model.neck.get('in_channels', (0, ))))
     loss = cfg.custom_hooks[0].losses.loss_pretrain
     if 'levels' in loss:
-        loss.levels = dict(student=list(range(count)), teacher=[-1] * count)
+        loss.levels = dict(student=list(range(levels)), teacher=[-1] * levels)
 
 
 def save_parts(folder: str, run: str, part: str, what: Dict[str, Any]) -> str:
@@ -204,10 +205,12 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], images: str
         paths = find_pictures(images)
         broken = unreadable(paths[:MOST_FILES])
         if broken:
-            raise ValueError(f'{len(broken)} files below {images} are no pictures or cut off: {", ".join(broken[:5])}'
+            raise ValueError(f'{count(len(broken), "file")} below {images} cannot be read as pictures, or not to their '
+                             f'end: {", ".join(broken[:5])}'
                              + (', ...' if len(broken) > 5 else '') + '. Remove them or copy them again')
         if len(paths) < batch:
-            raise ValueError(f'{images} has {len(paths)} pictures and a step takes {batch}: give a smaller --batch')
+            raise ValueError(f'{images} has {count(len(paths), "picture")} and a step takes {batch}: give a smaller '
+                             '--batch')
         source = teacher_of(teacher)
         weights = teacher_ckpt
         if weights not in (None, RANDOM) and '://' not in str(weights):
@@ -223,7 +226,8 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], images: str
         run = osp.join(folder, 'training')  # where the Runner writes its own copy of the config
         words = ['--work-dir', run, *(['--resume'] if resume else []), *(['--overwrite'] if overwrite else [])]
         args = training.parse_args([path, *words, *flags])
-        click.echo(f'{len(paths)} pictures; {part} of {student} learns from {teacher}; log and checkpoints: {run}')
+        click.echo(f'{count(len(paths), "picture")}; {part} of {student} learns from {teacher}; log and checkpoints: '
+                   f'{run}')
         trained = training.load_config(args)
         own_name(trained)
         with quiet():

@@ -33,6 +33,7 @@ from mmengine.config import DictAction
 from kd_mm.lab.commands import program
 from kd_mm.lab.configs import read_config
 from kd_mm.lab.cost import profile_config
+from kd_mm.ops.words import count
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -53,7 +54,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 
 def print_result(result: Dict[str, Any]) -> None:
-    print(f'{result["config"]}: {result["batch"]} images of {"x".join(map(str, result["input_shape"]))} on '
+    print(f'{result["config"]}: {count(result["batch"], "image")} of {"x".join(map(str, result["input_shape"]))} on '
           f'{result["device"]}, {result["threads"]} thread(s), load {result["load_average"]}, torch {result["torch"]}')
     print(f'\n{"":<16}{"median ms":>10}{"fastest":>10}   ({result["steps"]} rounds)')
     for name in ('plain_step', 'needed_teacher', 'fast_teacher', 'full_teacher', 'kd_step'):

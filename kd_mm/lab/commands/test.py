@@ -65,20 +65,22 @@ def use_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; for a detector without a recipe of its own: flips."""
     if not detects(cfg) and not ('tta_model' in cfg and 'tta_pipeline' in cfg):
         fail('--tta needs tta_model and tta_pipeline in the config; the base configs of mmseg have them')
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    sets = [cfg.test_dataloader.dataset]
+    for dataset in sets:  # it grows: wrappers hold one or several
+        sets += [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
+    sets = [dataset for dataset in sets if 'pipeline' in dataset]
     if 'tta_pipeline' in cfg:
         pipeline = cfg.tta_pipeline
     else:
-        pipeline = copy.deepcopy(dataset.pipeline)
+        pipeline = copy.deepcopy(sets[-1].pipeline)
         meta = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
         pipeline[-1] = dict(type='TestTimeAug', transforms=[
             [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)],
             [dict(type='PackDetInputs', meta_keys=meta)]])
     tta_model = copy.deepcopy(cfg.get('tta_model') or dict(
         type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
-    dataset.pipeline = pipeline
+    for dataset in sets:
+        dataset.pipeline = copy.deepcopy(pipeline)
     cfg.model = dict(tta_model, module=cfg.model)
 
 

@@ -38,6 +38,8 @@ from kd_mm.lab.commands import fail
 from kd_mm.lab.configs import apply_options, faults, hook_entries, no_host, read_file
 from kd_mm.ops.problems import ConfigProblems
 
+#: What data sets and evaluators read besides pictures, below ``data_root``; all but the first are Open Images'.
+FILES = ('ann_file', 'label_file', 'meta_file', 'hierarchy_file', 'image_level_ann_file')
 CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for nested keys, KEY="[a,b]" for lists. '
                     'data_root=PATH moves every dataset and evaluator path that lies below the config\'s data_root')
 
@@ -55,6 +57,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help='start anew in a work dir that already has checkpoints')
     parser.add_argument('--score-teacher', action='store_true', help='evaluate the teacher on the validation data '
                         'before the first step')
+    parser.add_argument('--score-images', type=int, metavar='N', help='the same on the first N images of the '
+                        'validation data alone; the student is evaluated on them, too')
     add_shared_arguments(parser)
     return prepare_args(parser.parse_args(argv))
 
@@ -160,8 +164,9 @@ def data_paths(section: Any, key: str) -> Iterator[Tuple[str, str]]:
     root = section.get('data_root') or ''
     if root:
         yield f'{key}.data_root', root
-    if section.get('ann_file'):
-        yield f'{key}.ann_file', osp.join(root, section['ann_file'])
+    for name in FILES:
+        if isinstance(section.get(name), str) and section[name]:
+            yield f'{key}.{name}', osp.join(root, section[name])
     prefixes = section.get('data_prefix')
     for name, prefix in (prefixes.items() if isinstance(prefixes, dict) else []):
         # Only joined to a root here: without one, a prefix may be part of a path inside the annotation file.
@@ -310,11 +315,12 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
-    if args.score_teacher:
+    asked = args.score_teacher if args.score_images is None else args.score_images
+    if asked is not False:
         entries = hook_entries(cfg)
         if not entries:
             fail('--score-teacher: the config has no kd_mm.DistillHook in custom_hooks, so there is no teacher')
-        entries[0]['score_teacher'] = True
+        entries[0]['score_teacher'] = asked
     for part in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if not cfg.get(part):
             fail(f'{args.config} has no {part}: a config without data or schedule cannot be trained. Inherit from a '

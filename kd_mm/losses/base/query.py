@@ -10,7 +10,7 @@ from kd_mm.ops.boxes import giou_loss, to_corners
 from kd_mm.ops.divergences import sigmoid_divergence, softmax_divergence
 from kd_mm.types import targets
 from kd_mm.types.batch import KDBatch
-from kd_mm.types.query import QueryView
+from kd_mm.types.query import QueryView, same_layers
 
 
 class QueryLoss(HeadLoss):
@@ -44,6 +44,8 @@ class QueryLoss(HeadLoss):
         # Before the base turns mixed precision off: a decoder runs as it does in its own model.
         if isinstance(student, QueryView) and isinstance(teacher, QueryView):
             student, teacher = self.shared_pass(student, teacher.detach(), batch)
+            if self.layers:
+                student, teacher = same_layers(student, teacher)
         return super().parts(student, teacher, batch, region)
 
     def check_shapes(self, student: Any, teacher: Any) -> None:

@@ -93,7 +93,7 @@ def test_a_teacher_that_detects_nothing(det, tmp_path, monkeypatch):
 
 def test_an_interrupted_run_continues(cityscapes_root, tmp_path, monkeypatch):
     pair = segmentation_pair(tmp_path / 'pair', cityscapes_root, steps=4)
-    flags = ['--no-cost', '--', '--cfg-options', 'default_hooks.checkpoint.interval=1']
+    flags = ['--no-cost', '--score-images', 3, '--', '--cfg-options', 'default_hooks.checkpoint.interval=1']
     step, seen = IterBasedTrainLoop.run_iter, []
 
     def interrupted(loop, data_batch):
@@ -114,6 +114,9 @@ def test_an_interrupted_run_continues(cityscapes_root, tmp_path, monkeypatch):
     assert seen == [0, 1, 2, 2, 3]
     assert '| student, distilled |' in (tmp_path / 'run' / 'report.md').read_text()
     assert 'Whether distillation helped is not known' in (tmp_path / 'run' / 'report.md').read_text()
+    assert 'All scores are those on the first 3 validation images.' in (tmp_path / 'run' / 'report.md').read_text()
+    other = distill(pair, tmp_path / 'run', '--no-cost', *flags[3:])
+    assert other.exit_code == 1 and '(--score-images: 3 there, none now)' in message(other)
 
 
 def test_what_is_refused_before_anything_is_written(det, tmp_path):

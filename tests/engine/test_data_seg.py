@@ -1,0 +1,165 @@
+"""Segmentation sets as users have them: every layout and wrapper of mmseg trains with distillation."""
+
+import copy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from layout_runs import LOAD, distilled, loader, pictures, same_pictures, seg_config, teacher
+from layouts import Layout, scenes, segmentation, write_picture
+from mmcv.transforms import BaseTransform
+from mmengine.registry import TRANSFORMS
+
+from kd_mm.types.targets import seg_map, valid_pixels
+
+RESIZE = dict(type='Resize', scale=(64, 64), keep_ratio=True)
+PACK = dict(type='PackSegInputs')
+
+
+def ade(root):
+    return segmentation(root, 'ADE20KDataset', split='training', folders=('images', 'annotations'))
+
+
+def voc_aug(root):
+    """The official part and the additional one, with label maps in another folder."""
+    first, second = (segmentation(root / name, 'PascalVOCDataset', folders=('JPEGImages', folder), seed=seed)
+                     for seed, (name, folder) in enumerate((('voc', 'SegmentationClass'),
+                                                            ('aug', 'SegmentationClassAug'))))
+    found = copy.deepcopy(first)
+    found.dataset = dict(type='ConcatDataset', datasets=[first.dataset, second.dataset])
+    return found
+
+
+LAYOUTS = dict(
+    ade=ade, voc_aug=voc_aug, potsdam=lambda root: segmentation(root, 'PotsdamDataset'),
+    own=lambda root: segmentation(root, classes=('ground', 'square', 'disc')))
+
+
+def piped(cfg, phase):
+    """Give the data sets inside a wrapper the pipeline that the wrapper got."""
+    dataset = cfg[f'{phase}_dataloader'].dataset
+    if 'datasets' in dataset:
+        pipeline = dataset.pop('pipeline')
+        test = dataset.pop('test_mode', False)
+        for part in dataset.datasets:
+            part.update(pipeline=copy.deepcopy(pipeline), test_mode=test)
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_segmentation_layouts(name, tmp_path):
+    """The teacher's score, distilled steps, the host's own validation, and a plain checkpoint."""
+    layout = LAYOUTS[name](tmp_path / 'data')
+    cfg = seg_config(layout, tmp_path / 'work')
+    for phase in ('train', 'val', 'test'):
+        piped(cfg, phase)
+    run = distilled(cfg, score_teacher=True)
+    assert tuple(run.distiller.classes) == layout.classes and same_pictures(run)
+    assert 'mIoU' in run.hook.scores.found['teacher'] and 'val/mIoU' in run.runner.message_hub.log_scalars
+    labels = torch.cat([sample.gt_sem_seg.data.flatten() for batch in run.watch.batches
+                        for sample in batch['data_samples']]).unique().tolist()
+    # whether or not 0 is nothing in the files
+    assert labels[0] == 0 and labels[-1] == 255 and max(labels[:-1]) < len(layout.classes)
+    saved = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)
+    assert saved['state_dict'].keys() == run.runner.model.state_dict().keys()
+
+
+def plain(layout):
+    layout = copy.deepcopy(layout)
+    layout.evaluator = None
+    return layout
+
+
+@pytest.mark.parametrize('name', ['repeat', 'mosaic'])
+def test_wrappers(name, tmp_path):
+    layout = plain(segmentation(tmp_path / 'data', classes=('ground', 'square', 'disc')))
+    loading = [LOAD, dict(type='LoadAnnotations')]
+    dataset = dict(type='RepeatDataset', times=2, dataset=dict(layout.dataset, pipeline=[*loading, RESIZE, PACK]))
+    if name == 'mosaic':
+        dataset = dict(type='MultiImageMixDataset', dataset=dict(
+            type='ConcatDataset', datasets=[dict(layout.dataset, pipeline=loading)]), pipeline=[
+                dict(type='RandomMosaic', prob=1.0, img_scale=(48, 48), pad_val=0), RESIZE, PACK])
+    run = distilled(seg_config(layout, tmp_path / 'work', dataset=dataset))
+    assert tuple(run.distiller.classes) == layout.classes and same_pictures(run)
+
+
+def test_two_classes_in_one_channel(tmp_path):
+    layout = segmentation(tmp_path / 'data', binary=True)
+    cfg = seg_config(layout, tmp_path / 'work')
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        head.update(out_channels=1, threshold=0.3, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    run = distilled(cfg, score_teacher=2)
+    assert run.distiller.student.decode_head.conv_seg.out_channels == 1
+    assert 0 <= run.hook.scores.found['teacher']['mIoU'] <= 100
+    assert 'val/student_mIoU' in run.runner.message_hub.log_scalars
+
+
+def test_some_of_the_classes(tmp_path):
+    """A student of two of Cityscapes' classes in another order learns from a teacher of all 19."""
+    layout = plain(segmentation(tmp_path / 'data', 'CityscapesDataset'))
+    layout.dataset['metainfo'] = dict(classes=('sidewalk', 'road'))
+    layout.classes = ('sidewalk', 'road')
+    cfg = seg_config(layout, tmp_path / 'work')
+    model = teacher(cfg)
+    for head in ('decode_head', 'auxiliary_head'):
+        model['model'][head]['num_classes'] = 19
+    model['train_dataloader'] = dict(dataset=dict(type='CityscapesDataset'))
+    run = distilled(cfg, dict(loss_kd=dict(type='SoftmaxKDLoss', at='@logits', classes='common')), model)
+    assert run.distiller.classes == ['sidewalk', 'road'] and len(run.distiller.teacher.classes) == 19
+    labels = torch.cat([sample.gt_sem_seg.data.flatten() for batch in run.watch.batches
+                        for sample in batch['data_samples']]).unique().tolist()
+    assert labels == [0, 1, 255]
+    with pytest.raises(ValueError, match=r"classes='common'"):
+        distilled(seg_config(layout, tmp_path / 'other'), dict(loss_kd=dict(type='SoftmaxKDLoss', at='@logits')), model)
+
+
+def test_the_heads_own_ignored_label(tmp_path):
+    """Pixels that the host's loss leaves out are left out by ours, whatever their label is."""
+    layout = plain(segmentation(tmp_path / 'data', classes=('ground', 'square', 'void'), binary=True))
+    cfg = seg_config(layout, tmp_path / 'work', steps=1)
+    cfg.model.data_preprocessor.seg_pad_val = 2
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        head.ignore_index = 2
+    run = distilled(cfg)
+    sample = run.watch.batches[0]['data_samples'][0]
+    sample.gt_sem_seg.data[:] = torch.tensor([0, 1, 2, 2])[torch.arange(sample.gt_sem_seg.data.numel()) % 4].view_as(
+        sample.gt_sem_seg.data)
+    batch = run.distiller.current.batch_of(torch.zeros(1, 3, *sample.gt_sem_seg.shape[-2:]), [sample])
+    assert torch.equal(valid_pixels(batch, sample.gt_sem_seg.shape[-2:]), seg_map(batch) != 2)
+
+
+def test_one_band_of_16_bits(tmp_path):
+    layout = plain(segmentation(tmp_path / 'data', channels=1, depth=np.uint16, img_suffix='.png'))
+    norm = dict(mean=[15000.0], std=[9000.0], bgr_to_rgb=False)
+    cfg = seg_config(layout, tmp_path / 'work', pipeline=[
+        dict(LOAD, color_type='unchanged'), dict(type='LoadAnnotations'), RESIZE, PACK])
+    cfg.merge_from_dict(dict(model=dict(backbone=dict(in_channels=1), data_preprocessor=norm)))
+    run = distilled(cfg, model=teacher(cfg, dict(norm, mean=[12000.0])))
+    assert same_pictures(run) and max(float(pictures(run.distiller.student, inputs).max())
+                                      for inputs in run.watch.seen['student']) > 29000
+
+
+@TRANSFORMS.register_module()
+class LoadPair(BaseTransform):
+    """Both pictures of a place, as ``LoadMultipleRSImageFromFile`` loads them, which needs GDAL."""
+
+    def transform(self, results):
+        results['img'], results['img2'] = (cv2.imread(results[key]) for key in ('img_path', 'img_path2'))
+        results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
+        return results
+
+
+def test_pairs_of_pictures(tmp_path):
+    """Change detection: two pictures are six bands."""
+    layout = segmentation(tmp_path / 'data', 'LEVIRCDDataset', folders=('A', 'label'))
+    for scene in scenes(seed=5):
+        write_picture(tmp_path / 'data' / 'B' / 'train' / f'{scene.name}.png', scene.picture)
+    layout.dataset['data_prefix'] = dict(img_path='A/train', img_path2='B/train', seg_map_path='label/train')
+    layout.dataset['pipeline'] = [dict(type='LoadPair'), dict(type='LoadAnnotations'), dict(type='ConcatCDInput'), PACK]
+    assert isinstance(layout, Layout)
+    norm = dict(mean=[120.0] * 6, std=[60.0] * 6, bgr_to_rgb=False)
+    cfg = seg_config(layout, tmp_path / 'work')
+    cfg.merge_from_dict(dict(model=dict(backbone=dict(in_channels=6), data_preprocessor=norm)))
+    cfg.val_dataloader = loader(dict(layout.dataset, test_mode=True), [], 1, False)
+    run = distilled(cfg, model=teacher(cfg, dict(norm, mean=[110.0] * 6)), score_teacher=True)
+    assert same_pictures(run) and run.watch.seen['teacher'][0].shape[1] == 6
