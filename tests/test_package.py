@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pairs import detection_pair
 
 from kd_mm.hosts.shipped import folder, inherit, live, merged
 from kd_mm.hosts.versions import index_name, ranges
@@ -125,6 +126,33 @@ def test_the_command_from_another_folder(installed, tmp_path):
     pytest.importorskip('mmdet')
     report = run(tmp_path, command, 'check', 'kd_mm::retinanet_cwd', '--shape', '64', '64', path=[installed])
     assert 'loss_cwd' in report and not list(tmp_path.iterdir())
+
+
+def test_distill_in_an_environment_with_a_host(wheel, tmp_path, coco_root):
+    """A new virtual environment in which pip has installed the wheel; the hosts are those of this one, without the
+    .pth files that would show an editable kd_mm."""
+    pytest.importorskip('mmdet')
+    home, work = tmp_path / 'venv', tmp_path / 'elsewhere'
+    work.mkdir()
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(home)], check=True)
+    python = home / 'bin' / 'python'
+    place = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.run([str(python), '-c', place], check=True, capture_output=True, text=True).stdout.strip())
+    subprocess.run([sys.executable, '-m', 'pip', '--python', str(python), 'install', '--quiet', '--no-deps',
+                    '--no-index', str(wheel)], check=True)
+    assert subprocess.run([str(python), '-c', 'import torch'], capture_output=True).returncode  # it is empty
+    (site / 'hosts.pth').write_text(f'{Path(pytest.__file__).resolve().parents[1]}\n')
+    pair = detection_pair(work, coco_root, steps=2)
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': '', 'PYTHONWARNINGS': 'ignore'}
+    done = subprocess.run([str(home / 'bin' / 'kd-mm'), 'distill', pair.student, '--teacher', pair.teacher,
+                           '--teacher-ckpt', pair.weights, '--work-dir', 'run', '--no-cost'], cwd=work, env=environment,
+                          capture_output=True, text=True)
+    assert not done.returncode, done.stdout[-2000:] + done.stderr[-3000:]
+    assert (work / 'run' / 'student.pth').is_file()
+    assert '| student, distilled |' in (work / 'run' / 'report.md').read_text()
+    where = subprocess.run([str(python), '-W', 'ignore', '-c', 'import kd_mm; print(kd_mm.__file__)'], cwd=work,
+                           env=environment, capture_output=True, text=True).stdout.strip()
+    assert where.startswith(str(site))
 
 
 def test_both_styles_inherit_from_an_installed_config(installed, tmp_path):

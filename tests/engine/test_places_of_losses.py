@@ -125,7 +125,11 @@ def configs(name, tmp):
     return pspnet(8, tmp), pspnet(12, tmp)
 
 
-@functools.lru_cache(maxsize=None)
+#: name of a model -> its losses, and the problems by term; a distiller is large, and not kept.
+FOUND = {}
+
+
+@functools.lru_cache(maxsize=1)
 def swept(name, tmp):
     """The distiller with all losses at all places of a model, and its problems by term."""
     student, teacher = configs(name, tmp)
@@ -142,7 +146,21 @@ def swept(name, tmp):
         term = re.match(r'\w+', text).group()
         assert term in losses, text
         refused.setdefault(term, []).append(text)
+    FOUND[name] = losses, refused
     return distiller, losses, refused
+
+
+def refusals(name, tmp):
+    """The losses at all places of a model, and the problems by term."""
+    if name not in FOUND:
+        swept(name, tmp)
+    return FOUND[name]
+
+
+@pytest.fixture(scope='module', params=PLACES)
+def name(request):
+    """Of a model; all tests of one model come together."""
+    return request.param
 
 
 @pytest.fixture(scope='module')
@@ -150,9 +168,8 @@ def tmp(tmp_path_factory):
     return tmp_path_factory.mktemp('places')
 
 
-@pytest.mark.parametrize('name', PLACES)
 def test_refusals_name_loss_and_place(name, tmp):
-    _, losses, refused = swept(name, tmp)
+    losses, refused = refusals(name, tmp)
     for term, texts in refused.items():
         for text in texts:
             assert losses[term]['at'] in text or 'segmentation data do not have' in text, text
@@ -160,7 +177,6 @@ def test_refusals_name_loss_and_place(name, tmp):
             assert not RAW.search(text), text
 
 
-@pytest.mark.parametrize('name', PLACES)
 def test_what_is_not_refused_trains(name, tmp):
     distiller, losses, refused = swept(name, tmp)
     student, step = distiller.student, distiller.current
@@ -191,7 +207,7 @@ def test_what_is_not_refused_trains(name, tmp):
 @pytest.mark.parametrize('place', ROWS)
 def test_rows_of_own_proposals_name_the_place_to_use(place, tmp):
     """No loss at all is let through, and each text has side, path, shapes and the shared place."""
-    _, losses, refused = swept('mask_rcnn', tmp)
+    losses, refused = refusals('mask_rcnn', tmp)
     of_place = {term: cfg for term, cfg in losses.items() if cfg['at'] == place}
     assert set(of_place) <= set(refused)
     shared = '@roi_masks' if 'mask' in place else '@roi_boxes' if 'fc_reg' in place else (
@@ -206,7 +222,7 @@ def test_rows_of_own_proposals_name_the_place_to_use(place, tmp):
 
 def test_a_map_of_one_cell_has_nothing_for_losses_on_cells(tmp):
     """A global vector: the softmax over its one cell is 1, whatever the student says.  Its channels can be learned."""
-    _, losses, refused = swept('pspnet', tmp)
+    losses, refused = refusals('pspnet', tmp)
     found = {cfg['type']: refused.get(term, [''])[0] for term, cfg in losses.items() if cfg['at'] == POOL}
     for loss in ('CWDLoss', 'ATLoss'):
         assert f"student '{POOL}' gives [2x16x1x1], one cell whatever the size of the image" in found[loss], found[loss]

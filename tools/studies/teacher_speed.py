@@ -14,6 +14,9 @@ Every number is the median over the turns of what was measured in the same turn,
   step        step with distillation / (plain step + host's own forward)
   implied     (plain step + auto) / (plain step + host's own forward): what the saving of the teacher alone would give
 
+Step and implied differ by what the loss does.  For nearly all of these pairs that is little; DETRDistill runs the
+student's decoder once more, with gradients, and a decoder's cost does not shrink with the images.
+
 ``--clock wall`` (default) is the time that passes, ``--clock cpu`` that of the processor in this process, which others
 disturb less; take it with one thread (OMP_NUM_THREADS=1).
 """
@@ -62,6 +65,8 @@ PAIRS = {
     'pspnet-r18': Pair('seg/cwd/cwd_pspnet_r18_from_r101_80k_cityscapes.py', (512, 1024)),
     'segformer-b0': Pair('seg/cwd/cwd_segformer_b0_from_b4_160k_cityscapes.py', (1024, 1024)),
     'deformable-detr-r50': Pair(
+        'det/fitnet/fitnet_deformable_detr_r50_from_refine_twostage_r50_50e_coco.py', COCO),
+    'deformable-detr-detrdistill': Pair(
         'det/detrdistill/detrdistill_deformable_detr_r50_from_refine_r50_50e_coco.py', COCO)}
 
 
