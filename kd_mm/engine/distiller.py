@@ -26,7 +26,7 @@ from kd_mm.hosts.models import task_of
 from kd_mm.hosts.rows import in_trunk
 from kd_mm.hosts.swap import Swap
 from kd_mm.hosts.versions import require
-from kd_mm.hosts.weights import inherit_weights
+from kd_mm.hosts.weights import inherit_weights, ways_to_inherit
 from kd_mm.losses.base.loss import Adversarial, PicksInstances, opponents_of
 from kd_mm.losses.base.opponent import Opponent
 from kd_mm.ops import distributed
@@ -56,7 +56,8 @@ class Distiller(nn.Module):
         teachers: several of them instead: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
             speed=..., view=..., input_key=...)``. Losses say which one they mean with
             ``teacher='name'`` (or several names, whose outputs are averaged).
-        inherit: module paths whose weights :meth:`inherit_weights` copies from the teacher. Default none.
+        inherit: what :meth:`inherit_weights` gives the student of the teacher's weights: module paths, or path -> how
+            (``'copy'``; ``'grow'`` and ``'grow_from_background'``, see :mod:`kd_mm.hosts.growing`). Default none.
         task_loss_weight: factor on the student's own losses, from 0 (teacher alone). Default 1.
         seed: of the initial adapters and of random masks. Default 0.
         speed: in which form teachers run, see :mod:`kd_mm.teachers.speed`: ``'auto'`` (default), ``'exact'``,
@@ -78,7 +79,7 @@ class Distiller(nn.Module):
     student: Any  # a host model: mypy knows nothing of its attributes
 
     def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
-                 teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
+                 teacher_strict: bool = True, teachers: Any = None, inherit: Any = (),
                  task_loss_weight: float = 1.0, seed: int = 0, speed: Any = AUTO,
                  classes: Optional[Sequence[str]] = None, scope: Optional[str] = None, max_steps: int = 0,
                  folder: Optional[str] = None, agreement: int = 0, view: Any = None, input_key: Optional[str] = None):
@@ -86,7 +87,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
-        self.inherit = (inherit, ) if isinstance(inherit, str) else tuple(inherit)
+        self.inherit, self.grown = ways_to_inherit(inherit), list[str]()  # the latter: what grew, in words
         self.classes = list(classes) if classes else None
         self._wrapper: List[nn.Module] = []  # in a list, or it would become a sub-module
         self._handles: List[Any] = []
@@ -133,9 +134,7 @@ class Distiller(nn.Module):
         for fault in self.shares.faults():
             self.problems.add(fault)
         self._check_data()
-        if self.teacher is not None:
-            for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
-                self.problems.add(problem)
+        self.inherit_weights(problems=self.problems)
         # With the weight 0 the student's own losses are not computed, or taken as none.
         preflight = Preflight(self.current, self.problems, self.agreement, with_losses=task_loss_weight != 0)
         if self.teachers or any(SELF in term.sources for term in self.all_terms()):
@@ -286,13 +285,15 @@ class Distiller(nn.Module):
                 teacher.move(student)
         self.shares = GradientShares(student, self.current)
 
-    def inherit_weights(self) -> None:
-        """Copy the inherited modules from the teacher into the student."""
-        assert self.teacher is not None
-        problems = Problems()
-        for problem in inherit_weights(self.student, self.teacher.model, self.inherit):
-            problems.add(problem)
-        problems.raise_any()
+    def inherit_weights(self, student: Optional[nn.Module] = None, problems: Optional[Problems] = None) -> None:
+        """Give a student (its own) what it inherits of the teacher; only look if ``problems`` are to be collected."""
+        if self.teacher is not None:
+            found, self.grown = problems or Problems(), []
+            for problem in inherit_weights(student or self.student, self.teacher.model, self.inherit, problems is None,
+                                           (self.classes, self.teacher.classes), self.grown):
+                found.add(problem)
+            if problems is None:
+                found.raise_any()
 
     def start_peers(self, optim_wrapper: Any, scale: float = 1.0) -> None:
         """Make the optimizers of the peers: before the first step, when the weights are there.

@@ -29,11 +29,9 @@ from kd_mm.engine.extras import OwnOptimizer, add_group, reference_group
 from kd_mm.hosts.checkpoint import load_file
 from kd_mm.hosts.models import build_model
 from kd_mm.hosts.swap import Swap
-from kd_mm.hosts.weights import inherit_weights
 from kd_mm.ops import distributed
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.modulation import GradientShareSchedule
-from kd_mm.ops.problems import Problems
 from kd_mm.teachers.ema import EMATeacher
 
 #: Beside the files of a DeepSpeed checkpoint: the plain student, with the side key.
@@ -315,11 +313,8 @@ class Shards(Beside):
         return inherit
 
     def _inherit(self, distiller: Distiller) -> None:
-        assert self.twin is not None and distiller.teacher is not None
-        problems = Problems()
-        for problem in inherit_weights(self.twin, distiller.teacher.model, distiller.inherit):
-            problems.add(problem)
-        problems.raise_any()
+        assert self.twin is not None
+        distiller.inherit_weights(self.twin)
         with self._full():
             self.wrapper.load_state_dict(self.twin.state_dict())
 

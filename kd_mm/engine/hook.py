@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
@@ -20,6 +20,7 @@ from kd_mm.engine.score import Scores
 from kd_mm.engine.sharding import shard_teachers
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
+from kd_mm.hosts.growing import WAYS
 from kd_mm.hosts.models import as_names
 from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
@@ -59,7 +60,9 @@ class DistillHook(Hook):
         teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
             speed=..., view=..., input_key=...)``; each loss then says ``teacher='name'``, or names
             several whose outputs are averaged. Default none.
-        inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``. Default none.
+        inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``, or path ->
+            how: ``dict(neck='copy', bbox_head='grow')`` for a head with more classes than the teacher's, see
+            :func:`kd_mm.hosts.growing.grow_head`. Default none.
         task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
         adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
         adapter_decay_mult: their weight decay as a multiple of the base weight decay. Default 1.
@@ -93,7 +96,7 @@ class DistillHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
-                 teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
+                 teacher_strict: bool = True, teachers: Any = None, inherit: Any = (),
                  task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
                  score_teacher: bool = False, shard_teacher: bool = False, view: Any = None,
@@ -214,6 +217,8 @@ class DistillHook(Hook):
     def _say_inherited(self) -> None:
         assert self.distiller is not None
         print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
+        for note in self.distiller.grown:
+            print_log(f'kd_mm: {note}', 'current')
 
     def before_train(self, runner: Runner) -> None:
         """After weights were initialised or loaded: inherit, then attach."""
@@ -406,9 +411,15 @@ def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
 
 
 def _module_paths(owner: str, name: str, value: Any) -> None:
-    if not isinstance(value, str) and not (isinstance(value, Collection) and not isinstance(value, Mapping)
-                                           and all(isinstance(path, str) for path in value)):
-        raise ValueError(f"{owner}: {name}={value!r} must be a list of module paths, such as ('neck', 'bbox_head')")
+    if isinstance(value, Mapping):
+        for path, way in value.items():
+            if not isinstance(path, str) or way not in WAYS:
+                raise ValueError(f"{owner}: {name}={value!r} must say for each module path how: "
+                                 f"{', '.join(map(repr, WAYS))}, such as dict(neck='copy', bbox_head='grow')")
+    elif not isinstance(value, str) and not (
+            isinstance(value, Collection) and all(isinstance(path, str) for path in value)):
+        raise ValueError(f"{owner}: {name}={value!r} must be a list of module paths, such as ('neck', 'bbox_head'), or "
+                         "dict(bbox_head='grow')")
 
 
 def _strict_of_each(owner: str, name: str, value: Any) -> None:
