@@ -22,6 +22,7 @@ from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
 from kd_mm.hosts.growing import WAYS
 from kd_mm.hosts.models import as_names
+from kd_mm.hosts.own_loss import ALL
 from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
 from kd_mm.ops.checks import boolean, from_zero, whole
@@ -64,6 +65,8 @@ class DistillHook(Hook):
             how: ``dict(neck='copy', bbox_head='grow')`` for a head with more classes than the teacher's, see
             :func:`kd_mm.hosts.growing.grow_head`. Default none.
         task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
+        task_classes: which classes the student's own classification loss teaches: ``'all'`` (default) or ``'new'``,
+            those that the teacher does not know. For one-stage detectors with sigmoid scores whose classes grow.
         adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
         adapter_decay_mult: their weight decay as a multiple of the base weight decay. Default 1.
         seed: of the initial adapters and of random masks. Default 0.
@@ -97,7 +100,7 @@ class DistillHook(Hook):
 
     def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
                  teacher_strict: bool = True, teachers: Any = None, inherit: Any = (),
-                 task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
+                 task_loss_weight: float = 1.0, task_classes: str = ALL, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
                  score_teacher: bool = False, shard_teacher: bool = False, view: Any = None,
                  input_key: Optional[str] = None):
@@ -111,8 +114,8 @@ class DistillHook(Hook):
         problems.raise_any()
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
-            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed,
-            agreement=agreement, view=view, input_key=input_key)
+            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, task_classes=task_classes,
+            seed=seed, speed=speed, agreement=agreement, view=view, input_key=input_key)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         self.scores: Optional[Scores] = Scores() if score_teacher else None
         self.shard_teacher = shard_teacher
