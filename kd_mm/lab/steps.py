@@ -144,19 +144,20 @@ def split(cfg: Config, file: str, words: Sequence[str], out: str, protocol: str 
         known = [name for name in known if name in there]
     groups = parse_groups(words, known)
     counts = _count_of(cfg, len(work.classes))
+    count_overrides(cfg.model, counts, counts)  # raises before anything is written
     flat = [name for group in groups for name in group]
     present = work.present('train', flat)
+    chosen = [choose(present, groups, index, protocol) for index in range(len(groups))]
+    for index, group in enumerate(groups):
+        if not chosen[index]:
+            raise ValueError(f'step {index + 1} ({", ".join(group)}) has no training image: ' + (
+                'none has a new class without one of a later step. Use --protocol overlapped, or another order'
+                if choose(present, groups, index, 'overlapped') else 'no training label has one of these classes'))
     steps = []
     for index, group in enumerate(groups):
         seen = [name for part in groups[:index + 1] for name in part]
         step = Step(index + 1, list(group), [*work.first, *seen])
-        chosen = choose(present, groups, index, protocol)
-        if not chosen:
-            raise ValueError(f'step {step.index} ({", ".join(group)}) has no training image: ' + (
-                'none has a new class without one of a later step. Use --protocol overlapped, or another order'
-                if protocol == 'disjoint' and choose(present, groups, index, 'overlapped') else
-                'no training label has one of these classes'))
-        _fill(step, work, chosen, present, out, seen)
+        _fill(step, work, chosen[index], present, out, seen)
         steps.append(step)
     joint = Step(0, flat, [*work.first, *flat])
     _fill(joint, work, [image for image, names in present.items() if names], present, out, flat)
