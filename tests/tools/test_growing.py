@@ -95,7 +95,7 @@ def test_only_whole_seeds_are_in_the_table(tmp_path, capsys):
 def test_iou_of_each_class_is_that_of_the_host():
     TOOL.register_metric()
     from mmseg.registry import METRICS
-    own, host = (METRICS.build(dict(type=name)) for name in ('ClasswiseIoU', 'IoUMetric'))
+    own, host = (METRICS.build(dict(type=f'mmseg.{name}')) for name in ('ClasswiseIoU', 'IoUMetric'))
     drawn = torch.Generator().manual_seed(0)
     results = []
     for _ in range(3):

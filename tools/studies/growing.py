@@ -128,7 +128,7 @@ def config_of(task: Task, name: str, seed: int, folder: Path, run: Path, iters: 
     cfg = Config.fromfile(str(folder / {OLD: 'step1.py', JOINT: 'joint.py'}.get(name, 'step2.py')))
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=iters + 1)
     cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
-    warm = min(50, iters // 4)
+    warm = min(50, max(iters // 4, 1))
     cfg.param_scheduler = [
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warm),
         dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=warm, end=iters)]
