@@ -1,8 +1,8 @@
 """Give a head with more classes the weights of one with fewer: which rows of its parameters belong to which class.
 
 A classifier of K classes has K rows, or as many for each anchor, with or without a background; a box regressor may have
-four for each class.  Which parameters these are is a line in a table here, by the name of the head's class; all others
-must be equal on both sides.
+four for each class.  Which parameters these are is said by the table of the host, by the name of the head's class
+(``logits`` and ``class_rows`` of :class:`kd_mm.hosts.table.Host`); all others must be equal on both sides.
 """
 
 import fnmatch
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts.places import class_branches
+from kd_mm.hosts.table import line
 from kd_mm.ops.classes import common_classes, is_background
 
 #: How a module may inherit: as it is; by class name, the new rows as they are initialised; or from the background's.
@@ -28,7 +29,7 @@ class Branch:
     """How the rows of a branch belong to classes: ``anchors`` times (``before``, K times ``block``, the rest).
 
     Attributes:
-        block: rows of one class, one after the other.
+        block: rows of one class, one after the other; 0 for as many as come out.
         before: rows before those of the classes.
         anchored: whether there may be several anchors; their number is that of the rows over those of one.
         unless: attribute of the head that says that the branch knows no classes.
@@ -42,31 +43,8 @@ class Branch:
     scores: bool = False
 
 
-_CLASSES = Branch(scores=True)
-#: Class of a head (or of a base of it) -> its branches with rows for classes, besides those of
-#: :data:`kd_mm.hosts.places.DENSE`.  A block of 0 rows is a block of as many as come out.
-BRANCHES: Dict[str, Dict[str, Branch]] = {
-    'AutoAssignHead': {'center_prior': Branch()},
-    'BBoxHead': {'fc_cls': _CLASSES, 'fc_reg': Branch(block=4, unless='reg_class_agnostic')},
-    'CoarseMaskHead': {'fc_logits': Branch(block=0, unless='class_agnostic')},
-    'ConditionalDETRHead': {'fc_cls': _CLASSES},
-    'DETRHead': {'fc_cls': _CLASSES},
-    'DeformableDETRHead': {'cls_branches.*': _CLASSES},
-    'EncHead': {'se_layer': Branch()},
-    'FCNMaskHead': {'conv_logits': Branch(unless='class_agnostic')},
-    'GlobalContextHead': {'fc': Branch()},
-    'MaskFormerHead': {'cls_embed': _CLASSES},
-    'MaskIoUHead': {'fc_mask_iou': Branch()},
-    'YOLOV3Head': {'convs_pred.*': Branch(before=5, anchored=True)}}
-#: Heads that cannot be grown, and why.
-REFUSED: Dict[str, str] = {
-    'ATSSVLFusionHead': 'its classes are given as text and have no rows',
-    'GroundingDINOHead': 'its classes are given as text and have no rows',
-    'IterativeDecodeHead': 'each of its stages makes kernels of the classes from those of the stage before',
-    'MaskPointHead': 'it takes the scores of the classes as inputs',
-    'PointHead': 'it takes the scores of the classes as inputs',
-    'SegmenterMaskTransformerHead': 'it normalises over the classes',
-    'SideAdapterCLIPHead': 'its classes are given as text and have no rows'}
+#: A row for each class, which says its score.
+SCORES = Branch(scores=True)
 #: The first stage of a detector, which tells objects from the rest and knows no classes.
 _NO_CLASSES = ('RPNHead', )
 
@@ -121,15 +99,14 @@ def grow_head(path: str, student: nn.Module, teacher: nn.Module, names: Names, w
         What to do, or the problems.
 
     Example:
-        >>> class FCNHead(nn.Module):
+        >>> class BaseDecodeHead(nn.Module):  # in a project of one's own, found by its name
         ...     def __init__(self, count):
         ...         super().__init__()
         ...         self.num_classes, self.conv_seg = count, nn.Conv2d(8, count, 1)
-        >>> BRANCHES['FCNHead'] = {'conv_seg': Branch(scores=True)}
-        >>> found = grow_head('decode_head', FCNHead(3), FCNHead(2), (['sky', 'car', 'road'], ['road', 'car']))
+        >>> student, teacher = BaseDecodeHead(3), BaseDecodeHead(2)
+        >>> found = grow_head('decode_head', student, teacher, (['sky', 'car', 'road'], ['road', 'car']))
         >>> [rows.tolist() for rows in found.rows['conv_seg.bias']]
         [[1, 2], [1, 0]]
-        >>> del BRANCHES['FCNHead']
     """
     growth = Growth()
     if names[0] is None or names[1] is None:
@@ -193,11 +170,11 @@ def _some(names: Sequence[str]) -> str:
 def _branches(module: nn.Module) -> Iterator[Tuple[str, str, Any, Branch]]:
     """Of each layer with rows for classes: its path, that of its head, the head, and how the rows lie."""
     for name, head in module.named_modules(remove_duplicate=False):
-        kinds = [cls.__name__ for cls in type(head).__mro__]
-        if not isinstance(getattr(head, 'num_classes', None), int) or set(kinds) & {*_NO_CLASSES, *REFUSED}:
+        kinds = {cls.__name__ for cls in type(head).__mro__}
+        if not isinstance(getattr(head, 'num_classes', None), int) or kinds & {*_NO_CLASSES} or _nearest(head, 'fixed'):
             continue
         lines = {pattern: Branch(anchored=True, scores=True) for pattern in class_branches(head)}
-        lines.update(next((BRANCHES[kind] for kind in kinds if kind in BRANCHES), {}))
+        lines.update(_nearest(head, 'class_rows') or {})
         for pattern, branch in lines.items():
             if branch.unless and getattr(head, branch.unless, False):
                 continue
@@ -211,10 +188,14 @@ def _branches(module: nn.Module) -> Iterator[Tuple[str, str, Any, Branch]]:
 
 def _refusals(module: nn.Module) -> Iterator[Tuple[str, str]]:
     for name, head in module.named_modules():
-        for cls in type(head).__mro__:
-            if cls.__name__ in REFUSED:
-                yield name, f'{type(head).__name__} cannot be grown, for {REFUSED[cls.__name__]}'
-                break
+        reason = _nearest(head, 'fixed')
+        if reason is not None:
+            yield name, f'{type(head).__name__} cannot be grown, for {reason}'
+
+
+def _nearest(head: nn.Module, column: str) -> Any:
+    """What the table of hosts says of the closest class of a head; None for nothing."""
+    return next((found for cls in type(head).__mro__ for found in [line(cls, column)] if found is not None), None)
 
 
 def _of_loss(name: str) -> bool:

@@ -20,6 +20,7 @@ from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
 from kd_mm.hosts.models import as_names, class_counts, inner_dataset, scope_of_config
+from kd_mm.hosts.table import SEGMENTATION, host_of_config
 from kd_mm.lab.data import SECTIONS
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.classes import is_background
@@ -136,7 +137,8 @@ def split(cfg: Config, file: str, words: Sequence[str], out: str, protocol: str 
     Raises:
         ValueError, FileNotFoundError: what cannot be split, and the mend.
     """
-    segmentation = scope_of_config(cfg) == 'mmseg'
+    host = host_of_config(cfg)
+    segmentation = host is not None and host.host.task == SEGMENTATION
     work: Any = _Maps(cfg, unseen) if segmentation else _Boxes(cfg)
     known = work.known
     if occurring:
