@@ -137,9 +137,10 @@ class Distiller(nn.Module):
         self._check_data()
         self.inherit_weights(problems=self.problems)
         #: classes that the student's own loss does not teach
-        self._left_out: List[int] = []
+        self.leaves_out: List[int] = []
         try:
-            self._left_out = left_out(student, task_classes, (self.classes, self.teacher and self.teacher.classes))
+            self.leaves_out = left_out(
+                student, task_classes, (self.classes, self.teacher.classes if self.teacher else None))
         except ValueError as error:
             self.problems.add(error)
         # With the weight 0 the student's own losses are not computed, or taken as none.
@@ -349,8 +350,8 @@ class Distiller(nn.Module):
         """Teach and start collecting: called before the student's training forward."""
         self.clear()
         self.raise_if_not_finite()
-        if self._left_out:
-            self._swaps.append(kept_from(self.student, self._left_out).on())
+        if self.leaves_out:
+            self._swaps.append(kept_from(self.student, self.leaves_out).on())
         if not self.active_terms() and not self.peers:
             return
         if not isinstance(inputs, Tensor):

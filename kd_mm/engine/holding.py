@@ -283,6 +283,9 @@ class Shards(Beside):
         found += [f'teacher {name!r}: EMATeacher averages the whole student after every step, and with FSDPStrategy no '
                   'rank has it. Use DDPStrategy, or a fixed teacher'
                   for name, teacher in distiller.teachers.items() if isinstance(teacher, EMATeacher)]
+        if distiller.leaves_out:
+            found.append("task_classes='new' exchanges a method of the student's head, which FSDPStrategy may have "
+                         'wrapped. Use DDPStrategy')
         found += [f"{term.title}: loss_weight='auto' measures gradients in the middle of a step, and FSDP's own hooks "
                   'take that for the backward pass. Give a number or a schedule'
                   for term in distiller.current.terms if term.loss.weight.auto is not None]

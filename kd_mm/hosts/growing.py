@@ -158,13 +158,13 @@ def _note(path: str, names: Any, pairs: Any, way: str) -> str:
     new = [name for index, name in enumerate(names[0]) if index not in pairs[0]]
     lost = [name for index, name in enumerate(names[1]) if index not in pairs[1]]
     start = 'from the background' if way == FROM_BACKGROUND else 'as initialised'
-    return (f'{path!r} takes the rows of {len(known)} classes ({_some(known)}) from the teacher; '
-            + (f'{len(new)} new ones ({_some(new)}) start {start}' if new else 'no class is new')
-            + (f'; {len(lost)} of the teacher ({_some(lost)}) have no place' if lost else ''))
+    return (f'{path!r} takes the rows of {_some(known)} from the teacher; '
+            + (f'new: {_some(new)}, which start {start}' if new else 'no class is new')
+            + (f'; without a place: {_some(lost)} of the teacher' if lost else ''))
 
 
 def _some(names: Sequence[str]) -> str:
-    return ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
+    return ', '.join(names[:8]) + (f', ... ({len(names)} classes)' if len(names) > 8 else '')
 
 
 def _branches(module: nn.Module) -> Iterator[Tuple[str, str, Any, Branch]]:

@@ -95,14 +95,21 @@ def test_disjoint_images(det, coco_root, tmp_path):
     assert [choose(present, groups, index, 'disjoint') for index in range(3)] == [['a'], ['b'], ['c']]
 
 
-def test_a_detector_grows(det, tmp_path):
+def test_a_detector_grows(det, tmp_path, capfd):
     out = tmp_path / 'steps'
     split(det, out, 'disc', 'square')
     _, _, weights = run(out / 'step1.py', tmp_path / 'one')
     entry = hook(str(out / 'step1.py'), dict(loss_erd=dict(type='ERDLoss', at='bbox_head', box_weight=0)),
                  teacher_ckpt=str(weights), task_classes='new',
                  inherit=dict(backbone='copy', neck='copy', bbox_head='grow'))
-    runner, recorder, trained = run(out / 'step2.py', tmp_path / 'two', entry)
+    config = tmp_path / 'step2_erd.py'
+    config.write_text(f"_base_ = {str(out / 'step2.py')!r}\ncustom_hooks = [{entry!r}]\n")
+    result = kd_mm('check', config, '--shape', '64', '64')
+    text = capfd.readouterr().out + message(result)
+    assert result.exit_code == 0, text
+    assert 'backbone, neck, bbox_head (grow)' in text
+    assert "'bbox_head' takes the rows of disc from the teacher; new: square, which start as initialised" in text
+    runner, recorder, trained = run(config, tmp_path / 'two', entry)
     assert all(step['loss_erd'] >= 0 and step['loss_cls'] > 0 for step in recorder.losses)
     found = distill_hook(runner).distiller
     assert found.teacher.classes == ['disc'] and found.classes == ['disc', 'square']
