@@ -21,12 +21,11 @@ from kd_mm.engine.shares import GradientShares
 from kd_mm.engine.step import Evaluation, Step
 from kd_mm.engine.term import STUDENT, Term, mirrored
 from kd_mm.engine.watch import Watch
-from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.models import task_of
-from kd_mm.hosts.rows import in_trunk
+from kd_mm.hosts.own_loss import ALL, kept_from, left_out, skipped
 from kd_mm.hosts.swap import Swap
 from kd_mm.hosts.versions import require
-from kd_mm.hosts.weights import inherit_weights
+from kd_mm.hosts.weights import inherit_weights, ways_to_inherit
 from kd_mm.losses.base.loss import Adversarial, PicksInstances, opponents_of
 from kd_mm.losses.base.opponent import Opponent
 from kd_mm.ops import distributed
@@ -56,8 +55,11 @@ class Distiller(nn.Module):
         teachers: several of them instead: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
             speed=..., view=..., input_key=...)``. Losses say which one they mean with
             ``teacher='name'`` (or several names, whose outputs are averaged).
-        inherit: module paths whose weights :meth:`inherit_weights` copies from the teacher. Default none.
+        inherit: what :meth:`inherit_weights` gives the student of the teacher's weights: module paths, or path -> how
+            (``'copy'``; ``'grow'`` and ``'grow_from_background'``, see :mod:`kd_mm.hosts.growing`). Default none.
         task_loss_weight: factor on the student's own losses, from 0 (teacher alone). Default 1.
+        task_classes: ``'new'``: its own classification loss teaches the classes alone that the teacher does not know,
+            see :mod:`kd_mm.hosts.own_loss`. Default ``'all'``.
         seed: of the initial adapters and of random masks. Default 0.
         speed: in which form teachers run, see :mod:`kd_mm.teachers.speed`: ``'auto'`` (default), ``'exact'``,
             ``'tune'`` or a dict.
@@ -78,15 +80,15 @@ class Distiller(nn.Module):
     student: Any  # a host model: mypy knows nothing of its attributes
 
     def __init__(self, student: nn.Module, teacher: Any, losses: Any, *, teacher_ckpt: Optional[str] = None,
-                 teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
-                 task_loss_weight: float = 1.0, seed: int = 0, speed: Any = AUTO,
+                 teacher_strict: bool = True, teachers: Any = None, inherit: Any = (),
+                 task_loss_weight: float = 1.0, task_classes: str = ALL, seed: int = 0, speed: Any = AUTO,
                  classes: Optional[Sequence[str]] = None, scope: Optional[str] = None, max_steps: int = 0,
                  folder: Optional[str] = None, agreement: int = 0, view: Any = None, input_key: Optional[str] = None):
         require()
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
         self.task_loss_weight = task_loss_weight
-        self.inherit = (inherit, ) if isinstance(inherit, str) else tuple(inherit)
+        self.inherit, self.grown = ways_to_inherit(inherit), list[str]()  # the latter: what grew, in words
         self.classes = list(classes) if classes else None
         self._wrapper: List[nn.Module] = []  # in a list, or it would become a sub-module
         self._handles: List[Any] = []
@@ -96,7 +98,7 @@ class Distiller(nn.Module):
         self._log: Dict[str, Tensor] = {}
         self.terms = nn.ModuleDict()
         self.problems = Problems()
-        self._skipped: Optional[Swap] = None  # of the student's own loss, where it counts nothing
+        self._swaps: List[Swap] = []  # of the student's own loss
         self._opened = False
         #: whether the student's own losses may be left out where they count nothing
         self.may_skip = True
@@ -133,9 +135,14 @@ class Distiller(nn.Module):
         for fault in self.shares.faults():
             self.problems.add(fault)
         self._check_data()
-        if self.teacher is not None:
-            for problem in inherit_weights(student, self.teacher.model, self.inherit, apply=False):
-                self.problems.add(problem)
+        self.inherit_weights(problems=self.problems)
+        #: classes that the student's own loss does not teach
+        self.leaves_out: List[int] = []
+        try:
+            self.leaves_out = left_out(
+                student, task_classes, (self.classes, self.teacher.classes if self.teacher else None))
+        except ValueError as error:
+            self.problems.add(error)
         # With the weight 0 the student's own losses are not computed, or taken as none.
         preflight = Preflight(self.current, self.problems, self.agreement, with_losses=task_loss_weight != 0)
         if self.teachers or any(SELF in term.sources for term in self.all_terms()):
@@ -286,13 +293,15 @@ class Distiller(nn.Module):
                 teacher.move(student)
         self.shares = GradientShares(student, self.current)
 
-    def inherit_weights(self) -> None:
-        """Copy the inherited modules from the teacher into the student."""
-        assert self.teacher is not None
-        problems = Problems()
-        for problem in inherit_weights(self.student, self.teacher.model, self.inherit):
-            problems.add(problem)
-        problems.raise_any()
+    def inherit_weights(self, student: Optional[nn.Module] = None, problems: Optional[Problems] = None) -> None:
+        """Give a student (its own) what it inherits of the teacher; only look if ``problems`` are to be collected."""
+        if self.teacher is not None:
+            found, self.grown = problems or Problems(), []
+            for problem in inherit_weights(student or self.student, self.teacher.model, self.inherit, problems is None,
+                                           (self.classes, self.teacher.classes), self.grown):
+                found.add(problem)
+            if problems is None:
+                found.raise_any()
 
     def start_peers(self, optim_wrapper: Any, scale: float = 1.0) -> None:
         """Make the optimizers of the peers: before the first step, when the weights are there.
@@ -341,6 +350,8 @@ class Distiller(nn.Module):
         """Teach and start collecting: called before the student's training forward."""
         self.clear()
         self.raise_if_not_finite()
+        if self.leaves_out:
+            self._swaps.append(kept_from(self.student, self.leaves_out).on())
         if not self.active_terms() and not self.peers:
             return
         if not isinstance(inputs, Tensor):
@@ -352,27 +363,11 @@ class Distiller(nn.Module):
         self._opened = True
         if (self.task_loss_weight == 0 and self.may_skip and self.current.active
                 and not set(paths) & set(self._loss_only)):
-            self._skip_task_loss(paths)
-
-    def _skip_task_loss(self, paths: List[str]) -> None:
-        """Run the forward pass alone: the student's own loss has the weight 0 and may lack its labels."""
-        student = self.student
-
-        trunk = task_of(student) is not None and all(in_trunk(path) for path in paths)
-
-        def loss(inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
-            if trunk:  # nobody looks at the heads
-                student.extract_feat(inputs)
-            else:
-                forward_tensor(student, inputs, data_samples, paths)
-            return {}
-
-        self._skipped = Swap(student, 'loss', loss).on()
+            self._swaps.append(skipped(self.student, paths).on())
 
     def _restore_task_loss(self) -> None:
-        if self._skipped is not None:
-            self._skipped.off()
-            self._skipped = None
+        while self._swaps:
+            self._swaps.pop().off()
 
     def evaluate(self) -> List[Tuple[Comparison, Evaluation]]:
         """What the terms of both directions compare and what they make of it; called after :meth:`begin` and the

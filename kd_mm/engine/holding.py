@@ -29,11 +29,9 @@ from kd_mm.engine.extras import OwnOptimizer, add_group, reference_group
 from kd_mm.hosts.checkpoint import load_file
 from kd_mm.hosts.models import build_model
 from kd_mm.hosts.swap import Swap
-from kd_mm.hosts.weights import inherit_weights
 from kd_mm.ops import distributed
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.modulation import GradientShareSchedule
-from kd_mm.ops.problems import Problems
 from kd_mm.teachers.ema import EMATeacher
 
 #: Beside the files of a DeepSpeed checkpoint: the plain student, with the side key.
@@ -285,6 +283,9 @@ class Shards(Beside):
         found += [f'teacher {name!r}: EMATeacher averages the whole student after every step, and with FSDPStrategy no '
                   'rank has it. Use DDPStrategy, or a fixed teacher'
                   for name, teacher in distiller.teachers.items() if isinstance(teacher, EMATeacher)]
+        if distiller.leaves_out:
+            found.append("task_classes='new' exchanges a method of the student's head, which FSDPStrategy may have "
+                         'wrapped. Use DDPStrategy')
         found += [f"{term.title}: loss_weight='auto' measures gradients in the middle of a step, and FSDP's own hooks "
                   'take that for the backward pass. Give a number or a schedule'
                   for term in distiller.current.terms if term.loss.weight.auto is not None]
@@ -315,11 +316,8 @@ class Shards(Beside):
         return inherit
 
     def _inherit(self, distiller: Distiller) -> None:
-        assert self.twin is not None and distiller.teacher is not None
-        problems = Problems()
-        for problem in inherit_weights(self.twin, distiller.teacher.model, distiller.inherit):
-            problems.add(problem)
-        problems.raise_any()
+        assert self.twin is not None
+        distiller.inherit_weights(self.twin)
         with self._full():
             self.wrapper.load_state_dict(self.twin.state_dict())
 

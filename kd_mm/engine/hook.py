@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
@@ -21,7 +21,9 @@ from kd_mm.engine.sharding import shard_teachers
 from kd_mm.engine.trial import wish
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
+from kd_mm.hosts.growing import WAYS
 from kd_mm.hosts.models import as_names, classes_of
+from kd_mm.hosts.own_loss import ALL
 from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
 from kd_mm.ops.checks import boolean, from_zero, whole
@@ -61,8 +63,12 @@ class DistillHook(Hook):
         teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
             speed=..., view=..., input_key=...)``; each loss then says ``teacher='name'``, or names
             several whose outputs are averaged. Default none.
-        inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``. Default none.
+        inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``, or path ->
+            how: ``dict(neck='copy', bbox_head='grow')`` for a head with more classes than the teacher's, see
+            :func:`kd_mm.hosts.growing.grow_head`. Default none.
         task_loss_weight: factor on the student's own losses; 0 trains from the teacher alone. Default 1.
+        task_classes: which classes the student's own classification loss teaches: ``'all'`` (default) or ``'new'``,
+            those that the teacher does not know. For one-stage detectors with sigmoid scores whose classes grow.
         adapter_lr_mult: learning rate of the trainable extras as a multiple of the base learning rate. Default 1.
         adapter_decay_mult: their weight decay as a multiple of the base weight decay. Default 1.
         seed: of the initial adapters and of random masks. Default 0.
@@ -97,8 +103,8 @@ class DistillHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, teacher: Any = None, losses: Any = None, teacher_ckpt: Optional[str] = None,
-                 teacher_strict: bool = True, teachers: Any = None, inherit: Sequence[str] = (),
-                 task_loss_weight: float = 1.0, adapter_lr_mult: float = 1.0,
+                 teacher_strict: bool = True, teachers: Any = None, inherit: Any = (),
+                 task_loss_weight: float = 1.0, task_classes: str = ALL, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
                  score_teacher: Any = False, shard_teacher: bool = False, view: Any = None,
                  input_key: Optional[str] = None):
@@ -112,8 +118,8 @@ class DistillHook(Hook):
         problems.raise_any()
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
-            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, seed=seed, speed=speed,
-            agreement=agreement, view=view, input_key=input_key)
+            teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, task_classes=task_classes,
+            seed=seed, speed=speed, agreement=agreement, view=view, input_key=input_key)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         asked = wish('kd_mm.DistillHook', 'score_teacher', score_teacher)
         self.scores: Optional[Scores] = None if asked is None else Scores(asked, _weights_of(self.config))
@@ -220,6 +226,8 @@ class DistillHook(Hook):
     def _say_inherited(self) -> None:
         assert self.distiller is not None
         print_log(f'kd_mm: the student inherits {list(self.distiller.inherit)} from the teacher', 'current')
+        for note in self.distiller.grown:
+            print_log(f'kd_mm: {note}', 'current')
 
     def before_train(self, runner: Runner) -> None:
         """After weights were initialised or loaded: inherit, then attach."""
@@ -418,9 +426,15 @@ def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
 
 
 def _module_paths(owner: str, name: str, value: Any) -> None:
-    if not isinstance(value, str) and not (isinstance(value, Collection) and not isinstance(value, Mapping)
-                                           and all(isinstance(path, str) for path in value)):
-        raise ValueError(f"{owner}: {name}={value!r} must be a list of module paths, such as ('neck', 'bbox_head')")
+    if isinstance(value, Mapping):
+        for path, way in value.items():
+            if not isinstance(path, str) or way not in WAYS:
+                raise ValueError(f"{owner}: {name}={value!r} must say for each module path how: "
+                                 f"{', '.join(map(repr, WAYS))}, such as dict(neck='copy', bbox_head='grow')")
+    elif not isinstance(value, str) and not (
+            isinstance(value, Collection) and all(isinstance(path, str) for path in value)):
+        raise ValueError(f"{owner}: {name}={value!r} must be a list of module paths, such as ('neck', 'bbox_head'), or "
+                         "dict(bbox_head='grow')")
 
 
 def _strict_of_each(owner: str, name: str, value: Any) -> None:

@@ -191,6 +191,19 @@ def head_meaning(model: nn.Module, path: str) -> Optional[Meaning]:
     return None
 
 
+def class_branches(head: nn.Module) -> Tuple[str, ...]:
+    """Patterns of the modules below a dense head that give its class logits as they are; empty for other modules.
+
+    Example:
+        >>> class GFLHead(nn.Module):
+        ...     gfl_cls = nn.Identity()
+        >>> class_branches(GFLHead()), class_branches(nn.Identity())
+        (('gfl_cls',), ())
+    """
+    entry = _entry(head)
+    return tuple(path for path in entry[0] if path) if entry is not None and entry[1] is None else ()
+
+
 def _test_branch(backbone: Any, pick: Optional[Callable[[Features], Features]]) -> Callable[[Features], Features]:
     """Keep the test branch.  In training TridentNet repeats the batch once per branch."""
     def chosen(outputs: Features) -> Features:

@@ -33,8 +33,8 @@ class Host:
     """One package with models that can be distilled.
 
     What an entry leaves out is taken from its ``parent``.  The tables of class names (``logits``, ``no_logits``,
-    ``backbones``) hold for classes that are defined in this package; a class that derives from one of another host is
-    found in that host's tables.
+    ``class_rows``, ``fixed``, ``backbones``) hold for classes that are defined in this package; a class that derives
+    from one of another host is found in that host's tables.
 
     Attributes:
         scope: name of its registries, ``default_scope`` of its configs.
@@ -51,6 +51,9 @@ class Host:
         logits: class of a head -> where its dense class logits are.
         no_logits: heads that derive from one in ``logits`` and have none.
         backbones: backbones that return more in training than in evaluation -> what they return in both.
+        class_rows: class of a head -> its other layers with rows for classes: path -> how they lie, a
+            :class:`kd_mm.hosts.growing.Branch`.
+        fixed: heads whose classes cannot grow -> why.
         branches: path below a head -> what it gives, a kind of :mod:`kd_mm.hosts.meaning`; levels are left out.
         only_of: of those, the ones that mean it in these heads alone.
         sample: makes a random data sample: (model, index, height, width, classes, generator) -> sample.
@@ -79,6 +82,8 @@ class Host:
     logits: Mapping[str, Line] = field(default_factory=dict)
     no_logits: Tuple[str, ...] = ()
     backbones: Mapping[str, Pick] = field(default_factory=dict)
+    class_rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
     branches: Mapping[str, str] = field(default_factory=dict)
     only_of: Mapping[str, Tuple[str, ...]] = field(default_factory=dict)
     sample: Optional[Callable[..., Any]] = None
@@ -181,7 +186,7 @@ def line(cls: type, column: str) -> Any:
 
     Args:
         cls: of a head or backbone.
-        column: ``'logits'``, ``'no_logits'`` or ``'backbones'``.
+        column: ``'logits'``, ``'no_logits'``, ``'backbones'``, ``'class_rows'`` or ``'fixed'``.
 
     A class of no host is found by its name in any of the tables: users copy a head to change it.
     """

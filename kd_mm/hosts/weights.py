@@ -2,12 +2,13 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Set
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts.growing import COPY, GROW, WAYS, Names, grow_head
 from kd_mm.ops.words import count
 
 
@@ -183,22 +184,47 @@ def _some(keys: Sequence[Any]) -> str:
     return ', '.join(map(str, keys[:3])) + (', ...' if len(keys) > 3 else '')
 
 
-def inherit_weights(student: nn.Module, teacher: nn.Module, paths: Sequence[str], apply: bool = True) -> List[str]:
-    """Copy the weights of ``paths`` (``'neck'``, ``'bbox_head'``) from the teacher into the student.
+def ways_to_inherit(inherit: Any) -> Dict[str, str]:
+    """``inherit`` as module path -> how, see :data:`kd_mm.hosts.growing.WAYS`.
+
+    Example:
+        >>> ways_to_inherit('neck'), ways_to_inherit(dict(neck='copy', bbox_head='grow'))
+        ({'neck': 'copy'}, {'neck': 'copy', 'bbox_head': 'grow'})
+    """
+    if isinstance(inherit, str):
+        return {inherit: COPY}
+    return dict(inherit) if isinstance(inherit, Mapping) else dict.fromkeys(inherit, COPY)
+
+
+def inherit_weights(student: nn.Module, teacher: nn.Module, paths: Any, apply: bool = True,
+                    classes: Names = (None, None), notes: Optional[List[str]] = None) -> List[str]:
+    """Give modules of the student (``'neck'``, ``'bbox_head'``) the weights of the same modules of the teacher.
 
     Args:
+        paths: of the modules, or path -> ``'copy'``, ``'grow'`` or ``'grow_from_background'``, see
+            :func:`kd_mm.hosts.growing.grow_head`.
         apply: False only looks.
+        classes: class names of the student and of the teacher, for those that grow.
+        notes: gets sentences about those that grow.
 
     Returns:
         Problems, as sentences; nothing is copied when there is one.
     """
-    problems, pairs = [], []
-    for path in paths:
-        modules = dict(student.named_modules()), dict(teacher.named_modules())
+    problems, pairs, grown = [], [], []
+    modules = dict(student.named_modules()), dict(teacher.named_modules())
+    for path, way in ways_to_inherit(paths).items():
         if path not in modules[0] or path not in modules[1]:
             side = 'student' if path not in modules[0] else 'teacher'
             children = [name for name, _ in (student if side == 'student' else teacher).named_children()]
             problems.append(f'inherit: {side} has no module {path!r}; it has {", ".join(children)}')
+            continue
+        if way not in WAYS:
+            problems.append(f'inherit: {path!r}: {way!r} is none of {", ".join(map(repr, WAYS))}')
+            continue
+        if way != COPY:
+            growth = grow_head(path, modules[0][path], modules[1][path], classes, way)
+            grown.append((growth, path))
+            problems += growth.problems
             continue
         own, other = modules[0][path].state_dict(), modules[1][path].state_dict()
         different = [key for key in own if key not in other or own[key].shape != other[key].shape]
@@ -206,10 +232,19 @@ def inherit_weights(student: nn.Module, teacher: nn.Module, paths: Sequence[str]
         if different:
             key = different[0]
             shapes = [tuple(state[key].shape) if key in state else 'missing' for state in (own, other)]
+            more = (f"; a head with more classes grows by name: inherit=dict({path}={GROW!r})"
+                    if path.isidentifier() and path.endswith('head') else '')
             problems.append(f'inherit: {path!r} differs between student and teacher in {len(different)} entries '
-                            f'({key}: student {shapes[0]}, teacher {shapes[1]}); inherit modules that are equal only')
+                            f'({key}: student {shapes[0]}, teacher {shapes[1]}); inherit modules that are equal only'
+                            f'{more}')
         pairs.append((modules[0][path], other))
-    if apply and not problems:
+    if problems:
+        return problems
+    if apply:
         for module, state in pairs:
             module.load_state_dict(state)
+        for growth, path in grown:
+            growth.apply(modules[0][path], modules[1][path])
+    if notes is not None:
+        notes += [note for growth, _ in grown for note in growth.notes]
     return problems

@@ -110,7 +110,7 @@ WRONG = [
     (dict(adapter_decay_mult='2'), "adapter_decay_mult='2' must be a finite number from 0, not text"),
     (dict(seed='a'), "seed='a' must be a whole number, not text"),
     (dict(inherit=True), "inherit=True must be a list of module paths"),
-    (dict(inherit=dict(neck=1)), "must be a list of module paths"),
+    (dict(inherit=dict(neck=1)), "must say for each module path how: 'copy', 'grow'"),
     (dict(teacher_strict='no'), "teacher_strict='no' must be True or False, not text"),
     (dict(teacher=None, teachers=dict(a=dict(teacher='self.py', teacher_strict='no'))),
      r"teachers\['a'\].teacher_strict='no' must be True or False"),

@@ -70,7 +70,8 @@ def smallest_overrides(cfg, work_dir):
     if 'datasets' in dataset:  # VOC with its additional labels is two of one kind
         dataset = dataset.datasets[0]
     with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
-        classes = registry.get(dataset.type).METAINFO['classes']
+        own = registry.get(dataset.type).METAINFO
+    classes = (dataset.get('metainfo') or {}).get('classes') or own['classes']
     name = f'test_{uuid.uuid4().hex}'
     hook = f'custom_hooks.{kd_index(cfg)}'
     options = {

@@ -1,5 +1,6 @@
 """MMDetection 3.x, as published and as onedl-mmdetection."""
 
+from kd_mm.hosts.growing import SCORES, Branch
 from kd_mm.hosts.meaning import BOXES, DISTRIBUTIONS, OBJECTNESS, QUALITY
 from kd_mm.hosts.picks import queries, yolo_v3
 from kd_mm.hosts.synthetic import det_sample
@@ -35,6 +36,24 @@ register(Host(
     },
     # Queries, points, something else than classes.
     no_logits=('ATSSVLFusionHead', 'EmbeddingRPNHead'),
+    class_rows={
+        'AutoAssignHead': {'center_prior': Branch()},
+        'BBoxHead': {'fc_cls': SCORES, 'fc_reg': Branch(block=4, unless='reg_class_agnostic')},
+        'CoarseMaskHead': {'fc_logits': Branch(block=0, unless='class_agnostic')},
+        'ConditionalDETRHead': {'fc_cls': SCORES},
+        'DETRHead': {'fc_cls': SCORES},
+        'DeformableDETRHead': {'cls_branches.*': SCORES},
+        'FCNMaskHead': {'conv_logits': Branch(unless='class_agnostic')},
+        'GlobalContextHead': {'fc': Branch()},
+        'MaskFormerHead': {'cls_embed': SCORES},
+        'MaskIoUHead': {'fc_mask_iou': Branch()},
+        'YOLOV3Head': {'convs_pred.*': Branch(before=5, anchored=True)},
+    },
+    fixed={
+        'ATSSVLFusionHead': 'its classes are given as text and have no rows',
+        'GroundingDINOHead': 'its classes are given as text and have no rows',
+        'MaskPointHead': 'it takes the scores of the classes as inputs',
+    },
     branches={
         'atss_centerness': QUALITY, 'atss_iou': QUALITY, 'atss_reg': BOXES, 'bbox_pred': BOXES,
         'conv_centerness': QUALITY, 'conv_reg': BOXES, 'gfl_reg': DISTRIBUTIONS, 'multi_level_conv_obj': OBJECTNESS,

@@ -23,6 +23,7 @@ OWN: Dict[str, str] = {
     'distill': 'Choose losses, train, evaluate, export, report: all of it.',
     'init': 'Write the config of a distillation, with a recipe for the pair.',
     'pretrain': 'Let a backbone learn from a teacher on pictures without labels.',
+    'split': 'Split a data set into the steps of a training whose classes grow.',
     'compare': 'Scores over runs and seeds: do they show a difference?',
     'recipes': 'The recipes that there are.',
     'methods': 'Every loss: what it compares, what it needs, where it stands in our tables.',

@@ -18,6 +18,7 @@ from typing import Optional, Sequence
 from mmengine.config import Config, DictAction
 
 from kd_mm.engine.hook import guesses
+from kd_mm.hosts.growing import COPY
 from kd_mm.lab import check as inspection
 from kd_mm.lab.commands import program
 from kd_mm.lab.configs import read_config, training_length
@@ -67,7 +68,10 @@ def print_models(cfg: Config, report: inspection.Report) -> None:
         print_row('inputs', "the teacher takes the student's normalised images as they are" if teacher.same_input
                   else 'are re-normalised for the teacher, whose mean, std, channel order or padding differ')
     print_row('extras', f'{parameter_count(distiller)} trainable parameters in adapters and losses')
-    print_row('inherit', ', '.join(distiller.inherit) or 'nothing')
+    print_row('inherit', ', '.join(path if way == COPY else f'{path} ({way})'
+                                   for path, way in distiller.inherit.items()) or 'nothing')
+    for note in distiller.grown:
+        print_row('', note)
     print_row('task losses', f'times {distiller.task_loss_weight:g}')
     for note in guesses(distiller):
         print_row('found', note)
