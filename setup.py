@@ -57,7 +57,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['kd_mm', 'kd_mm.*']),
-    package_data={'kd_mm': ['py.typed', 'hosts/renamed.json']},
+    package_data={'kd_mm': ['py.typed', 'hosts/renamed.json', 'lab/report/templates/*.html']},
     cmdclass=dict(build_py=Build, editable_wheel=Editable),
     install_requires=['torch>=2.1', 'numpy', 'scipy', 'click>=8.1', 'rich>=13'],
     entry_points={'console_scripts': ['kd-mm=kd_mm.lab.commands.app:run']},
@@ -66,6 +66,8 @@ setup(
         'seg': ['mmengine>=0.10,<1.0', 'mmcv>=2.0,<3.0', 'mmsegmentation>=1.0,<2.0', 'ftfy', 'regex'],
         'foundation': ['timm>=1.0.9', 'safetensors', 'transformers>=4.45'],
         'onnx': ['onnx>=1.15', 'onnxruntime>=1.16'],
+        # kd-mm report; torch brings the first and mmengine the second, so that both are there as a rule.
+        'report': ['jinja2>=3', 'matplotlib>=3.6'],
         'docs': ['sphinx>=8.1', 'myst-parser>=4', 'furo>=2024.8', 'sphinx-copybutton'],
         'dev': ['pytest', 'pytest-cov', 'ruff', 'mypy'],
     },

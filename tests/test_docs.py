@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {name: (ROOT / name).read_text() for name in ('ARCHITECTURE.md', 'CONTRIBUTING.md')}
 #: Where a name in a table stands for a file of that folder.
 FOLDERS = ('', 'kd_mm', *(f'kd_mm/{name}' for name in ('losses', 'losses/base', 'teachers', 'engine', 'hosts',
-                                                       'hosts/heads', 'types', 'ops', 'lab', 'cli')))
+                                                       'hosts/heads', 'types', 'ops', 'lab', 'lab/report')))
 
 
 @pytest.mark.parametrize('name', TEXTS)

@@ -115,6 +115,13 @@ def test_openmim_finds_each_config_once(installed):
     assert (package / '.mim' / 'tools' / 'train.py').is_file() and (package / 'py.typed').is_file()
 
 
+def test_what_is_no_code_is_there_too(installed):
+    """Templates and tables that a module reads."""
+    files = [path.relative_to(ROOT) for path in (ROOT / 'kd_mm').rglob('*') if path.is_file()
+             and path.suffix not in ('.py', '.pyc')]
+    assert len(files) > 3 and not [path for path in files if not (installed / path).is_file()]
+
+
 def test_the_metafiles_are_those_of_the_configs():
     subprocess.run([sys.executable, str(ROOT / 'tools' / 'dev' / 'metafiles.py'), '--check'], check=True)
 

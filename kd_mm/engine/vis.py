@@ -266,9 +266,7 @@ def of_classes(visualizer: Any, classes: Optional[Sequence[str]]) -> Iterator[No
     """The visualizer names other classes inside."""
     before = visualizer.dataset_meta
     if classes and list(classes) != as_names(classes_of(before) or ()):
-        hues = np.array([[[180 * index // len(classes), 200, 230]] for index in range(len(classes))], np.uint8)
-        palette = [tuple(int(value) for value in colour) for colour in cv2.cvtColor(hues, cv2.COLOR_HSV2RGB)[:, 0]]
-        visualizer.dataset_meta = dict(classes=tuple(classes), palette=palette)
+        visualizer.dataset_meta = dict(classes=tuple(classes), palette=drawing.hues(len(classes)))
     try:
         yield
     finally:

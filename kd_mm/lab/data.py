@@ -57,11 +57,16 @@ def look_at_data(cfg: Config, count: int, model: Any = None) -> DataReport:
     return report
 
 
+def open_set(cfg: Config, section: Any) -> Any:
+    """The data set of a section of a config, in the config's scope; its readers raise anything."""
+    import_modules_from_strings([f'{scope_of_config(cfg)}.datasets'])
+    return DATASETS.build(section)
+
+
 def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, report: DataReport) -> None:
     where = f'{phase}_dataloader.dataset'
     try:
-        import_modules_from_strings([f'{scope_of_config(cfg)}.datasets'])
-        dataset: Any = DATASETS.build(section)
+        dataset = open_set(cfg, section)
         length = len(dataset)
     except Exception as error:  # the registry and the readers of annotations raise anything
         report.problems.append(f'{where} cannot be opened: {_reason(error)}{_lacking(section, error)}')

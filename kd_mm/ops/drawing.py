@@ -27,6 +27,17 @@ def in_colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return picture
 
 
+def hues(count: int) -> List[Tuple[int, int, int]]:
+    """So many colours (r, g, b) around the circle of hues.
+
+    Example:
+        >>> hues(3)
+        [(230, 50, 50), (50, 230, 50), (50, 50, 230)]
+    """
+    circle = np.array([[[180 * index // count, 200, 230]] for index in range(count)], np.uint8).reshape(-1, 1, 3)
+    return [(int(red), int(green), int(blue)) for red, green, blue in cv2.cvtColor(circle, cv2.COLOR_HSV2RGB)[:, 0]]
+
+
 def limits(maps: Sequence[np.ndarray]) -> Tuple[float, float]:
     """The range that several maps share: all but the hundredth part at either end.
 

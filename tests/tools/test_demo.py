@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / 'tools' / 'studies'), str(ROOT / 'tools')]
@@ -19,6 +21,11 @@ import demo  # noqa: E402
 import demo_data  # noqa: E402
 import demo_report  # noqa: E402
 import stages as engine  # noqa: E402
+
+from kd_mm.lab.configs import read_config  # noqa: E402
+from kd_mm.lab.models import build_student  # noqa: E402
+from kd_mm.lab.report.examples import Example  # noqa: E402
+from kd_mm.lab.report.pictures import Panel, data_url  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------------------------
 # data
@@ -308,22 +315,44 @@ def test_verdicts_are_honest():
 
 
 def test_report_files(tmp_path):
-    url = demo_report.as_data_url(np.zeros((4, 4, 3), np.uint8))
-    pictures = {'toy': [[('image', url), ('ground truth', url), ('plain student', url)]]}
+    url = data_url(np.zeros((4, 4, 3), np.uint8))
+    pictures = {'toy': [Example('0.png', tuple(Panel(name, url, (4, 4)) for name in ('image', 'truth', 'teacher')), 0)]}
     page, text = demo_report.write(tmp_path, recorded([49.0, 51.0], [54.0, 56.0]), pictures)
     text = text.read_text()
     assert '| Toy <task> | mIoU | 60.0 | 50.0 ± 1.4 | 55.0 ± 1.4 | +5.0 | 50 % | 0.400 / 0.200 / 0.300 | 1.50 |' in text
     page = page.read_text()
-    assert page.count('<svg') == 2 and page.count('<polyline') == 10 and page.count('<img') == 3
+    assert page.count('<figure class="plot">') == 2 and page.count('<image href="data:') == 3
+    # five runs, each a line in both charts, in the colour of its role
+    assert [page.count(f'stroke: {colour}') for colour in ('#7d8590', '#d9822b', '#2b8a6b')] == [4, 6, 6]
     assert 'Toy &lt;task&gt;' in page and 'Toy <task>' not in page
     # Self-contained: no other file and no server is asked for anything.
-    assert not re.search(r'(?:src|href)="(?!data:)', page) and 'http' not in page
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page) and 'http' not in page
 
 
 def test_task_loss_leaves_distillation_out():
     assert demo_report.task_loss({'loss': 5.0, 'loss_cls': 2.0, 'loss_pkd': 3.0}, ('loss_pkd',)) == pytest.approx(2.0)
 
 
-def test_chart_survives_values_that_are_not_finite():
-    assert '<polyline' in demo_report.chart('x', [('a', '#888', [(1, 2.0), (2, float('nan')), (3, 1.0)])])
-    assert demo_report.chart('x', [('a', '#888', [])]) == ''
+@pytest.mark.parametrize('task, folder', [(task, task.folder) for task in demo.TASKS['demo']],
+                         ids=[task.key for task in demo.TASKS['demo']])
+def test_pictures_of_all_three_models(task, folder, drawn, tmp_path):
+    """Untrained models of the demo's own configs; what is drawn is what they predict."""
+    pytest.importorskip(task.host)
+    stages = []
+    for role in demo.ROLES:
+        cfg = read_config(str(task.path('student' if role == 'distilled' else role)))
+        torch.save(dict(state_dict=build_student(cfg).state_dict()), tmp_path / f'{role}.pth')
+        stages.append(SimpleNamespace(task=task, role=role, seed=0, data_root=f'{drawn / folder}/',
+                                      checkpoint=lambda role=role: tmp_path / f'{role}.pth'))
+    found = demo_report.draw_pictures(stages, count=2)[task.key]
+    captions = [panel.caption for panel in found[0].panels]
+    assert len(found) == 2 and [name for name in captions if name in demo_report.NAMES.values()] == [
+        'teacher', 'distilled student', 'plain student']
+    truth = found[0].panels[captions.index('truth')]
+    assert bool(truth.boxes) == (task.host == 'mmdet')
+    if truth.boxes:  # the drawn objects, with readable names
+        assert {label.text for label in truth.labels} <= set(demo_data.DET_CLASSES) and truth.labels
+        width, height = truth.size
+        assert all(0 <= box.box[0] < box.box[2] <= width + 1 and box.box[3] <= height + 1 for box in truth.boxes)
+    page, _ = demo_report.write(tmp_path, {task.key: recorded([49.0], [54.0])['toy']}, {task.key: found})
+    assert page.read_text().count('<image href="data:') == sum(len(example.panels) for example in found)

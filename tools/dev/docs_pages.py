@@ -85,6 +85,14 @@ def methods_page() -> str:
             + '\n'.join(parts))
 
 
+def report_rules() -> str:
+    """Table of the rules of ``kd-mm report``, to be included."""
+    from kd_mm.lab.report.advice import BOTH, RULES
+    return table(['rule', 'what it has seen', 'what it suggests'], [
+        row(f'`{rule.name}`' + ('' if rule.task == BOTH else f' ({rule.task})'), rule.when, rule.suggest)
+        for rule in RULES])
+
+
 def recipes_page() -> str:
     """Table of the registered recipes, to be included."""
     from kd_mm.lab.recipes import ORDER, recipes
@@ -286,7 +294,8 @@ def notebook_page(file: Path) -> str:
 def pages() -> Dict[str, str]:
     """File name below ``docs/generated`` -> content."""
     return {
-        'methods.md': methods_page(), 'recipes.inc': recipes_page(), 'unsorted.inc': unsorted_losses(),
+        'methods.md': methods_page(), 'recipes.inc': recipes_page(), 'report_rules.inc': report_rules(),
+        'unsorted.inc': unsorted_losses(),
         'commands.md': commands_page(), 'cards.md': cards_page(), 'published_det.md': published_page('det'),
         'published_seg.md': published_page('seg'), **api_pages(),
         **{f'{file.stem}.md': notebook_page(file) for file in sorted((ROOT / 'docs').glob('*.ipynb'))}}

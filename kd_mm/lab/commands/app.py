@@ -24,6 +24,7 @@ OWN: Dict[str, str] = {
     'init': 'Write the config of a distillation, with a recipe for the pair.',
     'pretrain': 'Let a backbone learn from a teacher on pictures without labels.',
     'split': 'Split a data set into the steps of a training whose classes grow.',
+    'report': 'Where the student still loses against its teacher: a page, and what to try next.',
     'compare': 'Scores over runs and seeds: do they show a difference?',
     'recipes': 'The recipes that there are.',
     'methods': 'Every loss: what it compares, what it needs, where it stands in our tables.',
