@@ -22,7 +22,7 @@ MODELS = Registry(
     'model',
     parent=ENGINE_MODELS,
     scope='kd_mm',
-    locations=['kd_mm.losses', 'kd_mm.adapters', 'kd_mm.regions', 'kd_mm.ops.schedules'])
+    locations=['kd_mm.losses', 'kd_mm.adapters', 'kd_mm.regions', 'kd_mm.ops.schedules', 'kd_mm.teachers.labels'])
 
 DATASETS = Registry('dataset', parent=ENGINE_DATASETS, scope='kd_mm', locations=['kd_mm.hosts.pictures'])
 TRANSFORMS = Registry('transform', parent=ENGINE_TRANSFORMS, scope='kd_mm', locations=['kd_mm.hosts.transforms'])

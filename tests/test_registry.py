@@ -13,6 +13,7 @@ import kd_mm
 import kd_mm.adapters
 import kd_mm.losses
 import kd_mm.regions
+import kd_mm.teachers.labels
 from kd_mm.adapters.base import Adapter
 from kd_mm.losses import CWDLoss
 from kd_mm.losses.base.head import HeadLoss
@@ -21,6 +22,7 @@ from kd_mm.losses.base.query import QueryLoss
 from kd_mm.ops.schedules import Schedule
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import MODELS, accepted_arguments, build, choices, discover
+from kd_mm.teachers.labels.base import Labeller
 
 
 def modules():
@@ -37,7 +39,8 @@ def test_choices_are_the_registered_classes_of_a_kind():
 
 
 @pytest.mark.parametrize('package, base', [
-    (kd_mm.losses, KDLoss), (kd_mm.adapters, Adapter), (kd_mm.regions, RegionMask)], ids=lambda item: item.__name__)
+    (kd_mm.losses, KDLoss), (kd_mm.adapters, Adapter), (kd_mm.regions, RegionMask),
+    (kd_mm.teachers.labels, Labeller)], ids=lambda item: item.__name__)
 def test_a_folder_gives_what_its_files_register(package, base):
     own = [name for name in choices(base) if MODELS.module_dict[name].__module__.startswith(f'{package.__name__}.')]
     assert own and {*own, base.__name__} <= set(package.__all__)

@@ -1,19 +1,17 @@
 """Whether both sides of a term mean the same by what is compared: classes, anchors, objectness."""
 
 from dataclasses import replace
-from typing import Callable, List, Optional, Sequence, Set
+from typing import Any, List, Optional, Sequence, Set
 
 from torch import Tensor
 
+from kd_mm.engine.naming import Names, names_text
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import Term
 from kd_mm.hosts.meaning import BOXES, CLASSES, DISTRIBUTIONS, OBJECTNESS, Meaning, differences
 from kd_mm.losses.base.loss import KDLoss
-from kd_mm.ops.classes import is_background
+from kd_mm.ops.classes import by_number, is_background, united
 from kd_mm.ops.problems import Problems
-
-#: Class names of a model, if known, by the name of the model.
-ClassesOf = Callable[[str], Optional[List[str]]]
 
 
 class Agreement:
@@ -21,11 +19,11 @@ class Agreement:
 
     Args:
         problems: gets what is wrong before anything has run.
-        classes_of: the class names of a model.
+        known: the classes of the models.
     """
 
-    def __init__(self, problems: Problems, classes_of: ClassesOf):
-        self.problems, self.classes_of = problems, classes_of
+    def __init__(self, problems: Problems, known: Names):
+        self.problems, self.known = problems, known
         self._told: Set[Term] = set()
         #: what may be meant so.
         self.notes: List[str] = []
@@ -38,7 +36,8 @@ class Agreement:
             source: as the term calls it.
             name: of the model behind it.
         """
-        ours, theirs = self.classes_of(term.learner), self.classes_of(name)
+        ours, theirs = self.known.classes_of(term.learner), self.known.classes_of(name)
+        wanted = self._wanted(term, name)
         problem: Optional[str] = None
         if not term.reader.has_classes():  # objectness, boxes
             if term.classes is not None:
@@ -49,14 +48,16 @@ class Agreement:
             problem = (f'{term.title}: classes={term.classes!r} picks channels of maps without a background, and at '
                        f'student {term.reader.where("student")} and teacher {term.reader.where("teacher")} there are: '
                        f'{"; ".join(dict.fromkeys(meaning.text() for meaning in _known(term)))}. Use a feature loss')
-        elif term.classes is not None and ours and theirs:
+        elif wanted is not None and ((ours and theirs) or by_number(wanted)):
             try:
-                term.map_classes(source, ours, theirs)
+                term.map_classes(source, ours, theirs, wanted, (
+                    self.known.count_of(term.learner), self.known.count_of(name)))
             except ValueError as error:
                 problem = str(error)
-        elif term.classes is not None and name != term.learner:
-            problem = (f'{term.title}: classes={term.classes!r} needs the class names of both models; student: '
-                       f'{names_text(ours)}, teacher: {names_text(theirs)}')
+        elif wanted is not None and name != term.learner:
+            problem = (f'{term.title}: classes={wanted!r} needs the class names of both models; student: '
+                       f"{names_text(ours)}, teacher: {names_text(theirs)}. Or give classes='positional', or a dict of "
+                       'indices')
         elif term.loss.needs_background and ours and not is_background(ours[0]):
             problem = (f'{term.title}: {type(term.loss).__name__} needs the background as first class, which holds '
                        f"what a model does not know; the first of {names_text(ours)} is none (it is called "
@@ -72,6 +73,36 @@ class Agreement:
                        f'Student ({len(ours)}): {names_text(ours)}. Teacher ({len(theirs)}): {names_text(theirs)}. '
                        "Give classes='common' (or the names to compare), use a feature loss, or a teacher trained on "
                        'these classes')
+        if problem is not None:
+            self._told.add(term)
+            self.problems.add(problem)
+
+    def _wanted(self, term: Term, name: str) -> Any:
+        """The form of ``classes=`` of a term, else that of its teacher where the term compares classes by channel."""
+        plain = (term.of_classes and not term.of_heads and not term.loss.grows and term.reader.has_classes()
+                 and all(meaning.background is None for meaning in _known(term)))
+        return term.classes if term.classes is not None or not plain else self.known.map_of(name, term.learner)
+
+    def unite(self, term: Term) -> None:
+        """Let a term with several teachers, whose classes are mapped, compare all that any of them knows."""
+        pairs = [term.chosen.get(source) for source in term.sources]
+        if len(pairs) < 2 or not any(pairs) or term in self._told:
+            return
+        problem: Optional[str] = None
+        if not all(pairs):
+            missing = [source for source, pair in zip(term.sources, pairs) if pair is None]
+            problem = (f'{term.title}: the classes of its teacher {missing[0]!r} are not mapped and those of another '
+                       "are: give classes= in the loss, or in the entry of each teacher")
+        elif len({tuple(pair[0][1]) for pair in pairs if pair}) > 1:
+            kind = type(term.loss).__name__
+            if term.loss.competes or term.shared:
+                why = (f'{kind} takes a softmax over classes of which its teachers know different ones' if
+                       term.loss.competes else f'its teachers know different classes at {term.shared!r}')
+                problem = (f'{term.title}: {why}, and cannot unite them. Give each teacher a loss of its own, or use '
+                           'SigmoidKDLoss at maps')
+            else:
+                term.chosen = dict(zip(term.sources, united([pair for pair in pairs if pair])))
+                term.united = True
         if problem is not None:
             self._told.add(term)
             self.problems.add(problem)
@@ -122,7 +153,7 @@ class Agreement:
                                   f'{meaning.head} scores by a sigmoid each: only which class is likelier is taught, '
                                   'and not whether there is an object at all. SigmoidKDLoss teaches both')
             if s.dim() == t.dim() and s.shape[1] != t.shape[1]:
-                ours, theirs = self.classes_of(term.learner), self.classes_of(source)
+                ours, theirs = self.known.classes_of(term.learner), self.known.classes_of(source)
                 names = ['' if ours and ours == theirs else f' ({names_text(found)})' for found in (ours, theirs)]
                 taps = '' if term.shared else ", or tap the class logits of both, such as '@logits'"
                 raise ValueError(
@@ -132,7 +163,7 @@ class Agreement:
         return True
 
     def _named(self, name: str, meaning: Meaning) -> str:
-        return f' ({names_text(self.classes_of(name))})' if meaning.kind == CLASSES else ''
+        return f' ({names_text(self.known.classes_of(name))})' if meaning.kind == CLASSES else ''
 
 
 def _known(term: Term) -> List[Meaning]:
@@ -188,10 +219,3 @@ def mend(student: Meaning, teacher: Meaning) -> str:
         return ("Give classes='common' (or the names to compare; both models must know their class names), "
                 f'use {feature}, or a teacher trained on these classes')
     return f'Use {feature}, or a teacher whose head has the same anchors, classes and kind of score'
-
-
-def names_text(classes: Optional[Sequence[str]]) -> str:
-    """Names of classes for messages, the first 20 of them."""
-    if not classes:
-        return 'classes unknown'
-    return ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')

@@ -36,6 +36,13 @@ def _arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Any,
     return given.get('inputs'), given.get('data_samples'), given.get('mode', 'tensor')
 
 
+def _with_samples(args: Tuple[Any, ...], kwargs: Dict[str, Any], samples: Any) -> Tuple[Any, Dict[str, Any]]:
+    """The arguments of a host model's forward with other data samples."""
+    if 'data_samples' in kwargs:
+        return args, {**kwargs, 'data_samples': samples}
+    return (args[0], samples, *args[2:]), kwargs
+
+
 def _precision(inputs: Any) -> ContextManager[Any]:
     """Mixed precision for a student whose own weights are in half precision (DeepSpeed, FSDP): no autocast is on there.
 
@@ -49,14 +56,17 @@ def _precision(inputs: Any) -> ContextManager[Any]:
 
 # A compiled train_step (compile=True) breaks here and goes on: which taps are armed changes from step to step.
 @torch.compiler.disable
-def _before_forward(distiller: Any, module: nn.Module, args: Any, kwargs: Any) -> None:
+def _before_forward(distiller: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
     inputs, data_samples, mode = _arguments(args, kwargs)
     # A copy of the student (an EMA model made while attached) carries the hooks too, and is none of our business.
     if module is distiller.student and module.training and mode == 'loss':
         with _precision(inputs):
             # Teachers may look at the batch in full precision; what the cast has rounded stays rounded.
             half = isinstance(inputs, Tensor) and inputs.dtype in HALF
-            distiller.begin(inputs.float() if half else inputs, data_samples)
+            samples = distiller.begin(inputs.float() if half else inputs, data_samples)
+            if samples is not data_samples:
+                return _with_samples(args, kwargs, samples)
+    return None
 
 
 @torch.compiler.disable

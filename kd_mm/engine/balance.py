@@ -292,3 +292,10 @@ def _never_measured(term: Term, settings: AutoWeight, pull: Pull) -> str:
     return (f"{term.title}: loss_weight='auto' holds it at a share of the task, but in {PATIENCE} steps the {what} of "
             f'the {side} at {term.student_paths} was 0 or not finite (task {pull.task:.3g}, term {pull.term:.3g}). '
             f"{mend[0].upper()}{mend[1:]}, or give a number as loss_weight")
+
+
+def total_value(value: Any) -> Tensor:
+    """Detached value of a host loss: a tensor or a list of tensors, each averaged, as the host sums them."""
+    if isinstance(value, Tensor):
+        return value.detach().mean()
+    return torch.stack([item.detach().mean() for item in value]).sum()

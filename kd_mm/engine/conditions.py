@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.hosts.semi import is_semi
 from kd_mm.ops.problems import Problems
 
 #: Class of a data preprocessor -> what is not supported, and the mend.
 UNFIT = dict(
-    MultiBranchDataPreprocessor='multi-branch (semi-supervised) data (MultiBranchDataPreprocessor) are not supported. '
-                                'Distil the detector inside, on one branch',
+    MultiBranchDataPreprocessor='multi-branch data (MultiBranchDataPreprocessor) are supported for semi-supervised '
+                                'detectors of mmdet (SemiBaseDetector, SoftTeacher) alone',
     TrackDataPreprocessor='models for video, whose samples are several frames (TrackDataPreprocessor), are not '
                           'supported. Distil the detector inside, on single frames (for example CocoDataset with the '
                           "frames' annotations)",
@@ -22,7 +23,7 @@ UNFIT = dict(
 
 def unfit(model: nn.Module) -> Optional[str]:
     """Why a model's kind of data cannot be distilled on; None where it can."""
-    kinds = type(getattr(model, 'data_preprocessor', None)).__mro__
+    kinds = () if is_semi(model) else type(getattr(model, 'data_preprocessor', None)).__mro__
     return next((f'kd_mm.DistillHook: {UNFIT[kind.__name__]}' for kind in kinds if kind.__name__ in UNFIT), None)
 
 

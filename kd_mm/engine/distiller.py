@@ -6,27 +6,31 @@ student's features on the way; and the distillation terms are added to the retur
 usual.
 """
 
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_mm.engine.agreement import Agreement
 from kd_mm.engine.attach import attach
-from kd_mm.engine.balance import Balance, tasks_of
+from kd_mm.engine.balance import Balance, tasks_of, total_value
+from kd_mm.engine.branches import Branches
+from kd_mm.engine.labelling import Labelling
 from kd_mm.engine.likeness import Likeness
+from kd_mm.engine.naming import Names
 from kd_mm.engine.preflight import Preflight, taken
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.shares import GradientShares
 from kd_mm.engine.step import Evaluation, Step
-from kd_mm.engine.term import STUDENT, Term, mirrored
+from kd_mm.engine.term import STUDENT, Term, mirror_of
 from kd_mm.engine.watch import Watch
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.own_loss import ALL, kept_from, left_out, skipped
 from kd_mm.hosts.swap import Swap
 from kd_mm.hosts.versions import require
 from kd_mm.hosts.weights import inherit_weights, ways_to_inherit
-from kd_mm.losses.base.loss import Adversarial, PicksInstances, opponents_of
+from kd_mm.losses.base.loss import opponents_of
 from kd_mm.losses.base.opponent import Opponent
 from kd_mm.ops import distributed
 from kd_mm.ops.problems import Problems
@@ -53,7 +57,7 @@ class Distiller(nn.Module):
             ``'random'`` for none (tests).
         teacher_strict: whether the weights must fit exactly. Default True.
         teachers: several of them instead: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
-            speed=..., view=..., input_key=...)``. Losses say which one they mean with
+            speed=..., view=..., input_key=..., classes=...)``. Losses say which one they mean with
             ``teacher='name'`` (or several names, whose outputs are averaged).
         inherit: what :meth:`inherit_weights` gives the student of the teacher's weights: module paths, or path -> how
             (``'copy'``; ``'grow'`` and ``'grow_from_background'``, see :mod:`kd_mm.hosts.growing`). Default none.
@@ -72,6 +76,10 @@ class Distiller(nn.Module):
         view: at which size the teacher sees the batch, see :class:`kd_mm.teachers.view.View`. Default: the student's.
         input_key: name of a field of the samples that the teacher is shown instead of the student's pictures, see
             :mod:`kd_mm.teachers.beside`. Default none.
+        class_map: which classes of the teacher are which of the student's, see
+            :func:`kd_mm.ops.classes.map_classes`: for logits and labels that do not say it. Default none.
+        labels: what is added to the labels in each step, see :class:`kd_mm.teachers.labels.base.Labeller`: one config,
+            or several by name. Default none. With labels there may be no losses.
 
     Raises:
         ValueError: the configuration is wrong; all problems in one message.
@@ -83,7 +91,8 @@ class Distiller(nn.Module):
                  teacher_strict: bool = True, teachers: Any = None, inherit: Any = (),
                  task_loss_weight: float = 1.0, task_classes: str = ALL, seed: int = 0, speed: Any = AUTO,
                  classes: Optional[Sequence[str]] = None, scope: Optional[str] = None, max_steps: int = 0,
-                 folder: Optional[str] = None, agreement: int = 0, view: Any = None, input_key: Optional[str] = None):
+                 folder: Optional[str] = None, agreement: int = 0, view: Any = None, input_key: Optional[str] = None,
+                 class_map: Any = None, labels: Any = None):
         require()
         super().__init__()
         self.__dict__['student'] = student  # past nn.Module, which would make it a sub-module
@@ -102,8 +111,11 @@ class Distiller(nn.Module):
         self._opened = False
         #: whether the student's own losses may be left out where they count nothing
         self.may_skip = True
+        #: of a semi-supervised detector in which the student is; None for a student that is trained as a whole
+        self.branches: Optional[Branches] = None
 
-        if not hasattr(losses, 'items') or not losses:
+        losses = {} if labels is not None and losses is None else losses
+        if not hasattr(losses, 'items') or not (losses or labels is not None):
             self.problems.add(f'losses={losses!r}: give a dict of losses, losses=dict(loss_x=dict(type=..., at=...))')
             losses = {}
         if isinstance(task_loss_weight, bool) or not isinstance(task_loss_weight, (int, float)) \
@@ -116,7 +128,8 @@ class Distiller(nn.Module):
                 self.problems.add(error)
         self.teachers: Dict[str, Teacher] = build_teachers(
             student, teacher, teacher_ckpt, teacher_strict, teachers, self.problems, scope=scope, seed=seed,
-            classes=self.classes, speed=speed, folder=folder, view=view, input_key=input_key)
+            classes=self.classes, speed=speed, folder=folder, view=view, input_key=input_key, class_map=class_map)
+        self.names = Names(student, self.classes, self.teachers)
         self._alone = isinstance(teacher, str) and teacher == SELF and teachers is None
         #: the step in progress, see :class:`kd_mm.engine.step.Step`.
         self.current = Step(student, self.teachers, list(self.all_terms()), seed, max_steps)
@@ -130,7 +143,9 @@ class Distiller(nn.Module):
             if term.loss.weight.auto is not None and task_loss_weight == 0 and term.learner == STUDENT:
                 self.problems.add(f"{term.title}: loss_weight='auto' holds the term at a share of the student's own "
                                   'losses, and task_loss_weight=0 leaves none. Give a number')
-        self.agreement = Agreement(self.problems, self.classes_of)
+        self.labelling = Labelling(student, self.teachers, labels, self.names, self.problems)
+        self.current.use_labels(self.labelling)
+        self.agreement = Agreement(self.problems, self.names)
         self.balance.start(self.current.terms)
         for fault in self.shares.faults():
             self.problems.add(fault)
@@ -174,25 +189,13 @@ class Distiller(nn.Module):
         peers = [source for source in term.sources if isinstance(self.teachers.get(source), PeerTeacher)]
         if not peers:
             return
-        kind = type(term.loss).__name__
-        if len(term.sources) > 1:
-            self.problems.add(f'{term.name}: a peer cannot be averaged with other teachers; give each its own loss')
-        elif isinstance(term.loss, Adversarial):
-            self.problems.add(f'{term.name}: {kind} trains a network against the student, which is not supported '
-                              f'between peers (teacher {peers[0]!r}). Use another loss, or a fixed teacher')
-        elif getattr(term.loss, 'cross_head', None) is not None:
-            self.problems.add(f'{term.name}: {kind} sends the student through the head of its teacher, which must not '
-                              f'change in the same step; the peer {peers[0]!r} does. Use another loss, or a fixed '
-                              'teacher')
-        else:
-            try:
-                mirror = Term(term.name, mirrored(cfg), learner=peers[0])
-            except (KeyError, ValueError) as error:  # what holds in one direction only
-                self.problems.add(error)
-                return
-            mirror.sources = (STUDENT, )
-            self.teachers[peers[0]].add(term.name, mirror)  # type: ignore[attr-defined]
-            self.current.terms.append(mirror)
+        try:
+            mirror = mirror_of(term, cfg, peers[0])
+        except (KeyError, ValueError) as error:
+            self.problems.add(error)
+            return
+        self.teachers[peers[0]].add(term.name, mirror)  # type: ignore[attr-defined]
+        self.current.terms.append(mirror)
 
     @property
     def peers(self) -> Dict[str, PeerTeacher]:
@@ -237,19 +240,9 @@ class Distiller(nn.Module):
             if name == STUDENT or name in self.teachers:
                 attempt(locate, 'teacher', name)
                 attempt(term.reader.settle, step.model(term.learner), step.model(name))
-                attempt(self._same_pixels, term, name)
-
-    def _same_pixels(self, term: Term, name: str) -> None:
-        teachers = [self.teachers[model] for model in (name, term.learner) if model in self.teachers]
-        resized = any(teacher.size is not None for teacher in teachers)
-        viewed = any(teacher.view is not None for teacher in teachers)
-        why = 'resizes them (preprocess size)' if resized else 'sees them at another size (view)'
-        if term.shared and (resized or viewed):
-            raise ValueError(f'at={term.shared!r} needs both models to see the same pixels, and the teacher {why}')
-        if viewed and (term.of_heads or (isinstance(term.loss, PicksInstances) and term.loss.heads_at is not None)):
-            raise ValueError(f'{type(term.loss).__name__} compares what two heads say about the same priors or queries,'
-                             f" and the teacher {why}: its priors are others. Leave the view out, or compare maps, "
-                             "such as '@neck' or '@logits', which are brought to the student's grid")
+                teachers = [self.teachers[model] for model in (name, term.learner) if model in self.teachers]
+                attempt(term.check_pixels, any(teacher.size is not None for teacher in teachers),
+                        any(teacher.view is not None for teacher in teachers))
 
     def opponents(self) -> List[Opponent]:
         """What adversarial losses train against the student, with optimizers of their own."""
@@ -260,7 +253,7 @@ class Distiller(nn.Module):
 
     def classes_of(self, name: str) -> Optional[List[str]]:
         """Class names of a model, if known."""
-        return self.teachers[name].classes if name in self.teachers else self.classes
+        return self.names.classes_of(name)
 
     def _check_data(self) -> None:
         """Problems of terms with the kind of data and with the classes of both models."""
@@ -272,6 +265,7 @@ class Distiller(nn.Module):
                                   '(SegClassRegion makes regions from the labels)')
             for source in term.sources:
                 self.agreement.names(term, source, self.current.source_of(term, source))
+            self.agreement.unite(term)
 
     # ------------------------------------------------------------------ life
 
@@ -322,7 +316,7 @@ class Distiller(nn.Module):
         Raises:
             RuntimeError: a distiller is attached already.
         """
-        self._handles = attach(self)
+        self._handles = attach(self) if self.branches is None else self.branches.attach(self)
 
     def detach(self) -> None:
         """Take the hooks off and free what was captured; doing it twice is harmless."""
@@ -346,24 +340,35 @@ class Distiller(nn.Module):
         """Terms of the student whose weight is not 0 at the current step."""
         return [term for term in self.current.weighted_terms() if term.learner == STUDENT]
 
-    def begin(self, inputs: Any, data_samples: Any) -> None:
-        """Teach and start collecting: called before the student's training forward."""
+    def begin(self, inputs: Any, data_samples: Any, label: bool = True) -> Any:
+        """Teach and start collecting: called before the student's training forward.
+
+        Args:
+            label: whether teachers may add labels.
+
+        Returns:
+            The data samples for it: those that were given, or new ones with more labels.
+        """
         self.clear()
         self.raise_if_not_finite()
         if self.leaves_out:
             self._swaps.append(kept_from(self.student, self.leaves_out).on())
-        if not self.active_terms() and not self.peers:
-            return
+        label = label and bool(self.labelling)
+        if not self.active_terms() and not self.peers and not label:
+            return data_samples
         if not isinstance(inputs, Tensor):
-            raise ValueError(f'the student is given {type(inputs).__name__} inputs, not one batch of images; '
-                             'multi-branch (semi-supervised) data are not supported')
+            raise ValueError(f'the student is given {type(inputs).__name__} inputs, not one batch of images')
         self.current.begin(inputs, data_samples)
         self.current.teach(inputs, data_samples)
+        if label:
+            data_samples = self.current.label(inputs, data_samples)
+            self._log.update(self.labelling.log)
         paths = self.current.listen()
         self._opened = True
         if (self.task_loss_weight == 0 and self.may_skip and self.current.active
                 and not set(paths) & set(self._loss_only)):
             self._swaps.append(skipped(self.student, paths).on())
+        return data_samples
 
     def _restore_task_loss(self) -> None:
         while self._swaps:
@@ -389,6 +394,15 @@ class Distiller(nn.Module):
         result = self.add(losses, found)
         self.clear()
         return result
+
+    @contextmanager
+    def logged(self, prefix: str) -> Iterator[None]:
+        """What is noted for the log inside gets names with a prefix."""
+        before, self._log = self._log, {}
+        try:
+            yield
+        finally:
+            self._log = {**before, **{f'{prefix}{name}': value for name, value in self._log.items()}}
 
     def weigh(self, losses: Dict[str, Any], found: Sequence[Evaluation]) -> List[Evaluation]:
         """The evaluations of a step with the weights that are measured, see :mod:`kd_mm.engine.balance`."""
@@ -440,7 +454,7 @@ class Distiller(nn.Module):
                 p.flatten()[0] for p in self.student.parameters() if p.requires_grad)
         with torch.no_grad():
             kd = sum(evaluation.total.detach() for evaluation in own)
-            tasks = sum(_total(result[name]) for name in task)
+            tasks = sum(total_value(result[name]) for name in task)
             if isinstance(tasks, Tensor) and isinstance(kd, Tensor):
                 result['kd_task_ratio'] = kd / tasks.abs().clamp(min=1e-12)
         return result
@@ -478,10 +492,3 @@ class Distiller(nn.Module):
             FloatingPointError: naming term, level and step.
         """
         self.watch.raise_if_not_finite()
-
-
-def _total(value: Any) -> Tensor:
-    """Detached value of a host loss: a tensor or a list of tensors, each averaged, as the host sums them."""
-    if isinstance(value, Tensor):
-        return value.detach().mean()
-    return torch.stack([item.detach().mean() for item in value]).sum()

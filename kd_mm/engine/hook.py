@@ -1,8 +1,7 @@
 """Runner life cycle <-> Distiller; with ``holding.py`` the only file that knows the Runner."""
 
 import os
-from collections.abc import Collection
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
@@ -11,6 +10,8 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from kd_mm.engine.arguments import argument_faults
+from kd_mm.engine.branches import Branches, branch_faults, check_branches
 from kd_mm.engine.conditions import check_folded, check_loop, unfit
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.extras import group_options
@@ -21,12 +22,12 @@ from kd_mm.engine.sharding import shard_teachers
 from kd_mm.engine.trial import wish
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
-from kd_mm.hosts.growing import WAYS
 from kd_mm.hosts.models import as_names, classes_of
 from kd_mm.hosts.own_loss import ALL
+from kd_mm.hosts.semi import BRANCHES, inner_student, is_semi, labelled_sample
 from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
-from kd_mm.ops.checks import boolean, from_zero, whole
+from kd_mm.ops.classes import flat
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import HOOKS
@@ -61,7 +62,7 @@ class DistillHook(Hook):
             ``'random'`` uses untrained weights (tests).
         teacher_strict: whether the weights must fit the config exactly. Default True.
         teachers: several teachers instead of one: name -> ``dict(teacher=..., teacher_ckpt=..., teacher_strict=...,
-            speed=..., view=..., input_key=...)``; each loss then says ``teacher='name'``, or names
+            speed=..., view=..., input_key=..., classes=...)``; each loss then says ``teacher='name'``, or names
             several whose outputs are averaged. Default none.
         inherit: student modules that start from the teacher's weights, such as ``('neck', 'bbox_head')``, or path ->
             how: ``dict(neck='copy', bbox_head='grow')`` for a head with more classes than the teacher's, see
@@ -92,6 +93,14 @@ class DistillHook(Hook):
             see :class:`kd_mm.teachers.view.View`; its taps are brought to the student's grid. Default: the student's.
         input_key: name of a field in the ``metainfo`` of the samples that the teacher is shown instead of the student's
             pictures, such as infrared or depth, see :mod:`kd_mm.teachers.beside`. Default none.
+        classes: which classes of the teacher are which of the student's, where a loss on logits or ``labels`` does not
+            say it: ``'common'`` (by name; spellings of COCO and VOC are known), ``'positional'``, a list of names, or a
+            dict from classes of the teacher to those of the student, see :func:`kd_mm.ops.classes.map_classes`.
+            Default none.
+        labels: what teachers add to the labels before the student sees them: ``dict(type='PseudoLabels', score=0.7)``,
+            or several by name, see :class:`kd_mm.teachers.labels.base.Labeller`. Default none.
+        branches: of a semi-supervised detector of mmdet (SoftTeacher), whose inner student is distilled: ``'sup'``
+            (labelled images), ``'unsup'`` (unlabelled ones) or both. Default both.
 
     Raises:
         ImportError: a version of torch, mmengine, mmcv or a host that kd_mm does not work with.
@@ -107,23 +116,25 @@ class DistillHook(Hook):
                  task_loss_weight: float = 1.0, task_classes: str = ALL, adapter_lr_mult: float = 1.0,
                  adapter_decay_mult: float = 1.0, seed: int = 0, speed: Any = AUTO, agreement: int = 50,
                  score_teacher: Any = False, shard_teacher: bool = False, view: Any = None,
-                 input_key: Optional[str] = None):
+                 input_key: Optional[str] = None, classes: Any = None, labels: Any = None, branches: Any = None):
         require()
         problems = Problems()
         for fault in argument_faults(dict(
                 teacher_strict=teacher_strict, teachers=teachers, inherit=inherit, adapter_lr_mult=adapter_lr_mult,
                 adapter_decay_mult=adapter_decay_mult, seed=seed, agreement=agreement,
-                score_teacher=score_teacher, shard_teacher=shard_teacher)).values():
+                score_teacher=score_teacher, shard_teacher=shard_teacher, branches=branches)).values():
             problems.add(fault)
         problems.raise_any()
         self.config: Dict[str, Any] = dict(
             teacher=teacher, losses=losses, teacher_ckpt=teacher_ckpt, teacher_strict=teacher_strict,
             teachers=teachers, inherit=inherit, task_loss_weight=task_loss_weight, task_classes=task_classes,
-            seed=seed, speed=speed, agreement=agreement, view=view, input_key=input_key)
+            seed=seed, speed=speed, agreement=agreement, view=view, input_key=input_key, class_map=classes,
+            labels=labels)
         self.adapter_lr_mult, self.adapter_decay_mult = adapter_lr_mult, adapter_decay_mult
         asked = wish('kd_mm.DistillHook', 'score_teacher', score_teacher)
         self.scores: Optional[Scores] = None if asked is None else Scores(asked, _weights_of(self.config))
         self.shard_teacher = shard_teacher
+        self.branches = None if branches is None else check_branches('kd_mm.DistillHook', 'branches', branches)
         self.distiller: Optional[Distiller] = None
         self.holding: Optional[Holding] = None
         self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start
@@ -144,6 +155,7 @@ class DistillHook(Hook):
             raise ValueError(listed(count))
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise RuntimeError(SEVERAL_OPTIMIZERS)
+        semi = is_semi(_unwrap(runner.model))
         refused = unfit(_unwrap(runner.model))
         if refused is not None:
             raise ValueError(refused)
@@ -159,15 +171,24 @@ class DistillHook(Hook):
         for fault in holding.faults():
             problems.add(fault)
         problems.raise_any()
-        student = holding.student()
+        student = inner_student(holding.student())
         self.distiller = Distiller(
             student, classes=_classes(dataset), scope=_scope(runner), max_steps=runner.max_iters,
             folder=folder_of(runner.cfg), **self.config)
         for fault in holding.faults_of(self.distiller):
             problems.add(fault)
+        if semi:
+            if type(holding) is not Holding:
+                problems.add(f'kd_mm.DistillHook: {type(_unwrap(runner.model)).__name__} is supported on one device '
+                             'and with DDP, not with FSDP or DeepSpeed')
+            self.distiller.branches = Branches(_unwrap(runner.model), self.branches or tuple(BRANCHES))
+            self.distiller.may_skip = False  # its losses are those of the branches
+        for fault in branch_faults(_unwrap(runner.model), self.distiller, self.branches):
+            problems.add(fault)
         problems.raise_any()
         check_folded(self.distiller, runner.cfg)
         check_fields(self.distiller, dataset)
+        self.distiller.labelling.check_data(dataset)
         check_loop(self.distiller, holding.batch_size(), isinstance(runner.train_loop, EpochBasedTrainLoop))
         entries = [*(runner.cfg.get('custom_hooks') or ()), *(runner.cfg.get('default_hooks') or {}).values()]
         if any(settle(entry, folder_of(runner.cfg)) for entry in entries if _is_distillation(entry)):
@@ -242,7 +263,7 @@ class DistillHook(Hook):
                 if average is not None:
                     # An EMAHook that is new in the config would start with a copy of the student.
                     new = self._resumed and not self._averaged
-                    teacher.use(_unwrap(average.module), fill=new)
+                    teacher.use(inner_student(_unwrap(average.module)), fill=new)
                     if new:
                         average.steps.fill_(max(runner.iter, 1))  # at 0 the student is copied
             teacher.start(self._resumed)
@@ -375,7 +396,7 @@ def check_fields(distiller: Distiller, dataset: Any) -> None:
     if not teachers and not terms or not hasattr(dataset, '__getitem__'):
         return
     with preserved_random_state():
-        sample = dataset[0]['data_samples']
+        sample = labelled_sample(dataset[0]['data_samples'])
     problem = first_problem(teachers, sample) if teachers else None
     if problem is None and terms and 'masks' not in getattr(sample, 'gt_instances', ()):
         problem = f'{", ".join(term.title for term in terms)}: {NO_MASKS}'
@@ -387,60 +408,18 @@ def guesses(distiller: Distiller) -> List[str]:
     """What the distiller found out by itself, as sentences: which files, classes left out, tokens as maps."""
     notes = [f'teacher file {text}' for teacher in distiller.teachers.values() for text in teacher.files]
     for term in distiller.current.terms:
-        for source, pairs in term.chosen.items():
+        for source, (ours, theirs) in term.chosen.items():
             sides = (('student', term.learner), ('teacher', distiller.current.source_of(term, source)))
-            for (side, name), (_, chosen) in zip(sides, pairs):
-                left = [text for index, text in enumerate(distiller.classes_of(name) or ()) if index not in chosen]
+            for (side, name), used in zip(sides, (ours[1], flat(theirs[1]))):
+                left = [text for index, text in enumerate(distiller.classes_of(name) or ()) if index not in used]
                 if left:
                     more = f' and {len(left) - 20} more' if len(left) > 20 else ''
-                    notes.append(f'{term.title}: {len(chosen)} classes are compared; of the {side} are left out: '
+                    notes.append(f'{term.title}: {len(used)} classes are compared; of the {side} are left out: '
                                  f'{", ".join(map(str, left[:20]))}{more}')
-    notes += distiller.agreement.notes
+    notes += [*distiller.agreement.notes, *distiller.labelling.notes]
     notes += [f'tokens as maps: {tap.token_size_note}' for tap in distiller.current.taps.values()
               if tap.token_size_note]
     return list(dict.fromkeys(notes))
-
-
-def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
-    """What is wrong with arguments of :class:`DistillHook` that only it looks at: name -> sentence."""
-    owner = 'kd_mm.DistillHook'
-    faults: Dict[str, str] = {}
-
-    def check(name: str, call: Callable[[str, str, Any], Any]) -> None:
-        try:
-            if name in arguments:
-                call(owner, name, arguments[name])
-        except ValueError as error:
-            faults[name] = str(error)
-
-    check('teacher_strict', boolean)
-    check('shard_teacher', boolean)
-    check('adapter_lr_mult', from_zero)
-    check('adapter_decay_mult', from_zero)
-    check('seed', lambda owner, name, value: whole(owner, name, value, None))
-    check('score_teacher', wish)
-    check('agreement', lambda owner, name, value: whole(owner, name, value, 0))
-    check('inherit', _module_paths)
-    check('teachers', _strict_of_each)
-    return faults
-
-
-def _module_paths(owner: str, name: str, value: Any) -> None:
-    if isinstance(value, Mapping):
-        for path, way in value.items():
-            if not isinstance(path, str) or way not in WAYS:
-                raise ValueError(f"{owner}: {name}={value!r} must say for each module path how: "
-                                 f"{', '.join(map(repr, WAYS))}, such as dict(neck='copy', bbox_head='grow')")
-    elif not isinstance(value, str) and not (
-            isinstance(value, Collection) and all(isinstance(path, str) for path in value)):
-        raise ValueError(f"{owner}: {name}={value!r} must be a list of module paths, such as ('neck', 'bbox_head'), or "
-                         "dict(bbox_head='grow')")
-
-
-def _strict_of_each(owner: str, name: str, value: Any) -> None:
-    for key, entry in value.items() if hasattr(value, 'items') else ():
-        if hasattr(entry, 'get') and 'teacher_strict' in entry:
-            boolean(owner, f'{name}[{key!r}].teacher_strict', entry['teacher_strict'])
 
 
 def _weights_of(config: Mapping[str, Any]) -> str:

@@ -96,13 +96,21 @@ class Preflight:
         """Run all models and prepare every term; what is wrong becomes a problem."""
         step = self.step
         terms = [term for term in step.terms if self._usable(term)]
-        if not terms:
+        labelling = step.labelling
+        if not terms and labelling is None:
             return
         with preserved_random_state(step.seed), torch.enable_grad(), eval_mode(step.student):
             passed = self._forward()
             if passed is None:
                 return
             records, batch = passed
+            if labelling is not None:
+                if not self.with_losses and not any(term.needs_boxes or term.needs_seg_map for term in step.terms):
+                    self.problems.add('labels: with task_loss_weight=0 nothing looks at labels. Leave one of them out')
+                for fault in labelling.dry(*self.given[:2], records, batch):
+                    self.problems.add(fault)
+            if not terms:
+                return
             outputs = Outputs(step, len(self.given[0]), records, self._again)
             late = self._in_training(outputs, terms)
             for term in terms:

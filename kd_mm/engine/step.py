@@ -5,6 +5,7 @@
     before the student's forward
       begin      the facts of the batch, the terms that have a weight at this step
       teach      every teacher runs, keeps what its taps recorded, and frees the rest
+      label      what teachers predict is added to the labels that the student will see
       listen     the student's taps are armed
     the host's own forward with its losses
     after it
@@ -27,6 +28,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from kd_mm.engine.labelling import Labelling
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.hosts.models import ignored_label
@@ -91,9 +93,14 @@ class Step:
         self.student, self.teachers, self.terms = student, teachers, terms
         self.seed, self.max_steps, self.number = seed, max_steps, 0
         self.taps: Dict[Key, Tap] = {}
+        self._label_taps: List[Key] = []
+        #: what the student is to be given in this step: the data samples, with the labels of teachers.
+        self.samples: Any = None
         self.active: List[Term] = []
         self.batch: Optional[KDBatch] = None
         self.records: Dict[str, Dict[str, Recorded]] = {}
+        #: what adds to the labels; None for nothing.
+        self.labelling: Optional[Labelling] = None
         self._lending = ExitStack()  # what the student's modules get from teachers in its forward
         for teacher in teachers.values():
             teacher.share_start(student)
@@ -115,6 +122,8 @@ class Step:
         for (name, _), tap in self.taps.items():
             if name == STUDENT:
                 tap.move(student)
+        if self.labelling is not None:
+            self.labelling.move(student)
 
     @staticmethod
     def source_of(term: Term, source: str) -> str:
@@ -182,7 +191,7 @@ class Step:
         Whatever a teacher draws, the student draws what it would have drawn without it.
         """
         assert self.batch is not None
-        wanted = self.keys(self.active)
+        wanted = [*self.keys(self.active), *self._label_taps]
         for name, teacher in self.teachers.items():
             taps = {path: self.taps[name, path] for owner, path in wanted if owner == name}
             if not taps and name not in self.peers:
@@ -190,6 +199,32 @@ class Step:
             with preserved_random_state(self._peer_seed(name), inputs.device):
                 teacher.run(inputs, data_samples, list(taps.values()), self.batch)
             self.records[name] = teacher.records(list(taps.values()), inputs)
+
+    def use_labels(self, labelling: Labelling) -> None:
+        """Let labels be made in every step: once, when all terms have their taps."""
+        if not labelling:
+            return
+        self.labelling = labelling
+        wanted = {name: [path for owner, path in self.taps if owner == name] for name in self.teachers}
+        self._label_taps = labelling.taps(wanted)
+        for name, path in self._label_taps:
+            self.add_tap(name, path, calls=True)
+
+    def label(self, inputs: Tensor, data_samples: Any) -> Any:
+        """The data samples for the student: those that were given, or new ones with more labels."""
+        if self.labelling is None:
+            return data_samples
+        assert self.batch is not None
+        for name in dict.fromkeys(name for name, _ in self._label_taps):
+            self.teachers[name].fast.join(self.records.get(name, {}).values())  # it may run beside
+        samples = self.labelling.label(inputs, data_samples, self.records, self.batch)
+        kept = set(self.keys(self.active))
+        for name, path in self._label_taps:
+            if (name, path) not in kept:
+                self.records.get(name, {}).pop(path, None)
+        if samples is not data_samples:
+            self.batch = self.batch_of(inputs, samples)
+        return samples
 
     def _peer_seed(self, name: str) -> Optional[int]:
         """A peer drops other units than the student: it has a stream of its own, the same in a resumed run."""
@@ -225,6 +260,7 @@ class Step:
         try:
             self.begin(inputs, data_samples)
             self.teach(inputs, data_samples)
+            self.samples = self.label(inputs, data_samples)
             self.listen()
             yield self
         finally:
@@ -266,7 +302,7 @@ class Step:
         teacher = found[0].teacher
         if len(found) > 1:
             try:
-                teacher = average([comparison.teacher for comparison in found])
+                teacher = average([comparison.teacher for comparison in found], term.united)
             except ValueError as error:
                 raise ValueError(f'{term.title}: {error}') from error
         return replace(found[0], teacher=teacher, term=term)
@@ -315,11 +351,15 @@ class Step:
         self._lending.close()
         for peer in self.peers.values():
             peer.forget()
-        self.records, self.active, self.batch = {}, [], None
+        self.records, self.active, self.batch, self.samples = {}, [], None, None
 
 
-def average(sides: Sequence[Features]) -> Features:
+def average(sides: Sequence[Features], united: bool = False) -> Features:
     """Mean of what several teachers give, level by level.
+
+    Args:
+        sides: of each teacher.
+        united: NaN is what one of them does not know, and does not count.
 
     Raises:
         ValueError: they differ in the number of levels or in shape.
@@ -334,4 +374,5 @@ def average(sides: Sequence[Features]) -> Features:
     if any(other != shapes[0] for other in shapes[1:]):
         raise ValueError(f'the outputs of several teachers are averaged, but they differ in shape: {shapes}. Give '
                          'each teacher a loss of its own')
-    return tuple(torch.stack(level).mean(dim=0) for level in zip(*sides))
+    return tuple(torch.stack(level).nanmean(dim=0) if united else torch.stack(level).mean(dim=0)
+                 for level in zip(*sides))

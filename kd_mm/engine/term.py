@@ -6,16 +6,16 @@ from torch import Tensor, nn
 
 from kd_mm.adapters.auto import auto_adapter
 from kd_mm.adapters.base import Adapter
-from kd_mm.engine.readers.base import ClassPair, Comparison, Reader
+from kd_mm.engine.readers.base import Comparison, Reader
 from kd_mm.engine.readers.heads import HeadReader
 from kd_mm.engine.readers.maps import MapReader
 from kd_mm.engine.readers.proposals import ProposalReader
 from kd_mm.hosts.places import SHARED
 from kd_mm.hosts.tokens import TokenSize, looks_like_token_size, token_sizes
 from kd_mm.losses.base.head import HeadLoss
-from kd_mm.losses.base.loss import KDLoss, PicksInstances, ReadsModules
+from kd_mm.losses.base.loss import Adversarial, KDLoss, PicksInstances, ReadsModules
 from kd_mm.ops.checks import entries, texts, whole
-from kd_mm.ops.classes import common_classes
+from kd_mm.ops.classes import ClassPair, check_classes, map_classes
 from kd_mm.ops.modes import eval_mode
 from kd_mm.regions.base import RegionMask
 from kd_mm.registry import build
@@ -23,8 +23,6 @@ from kd_mm.types.proposals import OF_CLASSES, PROPOSALS
 
 TAP_KEYS = ('at', 'student_at', 'teacher_at', 'levels', 'adapter', 'region', 'classes', 'teacher', 'proposals',
             'tokens')
-#: ``classes=`` for every class name that both models have.
-COMMON = 'common'
 #: Name of the student among the models of a step.
 STUDENT = 'student'
 _SWAPPED = {'student_at': 'teacher_at', 'teacher_at': 'student_at'}
@@ -68,6 +66,31 @@ def mirrored(cfg: Any) -> Dict[str, Any]:
     return content
 
 
+def mirror_of(term: 'Term', cfg: Any, peer: str) -> 'Term':
+    """What a peer learns from the student, by a term of the student.
+
+    Args:
+        term: with the peer as its source.
+        cfg: of the term.
+        peer: its name.
+
+    Raises:
+        ValueError: there is no such term.
+    """
+    kind = type(term.loss).__name__
+    if len(term.sources) > 1:
+        raise ValueError(f'{term.name}: a peer cannot be averaged with other teachers; give each its own loss')
+    if isinstance(term.loss, Adversarial):
+        raise ValueError(f'{term.name}: {kind} trains a network against the student, which is not supported between '
+                         f'peers (teacher {peer!r}). Use another loss, or a fixed teacher')
+    if getattr(term.loss, 'cross_head', None) is not None:
+        raise ValueError(f'{term.name}: {kind} sends the student through the head of its teacher, which must not '
+                         f'change in the same step; the peer {peer!r} does. Use another loss, or a fixed teacher')
+    mirror = Term(term.name, mirrored(cfg), learner=peer)  # may hold in one direction only
+    mirror.sources = (STUDENT, )
+    return mirror
+
+
 class Term(nn.Module):
     """One entry of ``losses``: a reader, an adapter, a region, a loss and its weight.
 
@@ -75,8 +98,9 @@ class Term(nn.Module):
         name: key of the loss dict; must start with ``loss_``.
         cfg: the loss's config with the keys ``at`` (or ``student_at`` and ``teacher_at``), ``levels``, ``adapter`` and
             ``region`` besides the loss's own; for a logit loss between models of different classes ``classes``
-            (``'common'`` or a list of names); with several teachers ``teacher``: the name of one, or names whose
-            outputs are averaged.  At a place of shared proposals (``'@roi_logits'`` and its like, see
+            (see :func:`kd_mm.ops.classes.map_classes`; default that of the teacher); with several teachers
+            ``teacher``: the name of one, or names whose outputs are averaged, class by class where they know different
+            ones.  At a place of shared proposals (``'@roi_logits'`` and its like, see
             :mod:`kd_mm.hosts.heads.proposals`) ``levels`` are the stages of a cascade and ``proposals`` says whose they
             are: ``'student'`` (default) or ``'teacher'``.  ``tokens`` says what map the (N, L, C) tokens at the taps
             make: (H, W) in cells, or one whole number, the stride in pixels; for both sides or ``dict(student=...,
@@ -119,15 +143,19 @@ class Term(nn.Module):
         self.reader = self._reader(at, levels, shared, cfg)
         #: with ``classes``: which ones to compare, by source.
         self.chosen: Dict[str, ClassPair] = {}
+        #: whether its teachers know different classes, each of which has the mean of those that know it.
+        self.united = False
 
     # ------------------------------------------------------------------ building
 
     def _check_kinds(self, cfg: Dict[str, Any]) -> None:
         """Refuse values of another kind (numbers, truth values) for what is a name or a list of names."""
         for key, example in (('at', "'neck'"), ('student_at', "'neck'"), ('teacher_at', "'neck'"),
-                             ('classes', "'common'"), ('teacher', 'the name of a teacher')):
+                             ('teacher', 'the name of a teacher')):
             if cfg.get(key) is not None:
                 texts(self.title, key, cfg[key], example)
+        if cfg.get('classes') is not None:
+            check_classes(self.title, cfg['classes'])
 
     def _at(self, cfg: Dict[str, Any]) -> Dict[str, Any]:
         both, student, teacher = (cfg.get(key) for key in TAP_KEYS[:3])
@@ -179,10 +207,9 @@ class Term(nn.Module):
         #: whether both models must have the same classes.
         self.of_classes: bool = shared in OF_CLASSES if shared else self.loss.logits
         self.classes = cfg.get('classes')
-        if self.classes is not None and (not self.of_classes or (isinstance(self.classes, str)
-                                                                 and self.classes != COMMON)):
-            raise ValueError(f'{self.title}: classes={self.classes!r} is for logit losses, and either {COMMON!r} or a '
-                             'list of class names')
+        if self.classes is not None and not self.of_classes:
+            raise ValueError(f'{self.title}: classes={self.classes!r} is for logit losses, and '
+                             f'{type(self.loss).__name__} is none')
         sources = cfg.get('teacher')
         self.sources: Tuple[str, ...] = (sources, ) if isinstance(sources, str) else tuple(sources or ())
         if len(self.sources) > 1 and picks:
@@ -231,22 +258,53 @@ class Term(nn.Module):
         return self.loss.needs_boxes or (self.region is not None and self.region.needs_boxes)
 
     @property
+    def needs_seg_map(self) -> bool:
+        return self.loss.needs_seg_map or (self.region is not None and self.region.needs_seg_map)
+
+    @property
     def label(self) -> str:
         """Name for log entries, without the word that would make the host back-propagate them."""
         return self.name[len('loss_'):].replace('loss', '').strip('_') or 'kd'
 
-    def map_classes(self, source: str, student: Sequence[str], teacher: Sequence[str]) -> None:
-        """Settle which logits of the learner and of one source belong together (``classes=``).
+    def map_classes(self, source: str, student: Optional[Sequence[str]], teacher: Optional[Sequence[str]],
+                    classes: Any = None, counts: Tuple[Optional[int], Optional[int]] = (None, None)) -> None:
+        """Settle which logits of the learner and of one source belong together.
+
+        Args:
+            source: as :attr:`sources` names it.
+            student, teacher: class names, None where they are not known.
+            classes: see :func:`kd_mm.ops.classes.map_classes`; default that of the term.
+            counts: numbers of classes.
 
         Raises:
-            ValueError: a class is missing.
+            ValueError: a class is missing, or there is no one box or mask for several classes.
         """
-        wanted = None if isinstance(self.classes, str) else self.classes
         try:
-            own, theirs = common_classes(student, teacher, wanted)
+            pair = map_classes(self.classes if classes is None else classes, student, teacher, counts)
         except ValueError as error:
             raise ValueError(f'{self.title}: {error}') from error
-        self.chosen[source] = (len(student), own), (len(teacher), theirs)
+        if self.shared and self.shared != '@roi_logits' and any(isinstance(index, tuple) for index in pair[1][1]):
+            raise ValueError(f'{self.title}: several classes of the teacher are one of the student, and '
+                             f"{self.shared!r} has a prediction for each of them. Use '@roi_logits', or a feature loss")
+        self.chosen[source] = pair
+
+    def check_pixels(self, resized: bool, viewed: bool) -> None:
+        """Whether the term can compare models that do not see the same pixels.
+
+        Args:
+            resized: whether the preprocessing of one of them resizes its pictures.
+            viewed: whether one of them has a ``view``.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        why = 'resizes them (preprocess size)' if resized else 'sees them at another size (view)'
+        if self.shared and (resized or viewed):
+            raise ValueError(f'at={self.shared!r} needs both models to see the same pixels, and the teacher {why}')
+        if viewed and (self.of_heads or (isinstance(self.loss, PicksInstances) and self.loss.heads_at is not None)):
+            raise ValueError(f'{type(self.loss).__name__} compares what two heads say about the same priors or queries,'
+                             f" and the teacher {why}: its priors are others. Leave the view out, or compare maps, "
+                             "such as '@neck' or '@logits', which are brought to the student's grid")
 
     def placed(self, problem: str) -> str:
         """A problem with the name of the term, and with its loss and its taps unless it names them."""

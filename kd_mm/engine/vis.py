@@ -84,6 +84,9 @@ class DistillVisHook(Hook):
         if isinstance(hook.holding, Shards):
             raise ValueError('kd_mm.DistillVisHook looks at the whole student, and with FSDPStrategy no rank has it. '
                              'Take this hook out, or train with DDPStrategy')
+        if hook.distiller.branches is not None:
+            raise ValueError('kd_mm.DistillVisHook takes pictures from the training data, and those of a '
+                             'semi-supervised detector have several branches. Take this hook out')
         if self.interval is None:
             self.interval = max(runner.max_iters // 10, 1)
         with preserved_random_state(0):

@@ -55,6 +55,16 @@ class Samples:
         return [masks if isinstance(masks, Tensor) else masks.to_tensor(dtype=torch.bool, device='cpu')
                 for masks in found]  # mmdet's bitmap and polygon masks
 
+    def ignored(self) -> List[Tensor]:
+        """(M, 4), regions in which nothing is said about objects; empty where a sample has none."""
+        found = []
+        for sample in self.data_samples:
+            boxes: Any = getattr(getattr(sample, 'ignored_instances', None), 'bboxes', None)
+            boxes = torch.zeros(0, 4) if boxes is None else boxes
+            boxes = boxes.tensor if hasattr(boxes, 'tensor') else boxes
+            found.append(boxes.reshape(-1, boxes.shape[-1])[:, :4])
+        return found
+
     def _of_instances(self, name: str) -> Optional[List[Any]]:
         every = [getattr(sample, 'gt_instances', None) for sample in self.data_samples]
         if not every or any(instances is None or name not in instances for instances in every):

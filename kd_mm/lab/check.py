@@ -12,11 +12,13 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
 
+from kd_mm.engine.branches import branch_faults
 from kd_mm.engine.conditions import check_folded, check_loop, unfit
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, folder_of, one_text
 from kd_mm.hosts.models import inner_dataset
 from kd_mm.hosts.optim import autocast, in_full_precision
+from kd_mm.hosts.semi import inner_student
 from kd_mm.lab.configs import (
     ASSUMED_EPOCH,
     all_random,
@@ -27,7 +29,7 @@ from kd_mm.lab.configs import (
     training_length,
     without_download,
 )
-from kd_mm.lab.models import build_student, make_distiller, probe_step, random_batch, scope_of
+from kd_mm.lab.models import build_whole, make_distiller, probe_step, random_batch, scope_of
 from kd_mm.lab.step import StepReport, dry_step
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
@@ -40,6 +42,8 @@ class Report:
     Attributes:
         problems: what keeps the config from training, all of it.
         warnings: what may be meant so.
+        student: what is distilled.
+        whole: the model of the config, which holds it.
         weights: where the teacher's weights came from.
         step: the dry step, if there was nothing to keep it from running.
     """
@@ -47,6 +51,7 @@ class Report:
     problems: List[str] = field(default_factory=list)
     warnings: List[str] = field(default_factory=list)
     student: Optional[nn.Module] = None
+    whole: Optional[nn.Module] = None
     distiller: Optional[Distiller] = None
     weights: Any = None
     step: Optional[StepReport] = None
@@ -86,11 +91,12 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         problems.add(problem)
     with scope_of(cfg), preserved_random_state(0):
         try:
-            report.student = build_student(cfg, device)
+            whole = build_whole(cfg, device)
+            report.whole, report.student = whole, inner_student(whole)
         except Exception as error:  # the registry and the models raise anything
             problems.add(f'the student of this config cannot be built: {type(error).__name__}: {error}')
         else:
-            _look_at_training(cfg, report.student, problems)
+            _look_at_training(cfg, whole, problems)
         for entry in entries:
             arguments = hook_arguments(entry, problems)
             if teacher_random:
@@ -105,6 +111,8 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
                 continue
             try:
                 report.distiller = make_distiller(cfg, report.student, arguments)
+                for fault in branch_faults(whole, report.distiller, entry.get('branches')):
+                    problems.add(fault)
                 check_folded(report.distiller, cfg)
                 check_loop(report.distiller, (cfg.get('train_dataloader') or {}).get('batch_size'),
                            not (cfg.get('train_cfg') or {}).get('max_iters'))

@@ -12,8 +12,9 @@ from mmengine.registry import HOOKS as ENGINE_HOOKS
 from mmengine.utils import get_installed_path
 from torch import nn
 
+from kd_mm.engine.arguments import argument_faults
 from kd_mm.engine.holding import refusal
-from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, argument_faults, listed
+from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, listed
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.hosts.renamed import hint, no_such_config

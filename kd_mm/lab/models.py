@@ -13,6 +13,7 @@ from torch import nn
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.models import build_model, class_names, scope_of_config
+from kd_mm.hosts.semi import inner_student
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.table import packages
 from kd_mm.lab.configs import training_length
@@ -40,7 +41,15 @@ def scope_of(cfg: Config) -> Iterator[None]:
 
 
 def build_student(cfg: Config, device: Any = 'cpu') -> nn.Module:
-    """The config's model on ``device``, with random weights: nothing is loaded or fetched."""
+    """The config's model on ``device``, with random weights: nothing is loaded or fetched.
+
+    Of a semi-supervised detector the one inside that is trained.
+    """
+    return inner_student(build_whole(cfg, device))
+
+
+def build_whole(cfg: Config, device: Any = 'cpu') -> nn.Module:
+    """The same as it stands in the config."""
     model = build_model(cfg, scope_of_config(cfg))
     if hasattr(model, 'init_weights'):
         model.init_weights()  # type: ignore[operator]

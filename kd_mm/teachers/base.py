@@ -68,6 +68,8 @@ class Teacher:
         #: at which size it sees the batch, and what its model needs; None for the student's.
         self.view: Optional[View] = None
         self.needs: Optional[View] = None
+        #: which of its classes are which of the student's, see :func:`kd_mm.ops.classes.map_classes`; None for no map.
+        self.class_map: Any = None
         #: field of the samples that it is shown instead of the student's pictures; None for none.
         self.input_key: Optional[str] = None
         self.calls: Dict[str, int] = {}

@@ -35,6 +35,7 @@ from torch import nn
 
 from kd_mm.hosts.files import find, is_relative, places
 from kd_mm.hosts.table import packages
+from kd_mm.ops.classes import check_classes
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import TEACHERS
 from kd_mm.teachers.base import Teacher
@@ -50,7 +51,7 @@ from kd_mm.teachers.speed import AUTO
 
 SELF = 'self'
 STUDENT = 'student'
-_KEYS = ('teacher', 'teacher_ckpt', 'teacher_strict', 'speed', 'view', 'input_key')
+_KEYS = ('teacher', 'teacher_ckpt', 'teacher_strict', 'speed', 'view', 'input_key', 'classes')
 #: Packages besides the hosts whose classes are built from a config of the host.
 _BUILT = ('mmengine', 'mmcv', 'mmpretrain')
 
@@ -149,7 +150,7 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
                    problems: Problems, scope: Optional[str] = None, seed: int = 0,
                    classes: Optional[Sequence[str]] = None, speed: Any = AUTO,
                    folder: Optional[str] = None, view: Any = None,
-                   input_key: Optional[str] = None) -> Dict[str, Teacher]:
+                   input_key: Optional[str] = None, class_map: Any = None) -> Dict[str, Teacher]:
     """All teachers of a config by name; what is wrong goes to ``problems``.
 
     ``teacher='self'`` needs none.
@@ -185,6 +186,8 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
             built[name] = build_teacher(TeacherSpec(
                 source, student, checkpoint, entry.get('teacher_strict', True), scope, seed, classes,
                 entry.get('speed', speed), folder, entry.get('view', view), entry.get('input_key', input_key)))
+            mapped = entry.get('classes', class_map)
+            built[name].class_map = None if mapped is None else check_classes(f'teacher {name!r}', mapped)
             given = (_config_of(source), entry.get('teacher_ckpt'))
             built[name].files += [find(path, folder)[1] for path in given
                                   if is_relative(path) and path not in (STUDENT, RANDOM, OWN)]

@@ -41,6 +41,7 @@ class Targets:
         ignore_index: label of ``seg_map`` that no loss may look at. Default 255.
         images: (N, C, Hin, Win), normalised as the student sees them; for a loss that looks at the input itself.
         source: the data samples of a host, see :class:`kd_mm.hosts.samples.Samples`.
+        ignored: N tensors (M, 4) in input pixels: regions in which nothing is said about objects.
     """
 
     input_shape: Optional[Tuple[int, int]] = None
@@ -52,6 +53,7 @@ class Targets:
     ignore_index: int = 255
     images: Optional[Tensor] = None
     source: Any = None
+    ignored: Optional[List[Tensor]] = None
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from kd_mm.ops.boxes import _tensor
-from kd_mm.ops.classes import take_classes
+from kd_mm.ops.classes import Chosen, take_classes
 
 #: Whose proposals both heads are asked about.
 PROPOSALS = ('student', 'teacher')
 #: Places whose rows depend on the class: both models must mean the same by it.
 OF_CLASSES = ('@roi_logits', '@roi_boxes', '@roi_masks')
 #: Indices of the classes to compare, of the student and of the teacher.
-Classes = Tuple[List[int], List[int]]
+Classes = Tuple[List[int], List[Chosen]]
 
 
 @dataclass
@@ -148,7 +148,9 @@ def compared(place: str, student: RoIView, teacher: RoIView, classes: Optional[T
         places[count] = len(own_classes)
         labels = places[labels.clamp(min=0, max=count)]
         chosen = labels >= 0
-        theirs_of = labels.new_tensor([*their_classes, teacher.background])[labels.clamp(min=0)]
+        # Of several classes the first: only logits have more than one, and these are taken below.
+        single = [index[0] if isinstance(index, tuple) else index for index in their_classes]
+        theirs_of = labels.new_tensor([*single, teacher.background])[labels.clamp(min=0)]
         if place == '@roi_logits':
             assert ours is not None and theirs is not None
             ours, theirs = take_classes(ours, count, own_classes), take_classes(theirs, teacher_count, their_classes)

@@ -71,6 +71,14 @@ def gt_labels(batch: KDBatch) -> List[Tensor]:
     return list(found)
 
 
+def ignored_boxes(batch: KDBatch) -> List[Tensor]:
+    """Regions of every image in which nothing is said about objects (crowds), (M, 4) in pixels of the padded input."""
+    known, source = batch.targets.ignored, batch.targets.source
+    if known is not None:
+        return known
+    return [] if source is None else list(source.ignored())
+
+
 def _of_source(batch: KDBatch, value: Any, name: str) -> Any:
     """A target that was given, or what the host's samples say; None where neither has it."""
     if value is not None or batch.targets.source is None:

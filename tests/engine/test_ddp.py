@@ -124,3 +124,17 @@ def test_teachers_that_change_equal_one_process_on_the_joined_batch(
         assert step['loss_hint'] > 0
         assert kind == 'ema' or step['peer_total'] > step['peer_task'] > 0
     assert first['losses'][0]['loss_kd'] != second['losses'][0]['loss_kd'] or kind == 'ema'  # other pictures
+
+
+def test_labels_from_a_teacher_on_two_ranks(tmp_path):
+    """Gradients are accumulated over two iterations; a rank without objects of its own gets those of the teacher."""
+    root = write_coco(tmp_path / 'coco', images=8, empty=0)
+    keep_objects_of_even_images(root)
+    first, second = run([str(WORKER.with_name('ddp_labels_worker.py')), str(root), str(tmp_path / 'two')],
+                        tmp_path / 'two', 2)
+    for rank in (first, second):
+        assert all(count > 2 for step in rank['boxes'] for count in step)
+        assert all(math.isfinite(value) for step in rank['losses'] for value in step.values())
+    for key, value in first['student'].items():
+        if 'running_' not in key and 'num_batches' not in key:
+            torch.testing.assert_close(second['student'][key], value, rtol=0, atol=0, msg=key)

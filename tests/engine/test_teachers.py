@@ -471,3 +471,50 @@ def test_a_failed_step_gives_the_loss_back(det):
     assert 'loss' not in vars(model)
     distiller.detach()
     make_runner(det)  # nothing global was left behind
+
+
+# ---------------------------------------------------------------------- maps of classes
+
+
+def renamed(cfg, *names, **extra):
+    """A teacher of these classes."""
+    teacher = teacher_of(cfg, bbox_head=dict(num_classes=len(names)))
+    teacher['train_dataloader'] = dict(dataset=dict(metainfo=dict(classes=names)))
+    return dict(teacher=teacher, teacher_ckpt='random', **extra)
+
+
+@pytest.mark.parametrize('classes, pair', [
+    (dict(blob='square', ball='disc', round='disc'), ((2, [0, 1]), (4, [0, (1, 3)]))),
+    ({0: 1, 2: 0}, ((2, [0, 1]), (4, [2, 0]))),
+    ('positional', ((2, [0, 1]), (4, [0, 1])))])
+def test_maps_of_classes_of_a_loss_and_of_its_teacher(det, classes, pair):
+    names = ('blob', 'ball', 'x', 'round')
+    loss = dict(type='SigmoidKDLoss', at='@logits')
+    found = []
+    for teacher, own in ((dict(), dict(classes=classes)), (dict(classes=classes), dict())):
+        entry = renamed(det, *names, **teacher)
+        distillation = dict(type='kd_mm.DistillHook', teachers=dict(a=entry), losses=dict(loss_kd=dict(loss, **own)))
+        runner, record = train(det, [distillation])
+        assert distiller_of(runner).terms['loss_kd'].chosen == dict(a=pair)
+        found.append(record.losses)
+    single = hook(renamed(det, *names)['teacher'], dict(loss_kd=loss), classes=classes)
+    found.append(train(det, [single])[1].losses)
+    assert found[0] == found[1] == found[2] and found[0][0]['loss_kd'] > 0
+
+
+def test_teachers_that_know_different_classes_are_united(det):
+    """Each class has the mean of the teachers that know it."""
+    loss = dict(type='SigmoidKDLoss', at='@logits', teacher=['a', 'b'], classes='common')
+    entries = dict(a=renamed(det, 'disc', 'star'), b=renamed(det, 'x', 'square', 'disc'))
+    runner, record = train(det, [dict(type='kd_mm.DistillHook', teachers=entries, losses=dict(loss_kd=loss))])
+    term = distiller_of(runner).terms['loss_kd']
+    assert term.united and term.chosen == dict(
+        a=((2, [0, 1]), (2, [(), 0])), b=((2, [0, 1]), (3, [1, 2])))
+    assert record.losses[0]['loss_kd'] > 0
+    with pytest.raises(ValueError, match='softmax over classes of which its teachers know different ones'):
+        train(det, [dict(type='kd_mm.DistillHook', teachers=entries, losses=dict(
+            loss_kd=dict(loss, type='SoftmaxKDLoss')))])
+    from kd_mm.engine.step import average
+    nan = float('nan')
+    mean, = average([(torch.tensor([[1.0, nan]]), ), (torch.tensor([[3.0, 5.0]]), )], True)
+    assert mean.tolist() == [[2.0, 5.0]]

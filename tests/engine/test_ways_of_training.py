@@ -133,12 +133,16 @@ def test_persistent_workers(det):
 
 
 def test_multi_branch_data_are_refused(det):
-    det.model = dict(
-        type='SoftTeacher', detector=det.model, data_preprocessor=dict(
-            type='MultiBranchDataPreprocessor', data_preprocessor=det.model.data_preprocessor),
-        semi_train_cfg=dict(freeze_teacher=True), semi_test_cfg=dict(predict_on='teacher'))
-    with pytest.raises(ValueError, match=r'multi-branch \(semi-supervised\) data .* are not supported'):
+    """Of models that are no semi-supervised detectors of the host; those are in test_branches.py."""
+    det.model.data_preprocessor = dict(
+        type='MultiBranchDataPreprocessor', data_preprocessor=det.model.data_preprocessor)
+    with pytest.raises(ValueError, match=r'multi-branch data .* are supported for semi-supervised detectors'):
         train(det, [hook(teacher_of(det), CWD)])
+
+
+def test_branches_of_a_model_that_has_none(det):
+    with pytest.raises(ValueError, match='branches= is for semi-supervised detectors of mmdet'):
+        train(det, [hook(teacher_of(det), CWD, branches='sup')])
 
 
 # ------------------------------------------------------------------------------------ killed

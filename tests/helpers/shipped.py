@@ -154,7 +154,7 @@ def check_with(cfg, runner, monkeypatch):
         assert student is runner.model and arguments == hook.config
         return hook.distiller
 
-    monkeypatch.setattr(inspection, 'build_student', lambda *_: runner.model)
+    monkeypatch.setattr(inspection, 'build_whole', lambda *_: runner.model)
     monkeypatch.setattr(inspection, 'make_distiller', as_built)
     return inspection.check(cfg, SHAPE)
 

@@ -6,13 +6,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from torch import Tensor, nn
 
 from kd_mm.hosts.meaning import CLASSES, Meaning
+from kd_mm.ops.classes import ClassPair
 from kd_mm.types.batch import KDBatch
 from kd_mm.types.records import Recorded
 
 #: What one model's taps recorded in a step, by path.
 Records = Mapping[str, Recorded]
-#: For models of different classes: (number of classes, the indices to compare) of the student and of the teacher.
-ClassPair = Tuple[Tuple[int, List[int]], Tuple[int, List[int]]]
 
 
 @dataclass

@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from torch import nn
 
-from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records
+from kd_mm.engine.readers.base import Comparison, Reader, Records
 from kd_mm.hosts.heads.dense import assignment_tap, dense_view, read_assignment
 from kd_mm.hosts.heads.find import need_head
 from kd_mm.hosts.heads.mask_query import mask_query_view
@@ -13,6 +13,7 @@ from kd_mm.hosts.heads.towers import cross_head_outputs, default_index, held_fea
 from kd_mm.hosts.paths import resolve
 from kd_mm.hosts.places import MARK, head_meaning
 from kd_mm.hosts.rows import shared_places
+from kd_mm.ops.classes import ClassPair
 from kd_mm.types.batch import KDBatch
 from kd_mm.types.dense import DenseView
 from kd_mm.types.query import MaskQueryView, QueryView

@@ -6,13 +6,13 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from torch import Tensor, nn
 
 from kd_mm.engine.levels import Pairs, at_grid, pair_levels
-from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records, shapes_text
+from kd_mm.engine.readers.base import Comparison, Reader, Records, shapes_text
 from kd_mm.hosts.heads.dense import dense_view
 from kd_mm.hosts.heads.find import need_head
 from kd_mm.hosts.meaning import Meaning
 from kd_mm.hosts.paths import expand_paths, module_at, resolve
 from kd_mm.hosts.places import MARK, find, meaning_at
-from kd_mm.ops.classes import take_classes
+from kd_mm.ops.classes import ClassPair, take_classes
 from kd_mm.types.batch import Features, KDBatch
 from kd_mm.types.dense import DenseView
 from kd_mm.types.records import Seen
@@ -78,8 +78,9 @@ class MapReader(Reader):
         own, theirs = (tuple(tensor for _, tensor in self.levels_of(side, records, logits=False))
                        for side, records in zip(SIDES, (student, teacher)))
         if classes is not None:
-            own, theirs = (tuple(take_classes(tensor, *chosen) for tensor in found)
-                           for found, chosen in zip((own, theirs), classes))
+            (count, ours), (others, chosen) = classes
+            own = tuple(take_classes(tensor, count, ours) for tensor in own)
+            theirs = tuple(take_classes(tensor, others, chosen) for tensor in theirs)
         seen = [self._seen(side, records) for side, records in zip(SIDES, (student, teacher))]
         if self.pairs is None and not any(self.levels.values()):
             self.pairs = pair_levels(own, theirs, seen)

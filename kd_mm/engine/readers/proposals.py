@@ -4,8 +4,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from torch import nn
 
-from kd_mm.engine.readers.base import ClassPair, Comparison, Reader, Records
+from kd_mm.engine.readers.base import Comparison, Reader, Records
 from kd_mm.hosts.heads import proposals as roi_head
+from kd_mm.ops.classes import ClassPair
 from kd_mm.types.batch import Given, KDBatch, Targets
 from kd_mm.types.proposals import PROPOSALS, compared
 from kd_mm.types.records import Recorded

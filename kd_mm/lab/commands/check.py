@@ -5,8 +5,9 @@
     kd-mm check CONFIG --plot weights.png
     kd-mm check CONFIG --data 20
 
-Opens no data set without --data, needs no GPU and downloads nothing: teacher weights that are not on this machine are
-replaced by random ones, and the report says so.  The exit status is 1 if there is a problem.
+Opens no data set without --data (or --plot of a config with labels=), needs no GPU and downloads nothing: teacher
+weights that are not on this machine are replaced by random ones, and the report says so.  The exit status is 1 if there
+is a problem.
 """
 
 import argparse
@@ -24,11 +25,14 @@ from kd_mm.lab.commands import program
 from kd_mm.lab.configs import read_config, training_length
 from kd_mm.lab.curves import curves_of, plot
 from kd_mm.lab.data import look_at_data
+from kd_mm.lab.labels import draw_labels
 from kd_mm.lab.observe import shape_text
 from kd_mm.lab.step import StepReport, parameter_count
 
 #: Where the share of a term is so large, a measured weight is offered.
 STRONG = 10.0
+#: So many images are drawn with the labels of teachers.
+LABELLED = 4
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -44,7 +48,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--data', type=int, default=0, metavar='N', help='also load N samples of each data set through '
                         'its pipeline: damaged pictures, missing keys of annotations, labels beyond the classes')
     parser.add_argument('--plot', metavar='FILE', help='draw the weights of all losses over the training into this '
-                        'file (.png, .pdf, .svg)')
+                        'file (.png, .pdf, .svg); with labels= also some training images (--data of them, default '
+                        f'{LABELLED}) with the labels that teachers add, into FILE with _labels in its name (.png)')
     return parser.parse_args(argv)
 
 
@@ -134,6 +139,26 @@ def draw(file: str, cfg: Config, report: inspection.Report, samples: Optional[in
     print_row('curves', file)
 
 
+def draw_added(file: str, cfg: Config, report: inspection.Report, count: int) -> None:
+    """Draw some training images with the labels that teachers add, and say them in a line each.
+
+    Args:
+        file: of the curves.
+        cfg: the config.
+        report: of the check.
+        count: of images.
+
+    Raises:
+        ValueError: the data cannot be opened, or the file not be written.
+    """
+    assert report.distiller is not None and report.whole is not None
+    name = f'{os.path.splitext(file)[0]}_labels.png'
+    print()
+    for line in draw_labels(name, cfg, report.whole, report.distiller, count):
+        print_row('labels', line)
+    print_row('pictures', name)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
@@ -162,7 +187,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 1
     if args.plot:
         try:
-            draw(args.plot, cfg, report, None if data is None else data.length)
+            if report.distiller is not None and report.distiller.terms:
+                draw(args.plot, cfg, report, None if data is None else data.length)
+            if report.distiller is not None and report.distiller.labelling:
+                draw_added(args.plot, cfg, report, args.data or LABELLED)
         except ValueError as error:
             print(f'{program()}: {error}', file=sys.stderr)
             return 1

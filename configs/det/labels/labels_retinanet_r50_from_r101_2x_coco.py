@@ -1,0 +1,12 @@
+# Labels from a teacher where there are none, and its features. Card: README.md in this folder.
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
+
+custom_hooks = [
+    dict(
+        type='kd_mm.DistillHook',
+        teacher='mmdet::retinanet/retinanet_r101_fpn_2x_coco.py',
+        teacher_ckpt='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r101_fpn_2x_coco/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth',  # noqa: E501
+        labels=dict(type='PseudoLabels', score=0.7, iou=0.5),
+        # Both use one pass of the teacher.
+        losses=dict(loss_pkd=dict(type='PKDLoss', at='neck', loss_weight=6.0)))
+]

@@ -1,0 +1,50 @@
+"""``kd-mm check --plot`` of a config whose teacher labels: pictures of what it adds."""
+
+import cv2
+import numpy as np
+import pytest
+from pairs import kd_mm, message
+from stock import detector, segmentor, teacher_of, wide
+
+from kd_mm.lab.labels import NEW
+
+
+def written(cfg, teacher, folder, losses=None, **labels):
+    labels = dict(type='PseudoLabels', classes='positional', **labels)
+    cfg.custom_hooks = [dict(
+        type='kd_mm.DistillHook', teacher=teacher, teacher_ckpt='random', losses=losses, labels=labels)]
+    cfg.work_dir = None
+    cfg.dump(str(folder / 'config.py'))
+    return ['check', folder / 'config.py', '--shape', 64, 64, '--plot', folder / 'weights.png']
+
+
+def test_objects(coco_root, tmp_path):
+    cfg = detector(coco_root, tmp_path)
+    cfg.model.test_cfg.score_thr = 0.0
+    result = kd_mm(*written(cfg, wide(cfg), tmp_path, score=0.005), '--data', 3)
+    assert result.exit_code == 0, message(result)
+    assert 'labels      image 2: boxes' in result.output and 'weights_labels.png' in result.output
+    assert "teacher 'teacher' labels" in result.output
+    assert not (tmp_path / 'weights.png').exists()  # no losses, no weights
+    picture = cv2.imread(str(tmp_path / 'weights_labels.png'))[..., ::-1]
+    orange = (picture == np.array(NEW)).all(axis=-1)
+    half = picture.shape[1] // 2
+    assert orange[:, half:].sum() > 100 and not orange[:, :half].any()
+
+
+def test_pixels(cityscapes_root, tmp_path):
+    cfg = segmentor(cityscapes_root, tmp_path)
+    losses = dict(loss_cwd=dict(type='CWDLoss', at='decode_head.conv_seg'))
+    result = kd_mm(*written(cfg, teacher_of(cfg), tmp_path, losses, score=0.0))
+    assert result.exit_code == 0, message(result)
+    assert 'labels      image 3: pixels' in result.output and (tmp_path / 'weights.png').exists()
+    picture = cv2.imread(str(tmp_path / 'weights_labels.png')).astype(int)
+    half = picture.shape[1] // 2
+    assert picture[:, half:].mean() != pytest.approx(picture[:, :half].mean(), rel=0.01)
+
+
+def test_data_that_are_not_there(coco_root, tmp_path):
+    cfg = detector(coco_root, tmp_path)
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / 'nowhere')
+    result = kd_mm(*written(cfg, wide(cfg), tmp_path, score=0.5))
+    assert result.exit_code == 1 and 'the labels of the training data cannot be drawn' in message(result)
