@@ -126,7 +126,8 @@ class LiteBackbone(BaseModule):
     """
 
     def __init__(self, variant: str = 'lite0', out_indices: Sequence[int] = (1, 2, 3, 4), output_stride: int = 32,
-                 frozen_stages: int = -1, norm_eval: bool = True, pretrained: bool = True, init_cfg: Any = None) -> None:
+                 frozen_stages: int = -1, norm_eval: bool = True, pretrained: bool = True,
+                 init_cfg: Any = None) -> None:
         super().__init__(init_cfg)
         if variant not in SCALES:
             raise ValueError(f'LiteBackbone: variant={variant!r}; choices: {", ".join(SCALES)}')
@@ -137,12 +138,12 @@ class LiteBackbone(BaseModule):
         dilation = 1
         for stride, blocks in zip(STRIDES[:max(self.out_indices) + 1], plan(variant)):
             built = []
-            for kernel, step, *rest in blocks:
+            for kernel, step, expansion, before, after in blocks:
                 now = dilation
                 if step == 2 and stride > output_stride:
                     # What strided before looks as far as ever; what comes after it looks twice as far.
                     step, dilation = 1, 2 * dilation
-                built.append(Block(kernel, step, *rest, dilation=now))
+                built.append(Block(kernel, step, expansion, before, after, now))
             self.stages.append(nn.Sequential(*built))
         self._freeze()
 
@@ -199,7 +200,8 @@ def read_weights(variant: str) -> Dict[str, Tensor]:
 
 
 def renamed(state: Mapping[str, Tensor], variant: str, stages: int = len(STRIDES)) -> Dict[str, Tensor]:
-    """The tensors of a file under the names of :class:`LiteBackbone`, as far as its stages go; the classifier is dropped.
+    """The tensors of a file under the names of :class:`LiteBackbone`, as far as its stages go, without the
+    classifier.
 
     Raises:
         ValueError: an entry that the architecture does not have.

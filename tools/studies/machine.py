@@ -1,0 +1,35 @@
+"""What a measurement is of: command, versions and machine, for the JSON files of the studies."""
+
+import platform
+import re
+from pathlib import Path
+from typing import Any, Dict, Sequence
+
+from sources import versions
+
+#: What a result may depend on besides our own code.
+PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection',
+            'onedl-mmsegmentation', 'numpy', 'pycocotools')
+
+
+def processor() -> str:
+    """The model of the processor; not the name of the machine."""
+    try:
+        text = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r'^model name\s*:\s*(.+)$', text, re.MULTILINE)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def provenance(command: str, cores: int, threads: int, packages: Sequence[str] = PACKAGES) -> Dict[str, Any]:
+    """What stands in a JSON file beside the numbers.
+
+    Args:
+        command: what was typed, without paths of the machine.
+        cores: of the processor that could be used.
+        threads: of one process.
+        packages: whose versions are named.
+    """
+    return dict(command=command, python=platform.python_version(), versions=versions(packages),
+                machine=dict(processor=processor(), cores=cores, threads=threads))
