@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -490,3 +491,14 @@ def test_the_page_is_what_the_results_make(task):
     pytest.importorskip({'det': 'mmdet', 'seg': 'mmseg'}[task])
     home = ROOT / 'configs' / task
     assert (home / 'README.md').read_text() == benchmark.render(task, home)
+
+
+def test_numbers_of_a_note_come_from_the_results(tmp_path, pair):
+    results = measured(tmp_path, pkd=[40.94, 39.8])
+    results.data['trials'] = dict(pkd=dict(heavy=dict(scores={'0': 34.1}, kd_task_ratio=4.0)))
+    assert results.filled('pkd', '{heavy.0} ({heavy.ratio}) instead of {run.0}') == '34.1 (4.0) instead of 40.9'
+    with pytest.raises(KeyError):
+        results.filled('pkd', '{run.7}')
+    # And none is typed.
+    notes = benchmark.read_settings(pair).get('notes', {})
+    assert not re.findall(r'\d\d\.\d', ' '.join(notes.values()))

@@ -1,6 +1,7 @@
 """What ``tools/studies/benchmark.py`` has measured: ``configs/<task>/benchmark.json``, and what the numbers show."""
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
@@ -143,6 +144,22 @@ class Results:
         if not scores or not means:
             return None
         return 100 * sum(mean <= statistics.fmean(scores) for mean in means) / len(means)
+
+    def filled(self, name: str, note: str) -> str:
+        """A sentence about a row with its numbers: ``{run.SEED}`` of the table, and ``{LABEL.SEED}`` and ``{LABEL.ratio}``
+        of ``trials``, what was tried besides.
+
+        Raises:
+            KeyError: there is no such number.
+        """
+        def number(found: 're.Match[str]') -> str:
+            label, key = found.groups()
+            if label == 'run':
+                return f'{self.data["runs"][name][key]["score"]:.1f}'
+            trial = self.data['trials'][name][label]
+            return f'{trial["kd_task_ratio"]}' if key == 'ratio' else f'{trial["scores"][key]:.1f}'
+
+        return re.sub(r'\{(\w+)\.(\w+)\}', number, note)
 
     def outdated(self, entries: Mapping[str, Mapping[str, Any]]) -> List[str]:
         """The rows that were measured with another code of their losses than today's."""

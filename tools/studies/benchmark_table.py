@@ -137,7 +137,8 @@ def section(settings: Any, results: 'Results') -> str:
     parts += [f'- `{method}` failed: {reason}' for method, reason in failed.items()]
     parts += [f'- `{method}`: {entry["note"]}' for method, entry in settings.get('rows', {}).items()
               if results.scores(method)]
-    parts += [f'- `{method}`: {note}' for method, note in settings.get('notes', {}).items()]
+    parts += [f'- `{method}`: {results.filled(method, note)}' for method, note in settings.get('notes', {}).items()
+              if results.scores(method)]
     parts += [f'- `{method}` is not in the table: {reason}' for method, reason in settings.get('left_out', {}).items()]
     if missing:
         parts.append(f'\nNot measured yet: {", ".join(missing)}.')
