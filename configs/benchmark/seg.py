@@ -99,6 +99,6 @@ notes = dict(
         'weight was tried.',
     ickd='loses the more the larger its weight: with 10 instead of 1 seed 0 gave {ten.0} instead of {run.0}.',
     zero_first_order='gains by its first term and loses by its second: with `first=0` seed 0 gave {only_second.0}, '
-                     'with 1 instead of 0.1 it gave {one.0}, with `zero=0` and `first=1` {only_first.0}. The default, ours, '
-                     'was chosen by these.',
+                     'with 1 instead of 0.1 it gave {one.0}, with `zero=0` and `first=1` {only_first.0}. The default, '
+                     'ours, was chosen by these.',
 )

@@ -447,11 +447,12 @@ def test_another_set_has_a_table_of_its_own(fake, coco, tmp_path):
 
 def test_a_change_in_shared_code_makes_a_result_old(tmp_path):
     root = tmp_path
-    (root / 'kd_mm' / 'ops').mkdir(parents=True)
-    shared, loss = root / 'kd_mm' / 'ops' / 'shared.py', root / 'kd_mm' / 'loss.py'
+    package = root / 'kd_mm'
+    (package / 'ops').mkdir(parents=True)
+    shared, loss = package / 'ops' / 'shared.py', package / 'loss.py'
     shared.write_text('"""About."""\ndef double(x):\n    return 2 * x\n')
-    (root / 'kd_mm' / 'ops' / 'other.py').write_text('x = 1\n')
-    loss.write_text('from kd_mm.ops.shared import double\n')
+    (package / 'ops' / 'other.py').write_text('x = 1\n')
+    loss.write_text(f'from {package.name}.ops.shared import double\n')
 
     def key():
         sources.parsed.cache_clear()

@@ -146,8 +146,8 @@ class Results:
         return 100 * sum(mean <= statistics.fmean(scores) for mean in means) / len(means)
 
     def filled(self, name: str, note: str) -> str:
-        """A sentence about a row with its numbers: ``{run.SEED}`` of the table, and ``{LABEL.SEED}`` and ``{LABEL.ratio}``
-        of ``trials``, what was tried besides.
+        """A sentence about a row with its numbers: ``{run.SEED}`` of the table, ``{LABEL.SEED}`` and
+        ``{LABEL.ratio}`` of ``trials``, what was tried besides.
 
         Raises:
             KeyError: there is no such number.
