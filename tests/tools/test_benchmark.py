@@ -503,3 +503,24 @@ def test_numbers_of_a_note_come_from_the_results(tmp_path, pair):
     # And none is typed.
     notes = benchmark.read_settings(pair).get('notes', {})
     assert not re.findall(r'\d\d\.\d', ' '.join(notes.values()))
+
+
+def test_results_of_another_machine_are_added(tmp_path):
+    def book(name, command, **scores):
+        results = benchmark_results.Results(benchmark_results.Book(tmp_path / name), 'det')
+        results.book.start(dict(command=command))
+        for row, score in scores.items():
+            results.data['runs'][row] = {'0': dict(score=score, hash='', made=results.book.current)}
+        return results
+    own = book('own.json', 'here', plain=1.0, pkd=2.0)
+    own.data['errors']['fgd'] = 'failed'
+    other = book('other.json', 'there', pkd=3.0, fgd=4.0)
+    other.data['cost']['fgd'] = dict(kd_ms=1.0)
+    assert own.book.merge(other.book) == 2
+    own.save()
+    found = open_results(tmp_path / 'own.json')
+    assert [found.scores(name) for name in ('plain', 'pkd', 'fgd')] == [[1.0], [3.0], [4.0]]
+    assert [found.book.made[found.data['runs'][name]['0']['made']]['command'] for name in ('plain', 'pkd', 'fgd')] == [
+        'here', 'there', 'there']
+    assert found.data['errors'] == {} and found.data['cost'] == {'fgd': dict(kd_ms=1.0)}
+    assert own.book.merge(other.book) == 2 and len(own.book.made) == 2

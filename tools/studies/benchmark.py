@@ -163,11 +163,15 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--cost-steps', type=int, default=5, help='rounds of the measurement of the cost; 0: none')
     parser.add_argument('--quick', action='store_true',
                         help='a few iterations of everything, results in the work dir; the scores mean nothing')
+    parser.add_argument('--merge', type=Path, metavar='FILE',
+                        help='train nothing and add the results of another benchmark.json, such as of another machine')
     parser.add_argument('--render', action='store_true', help='only write the table from the results')
     args = parser.parse_args(argv)
     for name in ('seeds', 'teacher_seeds'):
         if getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")} needs at least 1')
+    if args.merge and not args.merge.is_file():
+        parser.error(f'--merge {args.merge}: there is no such file')
     if args.data_root and args.dataset:
         parser.error('--data-root names the folder of our own sets and --dataset another set: give one of them')
     return args
@@ -243,7 +247,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     lanes = args.lanes or min(2, engine.cores())
     try:
         book = Book(home / 'benchmark.json')
-        if not args.render:
+        if args.merge:
+            print(f'[benchmark] {book.merge(Book(args.merge))} trainings of {args.merge}')
+            book.save()
+        elif not args.render:
             wanted = args.pairs or PAIRS[args.task]
             wrong = [pair for pair in wanted if pair not in PAIRS[args.task]]
             if wrong:

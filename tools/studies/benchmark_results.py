@@ -40,6 +40,31 @@ class Book:
             self.made.append(provenance)
         self.current = self.made.index(provenance)
 
+    def merge(self, other: 'Book') -> int:
+        """Add the results of another file, such as one of another machine; for the same row and seed that of the other
+        replaces the own one.
+
+        Returns:
+            int: how many trainings were added.
+        """
+        places = []
+        for provenance in other.made:
+            self.start(provenance)
+            places.append(self.current)
+        self.current, count = None, 0
+        for name, pair in other.pairs.items():
+            own = self.pairs.setdefault(name, dict(runs={}, cost={}, errors={}))
+            for row, runs in pair['runs'].items():
+                for seed, run in runs.items():
+                    run = dict(run, made=places[run['made']]) if 'made' in run else dict(run)
+                    own['runs'].setdefault(row, {})[seed] = run
+                    count += 1
+                own['errors'].pop(row, None)
+            own['cost'].update(pair['cost'])
+            own['errors'].update({row: why for row, why in pair['errors'].items() if row not in own['runs']})
+            own.update({part: pair[part] for part in ('recipe', 'trials') if part in pair})
+        return count
+
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         pairs = {name: {part: dict(sorted(content.items())) if isinstance(content, dict) else content

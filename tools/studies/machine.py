@@ -3,13 +3,12 @@
 import platform
 import re
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict
 
 from sources import versions
 
-#: What a result may depend on besides our own code.
-PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection',
-            'onedl-mmsegmentation', 'numpy', 'pycocotools')
+#: What a result may depend on besides our own code and the hosts.
+PACKAGES = ('torch', 'mmengine', 'mmcv', 'numpy', 'pycocotools')
 
 
 def processor() -> str:
@@ -22,14 +21,15 @@ def processor() -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
-def provenance(command: str, cores: int, threads: int, packages: Sequence[str] = PACKAGES) -> Dict[str, Any]:
+def provenance(command: str, cores: int, threads: int) -> Dict[str, Any]:
     """What stands in a JSON file beside the numbers.
 
     Args:
         command: what was typed, without paths of the machine.
         cores: of the processor that could be used.
         threads: of one process.
-        packages: whose versions are named.
     """
-    return dict(command=command, python=platform.python_version(), versions=versions(packages),
+    from kd_mm.hosts.table import packages  # heavy; not needed for --help
+
+    return dict(command=command, python=platform.python_version(), versions=versions((*PACKAGES, *packages())),
                 machine=dict(processor=processor(), cores=cores, threads=threads))

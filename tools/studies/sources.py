@@ -120,14 +120,10 @@ def imports_hash(config: Mapping[str, Any]) -> str:
     return code_hash(sorted(path for path in files if path.is_file()))
 
 
-def versions(names: Sequence[str]) -> Dict[str, str]:
-    """The installed versions of some packages."""
-    from importlib.metadata import PackageNotFoundError, version
+def versions(names: Iterable[str]) -> Dict[str, str]:
+    """Distribution and version of some installed packages, which are named as they are imported."""
+    from importlib.metadata import packages_distributions, version
 
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name).split('+')[0]
-        except PackageNotFoundError:
-            continue
-    return found
+    known = packages_distributions()
+    found = [known[name][0] for name in names if name in known]
+    return {name: version(name).split('+')[0] for name in found}
