@@ -307,7 +307,7 @@ def test_rows_with_other_students_and_teachers(data, tmp_path):
     longer = runs['plain:x1.5']
     config = Config.fromfile(str(longer.config), import_custom_modules=False)
     assert config.train_cfg.max_epochs == config.train_cfg.val_interval == 6 and longer.total_iters == 12
-    assert config.param_scheduler[-1].end == 12 and config.param_scheduler[0].end == 40
+    assert config.param_scheduler[-1].end == 12 and config.param_scheduler[0].end == 6
 
 
 def test_every_seed_learns_from_its_teacher(data, tmp_path):
@@ -384,6 +384,8 @@ def test_any_coco_root(coco, tmp_path):
         assert config.val_evaluator.ann_file == str(coco / 'annotations' / 'instances_val2017.json')
         # One step an epoch: the schedule ends where the training does.
         assert config.param_scheduler[-1].end == config.train_cfg.max_epochs == runs[name].total_iters
+        assert all(item.begin < item.end for item in config.param_scheduler)
+        assert config.param_scheduler[0].end == config.param_scheduler[1].begin
         for loader, count in ((config.train_dataloader, 3), (config.val_dataloader, 2)):
             dataset = DATASETS.build(loader.dataset)
             assert len(dataset) == count and dataset[0]['data_samples'].gt_instances.labels.tolist() == [1]

@@ -158,8 +158,11 @@ def stretched(config: Any, iters: int, wanted: int, factor: float = 1.0) -> Dict
         changes['train_cfg'] = {key: int(length), 'val_interval': int(length)}
     if wanted != iters:
         last = max(item.get('end', 0) for item in config.param_scheduler)
+        half = max(1, wanted // 2)  # a set of few pictures: the warm-up takes half of the training at most
         changes['param_scheduler'] = [
-            dict(item, end=wanted) if item.get('end') == last else dict(item) for item in config.param_scheduler]
+            dict(item, begin=min(item.get('begin', 0), half),
+                 end=wanted if item.get('end') == last else min(item.get('end', half), half))
+            for item in config.param_scheduler]
     return changes
 
 
