@@ -526,3 +526,25 @@ def test_results_of_another_machine_are_added(tmp_path):
         'here', 'there', 'there']
     assert found.data['errors'] == {} and found.data['cost'] == {'fgd': dict(kd_ms=1.0)}
     assert own.book.merge(other.book) == 2 and len(own.book.made) == 2
+
+
+STEPS = [('lite_gfl', name) for name in (':foundation', 'pkd+ld', 'ofd', 'fgd:auto')] + [
+    ('lite_rcnn', name) for name in ('defeat', 'pkd+dist')] + [
+    ('lite_psp', name) for name in (':foundation', 'transkd', 'reviewkd+cwd')] + [
+    ('segformer', name) for name in ('transkd', 'reviewkd', 'kd+pkd', 'cirkd')]
+
+
+@pytest.mark.parametrize('pair, name', STEPS)
+def test_a_step_of_the_pairs_on_other_networks(pair, name, data, tmp_path, monkeypatch):
+    """Taps, widths and teachers fit: one training step of the config that the benchmark writes, with random weights."""
+    pytest.importorskip('mmseg' if pair in benchmark.PAIRS['seg'] else 'mmdet')
+    from mmengine.config import Config
+    from mmengine.model import BaseModule
+    from shipped import train_one_step
+
+    from tools.studies import lite
+    monkeypatch.setattr(lite.LiteBackbone, 'init_weights', BaseModule.init_weights)
+    _, stages = plan([name], data, tmp_path, pair=pair)
+    config = Config.fromfile(str(stages[-1].config))
+    _, look, names = train_one_step(config, tmp_path / 'work')
+    assert names and all(look.losses[name] > 0 and look.gradients[name] > 0 for name in names)
