@@ -16,7 +16,7 @@ leading = ['reviewkd', 'recipe:auto', 'kd', 'cwd', ':foundation', ':scratch', 'd
            'skd_pairwise', 'at', 'fitnet', 'reviewkd+cwd', 'kd:auto', 'cwd:auto', 'dkd', 'kd+pkd']
 
 methods = dict(
-    af_dcd=dict(losses=dict(loss_af_dcd=dict(fd_weight=2e-6 * SUMS))),
+    af_dcd=dict(losses=dict(loss_af_dcd=dict(groups=8, fd_weight=2e-6 * SUMS))),  # 16 do not divide 120 channels
     mgd=dict(losses=dict(loss_mgd=dict(loss_weight=1e-5 * SUMS))),
     transkd=dict(losses=dict(loss_transkd=dict(at=['backbone', 'backbone.stages.*.0']))),
 )

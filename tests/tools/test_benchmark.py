@@ -291,7 +291,8 @@ def test_the_recipe_has_a_place_among_single_methods(tmp_path):
 
 def test_rows_with_other_students_and_teachers(data, tmp_path):
     from mmengine.config import Config
-    _, stages = plan([':scratch', ':foundation', 'pkd:auto', 'pkd+ld'], data, tmp_path, pair='lite_gfl', longer=True)
+    rows = [':scratch', ':foundation', 'pkd:auto', 'pkd+ld']
+    settings, stages = plan(rows, data, tmp_path, pair='lite_gfl', longer=True)
     runs = {stage.name: stage for stage in stages}
     assert list(runs) == ['teacher', 'plain', ':scratch', ':foundation', 'pkd:auto', 'pkd+ld', 'plain:x1.25',
                           'plain:x1.5', 'plain:x2', 'plain:x2.5']
@@ -301,6 +302,12 @@ def test_rows_with_other_students_and_teachers(data, tmp_path):
     hook, = config.custom_hooks
     assert hook.teacher_ckpt == 'own' and hook.teacher.type == 'tools.studies.lite.pretrained'
     assert config.model.backbone.pretrained is False
+    # What is said of a row is no part of its key, what it learns from is.
+    for part, key, same in (('note', None, True), ('hook', 'teacher_ckpt', False)):
+        entry = settings.rows[':foundation']
+        (entry if key is None else entry[part])[key or part] = 'another'
+        again = benchmark.plan(settings, [':foundation'], 1, data, tmp_path)[-1].config_hash
+        assert (again == runs[':foundation'].config_hash) is same
     losses = Config.fromfile(str(runs['pkd:auto'].config), import_custom_modules=False).custom_hooks[0].losses
     assert losses.loss_pkd.loss_weight == 'auto'
     # The plain student that is trained longer has its whole schedule stretched.
@@ -530,7 +537,7 @@ def test_results_of_another_machine_are_added(tmp_path):
 
 STEPS = [('lite_gfl', name) for name in (':foundation', 'pkd+ld', 'ofd', 'fgd:auto')] + [
     ('lite_rcnn', name) for name in ('defeat', 'pkd+dist')] + [
-    ('lite_psp', name) for name in (':foundation', 'transkd', 'reviewkd+cwd')] + [
+    ('lite_psp', name) for name in (':foundation', 'transkd', 'reviewkd+cwd', 'af_dcd')] + [
     ('segformer', name) for name in ('transkd', 'reviewkd', 'kd+pkd', 'cirkd')]
 
 

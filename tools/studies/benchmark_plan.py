@@ -19,6 +19,8 @@ QUICK = 12
 RECIPE = 'recipe:auto'
 #: Ends of names: weights measured in training; the plain student, trained longer.
 AUTO, LONGER = ':auto', 'plain:x'
+#: What an entry says for the table alone.
+ABOUT = ('note', 'against')
 #: The losses of a method, by name.
 Losses = Dict[str, Dict[str, Any]]
 
@@ -282,7 +284,8 @@ class Planner:
         path = write_config(self.work_dir / 'configs' / f'{folder_of(name)}{turn}.py', self.role(student)[0],
                             dict(custom_hooks=[{**hook, **own}]))
         code = sources.losses_hash(losses)
-        depends = [pprint.pformat(entry), code, *([teacher.config_hash] if teacher is not None else [])]
+        settings = {key: value for key, value in entry.items() if key not in ABOUT}
+        depends = [pprint.pformat(settings), code, *([teacher.config_hash] if teacher is not None else [])]
         stages: List[Job] = []
         needs: List[engine.Stage] = [teacher] if teacher is not None else []
         if files and teacher is not None:
