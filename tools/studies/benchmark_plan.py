@@ -1,5 +1,6 @@
 """What ``tools/studies/benchmark.py`` trains: entries of a pair, the configs that it writes, and the stages."""
 
+import functools
 import pprint
 import sys
 import warnings
@@ -115,6 +116,7 @@ def with_auto_weights(entry: Mapping[str, Any]) -> Dict[str, Any]:
     return dict(entry, losses={name: dict(loss, loss_weight='auto') for name, loss in entry['losses'].items()})
 
 
+@functools.lru_cache(maxsize=None)
 def recipe_entry(student: Path, teacher: Path) -> Tuple[str, Dict[str, Any]]:
     """Name and entry of the recipe that ``kd-mm distill --recipe auto`` takes for two configs."""
     from mmengine.config import Config
