@@ -21,6 +21,13 @@ def processor() -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
+def installed() -> Dict[str, str]:
+    """The versions that a result may depend on."""
+    from kd_mm.hosts.table import packages  # heavy; not needed for --help
+
+    return versions((*PACKAGES, *packages()))
+
+
 def provenance(command: str, cores: int, threads: int) -> Dict[str, Any]:
     """What stands in a JSON file beside the numbers.
 
@@ -29,7 +36,5 @@ def provenance(command: str, cores: int, threads: int) -> Dict[str, Any]:
         cores: of the processor that could be used.
         threads: of one process.
     """
-    from kd_mm.hosts.table import packages  # heavy; not needed for --help
-
-    return dict(command=command, python=platform.python_version(), versions=versions((*PACKAGES, *packages())),
+    return dict(command=command, python=platform.python_version(), versions=installed(),
                 machine=dict(processor=processor(), cores=cores, threads=threads))
