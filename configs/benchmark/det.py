@@ -96,9 +96,11 @@ left_out = dict(
     kd_detr='a pair of DETR-type detectors would be needed',
     mask_query='compares masks of queries, and this data has no masks',
 )
+# {label.seed} are scores of `trials` in benchmark.json, {run.seed} those of the table.
 notes = dict(
-    at='no better than the plain student, and more of it is worse: with 20 times the weight (KD/task 4.0) seeds 0 and '
-       '1 gave 34.1 and 31.3. No error found: the loss and its gradients are those of the golden vectors.',
-    mgd='the weight is a fiftieth of the published one, with which the loss was 470 times the task\'s and seed 0 gave '
-        '39.8 instead of 40.9. The only other weight that was tried.',
+    at='no better than the plain student, and more of it is worse: with 20 times the weight (KD/task {heavy.ratio}) '
+       'seeds 0 and 1 gave {heavy.0} and {heavy.1}. No error found: the loss and its gradients are those of the golden '
+       'vectors.',
+    mgd='the weight is a fiftieth of the published one, with which the loss was {published.ratio} times the task\'s '
+        'and seed 0 gave {published.0} instead of {run.0}. The only other weight that was tried.',
 )

@@ -90,13 +90,15 @@ left_out = dict(
          'has none',
     mask_query='compares queries of mask transformers; the student here has none',
 )
+# {label.seed} are scores of `trials` in benchmark.json, {run.seed} those of the table.
 notes = dict(
-    aicsd='loses by its first term: with `similarity=0`, which leaves what `kd` does, seed 0 gave 21.8, with 10 '
-          'instead of 100 it gave 20.6.',
-    at='with the weight not scaled to this size, 19 times as much, seed 0 gave 16.1 instead of 22.3.',
+    aicsd='loses by its first term: with `similarity=0`, which leaves what `kd` does, seed 0 gave {first.0}, with 10 '
+          'instead of 100 it gave {ten.0}.',
+    at='with the weight not scaled to this size, 19 times as much, seed 0 gave {unscaled.0} instead of {run.0}.',
     ofd='a sum over channels and cells: the published weight makes it more than 100 times the task\'s loss. No other '
         'weight was tried.',
-    ickd='loses the more the larger its weight: with 10 instead of 1 seed 0 gave 13.2 instead of 19.4.',
-    zero_first_order='gains by its first term and loses by its second: with `first=0` seed 0 gave 25.2, with 1 instead '
-                     'of 0.1 it gave 18.3, with `zero=0` and `first=1` 17.9. The default, ours, was chosen by these.',
+    ickd='loses the more the larger its weight: with 10 instead of 1 seed 0 gave {ten.0} instead of {run.0}.',
+    zero_first_order='gains by its first term and loses by its second: with `first=0` seed 0 gave {only_second.0}, '
+                     'with 1 instead of 0.1 it gave {one.0}, with `zero=0` and `first=1` {only_first.0}. The default, '
+                     'ours, was chosen by these.',
 )

@@ -162,7 +162,7 @@ def test_only_what_has_changed_is_measured(det, tmp_path, monkeypatch):
     run(home)
     assert asked == [f'fgd/fgd_{DET}']
     asked.clear()
-    monkeypatch.setattr(cost.benchmark, 'loss_sources', lambda losses: ['other text'])
+    monkeypatch.setattr(cost.origins, 'loss_sources', lambda losses: ['other text'])
     run(home)
     assert asked == [f'{method}/{method}_{DET}' for method in ('crosskd', 'fgd', 'icd', 'pkd')]
 

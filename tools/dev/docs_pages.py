@@ -191,9 +191,9 @@ def published_page(task: str) -> str:
         # Links of the card are relative to its folder.
         results = re.sub(r'\]\((?!https?:|#)', f'](../../configs/{task}/{method}/', results)
         measured = [f'- {pair}: {score}' for pair, score in ours.get(method, {}).items()
-                    if (pair == 'segmenter') == (task == 'seg')]
+                    if ('segmenter' in pair) == (task == 'seg')]
         title = text.split('\n', 1)[0].lstrip('# ')
-        parts.append(f'## {title}\n\n{results}\n\nMeasured by us (tiny models, small sets, from scratch):\n\n'
+        parts.append(f'## {title}\n\n{results}\n\nMeasured by us (small models, small sets):\n\n'
                      + ('\n'.join(measured) or '- nothing')
                      + f'\n\n[The card](../../configs/{task}/{method}/README.md)\n')
     metric = 'COCO mAP on BCCD' if task == 'det' else 'mIoU on CamVid'

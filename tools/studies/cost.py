@@ -52,7 +52,7 @@ from kd_mm.lab.models import scope_of
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 
-import benchmark  # noqa: E402
+import sources as origins  # noqa: E402
 import stages as engine  # noqa: E402
 from cost_cards import (  # noqa: E402
     SHAPES,
@@ -146,7 +146,7 @@ def sources(losses: Dict[str, Dict[str, Any]]) -> List[str]:
         (name, part): value for name, loss in losses.items()
         for part, value in (('loss', loss), ('region', loss.get('region')), ('adapter', loss.get('adapter')))}
     # One that does not exist is for the distiller to complain about.
-    return benchmark.loss_sources({key: value for key, value in parts.items()
+    return origins.loss_sources({key: value for key, value in parts.items()
                                    if hasattr(value, 'get') and MODELS.get(value.get('type')) is not None})
 
 

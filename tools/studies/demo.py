@@ -7,7 +7,8 @@
     python tools/studies/demo.py --data camvid --data-root PATH
 
 Every training is one run of ``tools/train.py`` on an ordinary config from ``configs/demo`` or ``configs/real``.  A
-re-run skips what is finished and resumes what was interrupted.  Results: ``<work dir>/report.html`` and ``report.md``.
+re-run skips what is finished and resumes what was interrupted.  Results: ``<work dir>/report.html``, ``report.md`` and
+``results.json``; with ``--record`` the scores go into the repository, for the tables of README.md and docs/results.md.
 """
 
 import argparse
@@ -25,8 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / 'tools' / 'studies'), str(ROOT / 'tools')]
 
 import demo_data  # noqa: E402
+import demo_numbers  # noqa: E402
 import demo_report  # noqa: E402
 import stages as engine  # noqa: E402
+from machine import provenance  # noqa: E402
 
 ROLES = ('teacher', 'student', 'distilled')
 
@@ -164,10 +167,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, default=1, help='students of each kind (default 1)')
     parser.add_argument('--only', choices=[task.key for task in TASKS['demo']], help='one task of the demo')
     parser.add_argument('--work-dir', type=Path, help='default work_dirs/demo, or work_dirs/<data>')
+    parser.add_argument('--record', action='store_true',
+                        help='write the scores into the repository too, for its tables (tools/dev/write_numbers.py)')
     parser.add_argument('--lanes', type=int, help='trainings at a time; default: 2, or 1 on a single core')
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error('--seeds needs at least 1')
+    if args.record and args.quick:
+        parser.error('--record: the scores of a --quick run mean nothing')
     return args
 
 
@@ -196,6 +203,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         pictures = demo_report.draw_pictures(stages)
         profile = {} if args.quick else demo_report.run_profile(stages)
         for path in demo_report.write(work_dir, results, pictures, profile):
+            print(f'[demo] {path}')
+        made = provenance(f'python tools/studies/demo.py --data {args.data} --seeds {args.seeds}', engine.cores(),
+                          max(1, engine.cores() // lanes))
+        for path in (work_dir / 'results.json', *([demo_numbers.FILES[args.data]] if args.record else [])):
+            demo_numbers.store(path, results, made)
             print(f'[demo] {path}')
         print('\n' + demo_report.table(results))
         for entry in results.values():

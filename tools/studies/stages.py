@@ -249,7 +249,8 @@ def environment(threads: int) -> Dict[str, str]:
     return env
 
 
-def run_stages(stages: Sequence[Stage], lanes: int, progress: Progress, keep_going: bool = False) -> Dict[str, str]:
+def run_stages(stages: Sequence[Stage], lanes: int, progress: Progress, keep_going: bool = False,
+               threads: Optional[int] = None) -> Dict[str, str]:
     """Run all stages, ``lanes`` at a time, each as a process of its own.
 
     Two trainings with one thread each get more out of two cores than one training with two threads: these networks
@@ -260,6 +261,7 @@ def run_stages(stages: Sequence[Stage], lanes: int, progress: Progress, keep_goi
         lanes: how many at a time.
         progress: :class:`Progress` of these stages.
         keep_going: go on with the others when one fails; what needs it is left out.
+        threads: of each process. Default: the cores, shared by the lanes.
 
     Returns:
         dict: title -> why it failed; empty unless ``keep_going``.
@@ -267,7 +269,7 @@ def run_stages(stages: Sequence[Stage], lanes: int, progress: Progress, keep_goi
     Raises:
         StageError: one failed.
     """
-    env = environment(max(1, cores() // lanes))
+    env = environment(threads or max(1, cores() // lanes))
     done = {s.title for s in stages if s.state() == 'done'}
     waiting = [s for s in stages if s.title not in done]
     for stage in stages:

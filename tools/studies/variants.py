@@ -13,7 +13,6 @@ same command goes on where it was interrupted.  The tables go to docs/variants.m
 import argparse
 import functools
 import json
-import platform
 import pprint
 import signal
 import statistics
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 
 import stages as engine  # noqa: E402
+from machine import installed, processor  # noqa: E402
 
 HOME = ROOT / 'configs' / 'benchmark'
 RESULTS, PAGE = HOME / 'variants.json', ROOT / 'docs' / 'variants.md'
@@ -277,19 +277,7 @@ def page(text: str, results: Dict[str, Any]) -> str:
 
 
 def versions() -> str:
-    from benchmark import hosts
-    return ', '.join(f'{name} {version}' for name, version in hosts().items())
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return ', '.join(f'{name} {version}' for name, version in installed().items())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

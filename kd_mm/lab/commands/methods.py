@@ -18,7 +18,10 @@ from kd_mm.types.query import MaskQueryView, QueryView
 #: What a loss compares, in one word.
 KINDS = ('features', 'logits', 'heads', 'queries', 'proposals')
 #: Titles of the pairs of models in our tables, by their names in ``benchmark.json``.
-PAIRS = {'det': 'dense detector', 'det_two_stage': 'two-stage detector', 'seg': 'segmenter'}
+PAIRS = {
+    'det': 'dense detector', 'det_two_stage': 'two-stage detector', 'seg': 'segmenter',
+    'lite_gfl': 'dense detector, pretrained', 'lite_rcnn': 'two-stage detector, pretrained',
+    'lite_psp': 'segmenter, pretrained', 'segformer': 'transformer segmenter'}
 
 
 def compares(cls: Type[Any]) -> str:
@@ -53,8 +56,10 @@ def ranks() -> Dict[str, Dict[str, str]]:
     folder, found = configs_folder(), {}  # type: Optional[Path], Dict[str, Dict[str, str]]
     for file in sorted(folder.glob('*/benchmark.json')) if folder else ():
         for pair, content in json.loads(file.read_text(encoding='utf-8'))['pairs'].items():
+            # Names with a sign are no single methods: measured weights, combinations, other students.
             scores = {name: statistics.fmean(run['score'] for run in runs.values())
-                      for name, runs in content['runs'].items() if runs and name not in ('plain', 'teacher')}
+                      for name, runs in content['runs'].items()
+                      if runs and name not in ('plain', 'teacher') and not set(':+') & set(name)}
             order = sorted(scores, key=lambda name: -scores[name])
             for place, name in enumerate(order, 1):
                 cost = content.get('cost', {}).get(name) or {}

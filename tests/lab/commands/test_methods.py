@@ -1,5 +1,6 @@
 """``kd-mm methods``: what is said of a loss is what the loss is, and the ranks are those of the tables."""
 
+import json
 import re
 from pathlib import Path
 
@@ -55,3 +56,14 @@ def test_without_a_checkout_there_are_no_ranks(monkeypatch):
     monkeypatch.setattr(methods, 'configs_folder', lambda: None)
     text = kd_mm('methods', 'PKDLoss').output
     assert 'not in our tables' in text and 'detection, segmentation' in text
+
+
+def test_ranks_are_among_single_methods(tmp_path, monkeypatch):
+    """Measured weights, combinations and plain students that were trained longer take no place."""
+    scores = {'teacher': 9, 'plain': 1, 'plain:x2': 8, 'pkd:auto': 7, 'pkd+ld': 6, ':scratch': 5, 'pkd': 4, 'cwd': 3}
+    (tmp_path / 'det').mkdir()
+    (tmp_path / 'det' / 'benchmark.json').write_text(json.dumps(dict(pairs=dict(lite_gfl=dict(
+        runs={name: {'0': dict(score=score)} for name, score in scores.items()})))))
+    monkeypatch.setattr(methods, 'configs_folder', lambda: tmp_path)
+    assert methods.ranks() == {name: {'dense detector, pretrained': f'{place} of 2'}
+                               for place, name in enumerate(('pkd', 'cwd'), 1)}

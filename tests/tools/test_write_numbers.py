@@ -1,0 +1,73 @@
+"""The numbers of README.md and docs/ are those of the JSON files, and there are no others."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / 'tools' / 'studies'), str(ROOT / 'tools' / 'dev')]
+
+import demo_numbers  # noqa: E402
+import write_numbers  # noqa: E402
+
+
+def test_every_page_is_what_the_files_make():
+    assert write_numbers.main(['--check']) == 0
+    named = {name for page in write_numbers.PAGES for name, _ in write_numbers.BLOCK.findall((ROOT / page).read_text())}
+    assert named == set(write_numbers.WRITERS)
+
+
+@pytest.mark.parametrize('data, task, pages', [
+    ('demo', 'detection', ['README.md']), ('bccd', 'bccd', ['README.md', 'docs/results.md'])])
+def test_another_score_makes_pages_old(data, task, pages, tmp_path, monkeypatch, capsys):
+    content = json.loads(write_numbers.FILES[data].read_text())
+    content[task]['roles']['distilled'] = dict(scores={'0': 60.0, '1': 61.0})
+    content[task].pop('gain', None)
+    (tmp_path / 'results.json').write_text(json.dumps(content))
+    monkeypatch.setitem(write_numbers.FILES, data, tmp_path / 'results.json')
+    assert write_numbers.main(['--check']) == 1
+    assert re.findall(r'not up to date: (\S+)', capsys.readouterr().out) == pages
+
+
+def test_no_score_stands_outside_of_the_blocks():
+    """Scores of ours; the pages have none of others."""
+    for page in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]:
+        text = write_numbers.BLOCK.sub('', page.read_text())
+        found = re.findall(r'.*(?:\d ± \d|\d\.\d (?:mAP|mIoU)|\d\.\d standard dev).*', text)
+        assert found == [], page.name
+
+
+def test_every_file_names_how_it_was_made():
+    for path in ('demo/results.json', 'real/results.json', 'profile/results.json'):
+        text = (ROOT / 'configs' / path).read_text()
+        entries = [json.loads(found) for found in re.findall(r'"made": (\{(?:[^{}]|\{[^{}]*\})*\})', text)]
+        assert len(entries) >= 2
+        for made in entries:
+            assert made['command'] and {'python', 'versions', 'machine'} <= set(made) and 'processor' in made['machine']
+        assert not re.search(r'"/|/home/|/root/|/tmp/', text)
+
+
+def results(**roles):
+    runs = [dict(role=role, seed=seed, score=score) for role, scores in roles.items()
+            for seed, score in enumerate(scores)]
+    return dict(detection=dict(title='GFL', metric='coco/bbox_mAP', quick=False, runs=runs))
+
+
+def test_a_run_is_stored_beside_other_tasks(tmp_path):
+    path = tmp_path / 'results.json'
+    path.write_text(json.dumps(dict(segmentation=dict(metric='mIoU'))))
+    made = dict(command='make demo', python='3', versions={}, machine=dict(processor='one'))
+    demo_numbers.store(path, results(teacher=[50.0], student=[40.0, 42.0], distilled=[45.0, 47.0]), made)
+    content = json.loads(path.read_text())
+    assert sorted(content) == ['detection', 'segmentation'] and content['detection']['made'] == made
+    entry = content['detection']
+    roles = demo_numbers.roles_of(entry)
+    assert [str(roles[name]) for name in ('teacher', 'student', 'distilled')] == ['50.0', '41.0 ± 1.4', '46.0 ± 1.4']
+    assert write_numbers.gain(entry) == 5 and write_numbers.closed(entry) == pytest.approx(100 * 5 / 9)
+    assert '| +5.0 | 56 % |' in write_numbers.row('detection', entry)
+    assert str(demo_numbers.Role(dict(mean=46.6, spread=0.4, count=3))) == '46.6 ± 0.4'
+    worse = dict(entry, gain=-1.0)
+    assert write_numbers.closed(worse) is None and '**' not in write_numbers.row('detection', worse)
