@@ -13,7 +13,7 @@ from kd_mm.engine.outputs import Outputs
 from kd_mm.engine.readers.base import Comparison, shapes_text
 from kd_mm.engine.readers.maps import MapReader
 from kd_mm.engine.step import Step
-from kd_mm.engine.term import STUDENT, Term
+from kd_mm.engine.term import STUDENT, Term, need_masks
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.heads.find import of_queries
 from kd_mm.hosts.models import task_of
@@ -49,12 +49,12 @@ def dry_shapes(*models: nn.Module) -> List[Tuple[int, int]]:
     return list(dict.fromkeys([*first, SHAPES[0], *rest, *SHAPES[1:], *own]))
 
 
-def random_data(student: Any, shape: Tuple[int, int]) -> Dict[str, Any]:
+def random_data(student: Any, shape: Tuple[int, int], masks: bool = False) -> Dict[str, Any]:
     """Two random images with targets, as the student's data preprocessor gives them: ``inputs``, ``data_samples``."""
     device = next(student.parameters()).device
     if task_of(student) is None:
         return dict(inputs=torch.rand(2, input_channels(student), *shape, device=device), data_samples=())
-    data = synthetic_batch(student, 2, shape, device=device)
+    data = synthetic_batch(student, 2, shape, device=device, masks=masks)
     # training=False: batch augmentations draw random sizes and remember them.
     return student.data_preprocessor(data, False)
 
@@ -147,7 +147,7 @@ class Preflight:
             try:
                 # Losses count, average and remember in buffers and lists: those of a copy, which shares the parameters.
                 copied = copy.deepcopy(student, {id(parameter): parameter for parameter in student.parameters()})
-                data = random_data(copied, size)
+                data = random_data(copied, size, need_masks(self.step.terms))
                 _training_but_for_leaves(copied)
                 with torch.no_grad():
                     return list(copied(data['inputs'], data['data_samples'], mode='loss'))
@@ -308,7 +308,7 @@ class Preflight:
         """What all taps record on random images of one size."""
         step = self.step
         self._running = 'student'
-        data = random_data(step.student, shape)
+        data = random_data(step.student, shape, need_masks(step.terms))
         inputs, samples = data['inputs'], data['data_samples']
         batch = step.batch_of(inputs, samples)
         self.given = inputs, samples, batch

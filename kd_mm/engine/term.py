@@ -1,6 +1,6 @@
 """One entry of ``losses``: what to compare, how to adapt it, what to compute."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
@@ -358,3 +358,8 @@ class Term(nn.Module):
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         return self.loss.parts(student, teacher, comparison.batch, self.region)
+
+
+def need_masks(terms: Iterable[Term]) -> bool:
+    """Whether a region of some term reads instance masks."""
+    return any(term.region is not None and term.region.needs_masks for term in terms)

@@ -100,7 +100,8 @@ def synthetic_batch(model: nn.Module,
                     shape: Tuple[int, int],
                     seed: int = 0,
                     device: Any = 'cpu',
-                    num_classes: Optional[int] = None) -> Dict[str, Any]:
+                    num_classes: Optional[int] = None,
+                    masks: bool = False) -> Dict[str, Any]:
     """One random batch as the model's data preprocessor gets it from a dataset.
 
     The global random state is neither read nor changed.
@@ -114,10 +115,12 @@ def synthetic_batch(model: nn.Module,
         seed: the same seed gives the same batch. Default 0.
         device: where the tensors live. Default 'cpu'.
         num_classes: labels are in [0, num_classes). Default: what the model's heads say.
+        masks: whether objects have masks also where the model does not ask for them. Default False: a head of boxes may
+            stumble over them (RTMDet's assigner does).
 
     Returns:
         ``dict(inputs=..., data_samples=...)``: N images (C, H, W), uint8, C of :func:`input_channels`, and N
-        ``DetDataSample`` (1 to 4 boxes, their labels, bitmap masks) or
+        ``DetDataSample`` (1 to 4 boxes, their labels, bitmap masks where the model predicts masks) or
         ``SegDataSample`` (map with some pixels of 255); in another form where the host's entry says so (``batch``).
 
     Raises:
@@ -143,6 +146,10 @@ def synthetic_batch(model: nn.Module,
     inputs = [torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=generator).to(device)
               for _ in range(batch_size)]
     samples = [host.sample(model, index, height, width, classes, generator).to(device) for index in range(batch_size)]
+    for sample in samples if masks else ():
+        found = getattr(sample, 'gt_instances', None)
+        if found is not None and 'masks' not in found:
+            found.masks = filled(getattr(found.bboxes, 'tensor', found.bboxes), height, width)
     return dict(inputs=inputs, data_samples=samples) if host.batch is None else host.batch(model, inputs, samples)
 
 
@@ -193,7 +200,6 @@ def det_sample(model: nn.Module, index: int, height: int, width: int, classes: i
     """A ``DetDataSample`` with what this detector's loss reads."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
-    from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
 
     boxes = _boxes(height, width, generator)
@@ -201,10 +207,10 @@ def det_sample(model: nn.Module, index: int, height: int, width: int, classes: i
     # A data preprocessor that knows box classes turns them into tensors; any other passes on what it gets.
     wrap = HorizontalBoxes if hasattr(model.data_preprocessor, 'boxtype2tensor') else torch.Tensor
     instances = InstanceData(bboxes=wrap(boxes.clone()), labels=labels)
-    masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist()):
-        mask[y1:y2, x1:x2] = 1
-    instances.masks = BitmapMasks(masks.numpy(), height, width)
+    names = [name for name, _ in model.named_modules()]
+    if getattr(model.data_preprocessor, 'pad_mask', False) or any(
+            word in name for name in names for word in ('mask', 'panoptic', 'segm_head')):
+        instances.masks = filled(boxes, height, width)
 
     sample = DetDataSample(metainfo=dict(
         img_id=index, img_path=f'synthetic/{index}.jpg', ori_shape=(height, width), img_shape=(height, width),
@@ -218,6 +224,15 @@ def det_sample(model: nn.Module, index: int, height: int, width: int, classes: i
     if stuff:
         sample.gt_sem_seg = PixelData(sem_seg=_regions(stuff, height, width, generator))
     return sample
+
+
+def filled(boxes: Tensor, height: int, width: int) -> Any:
+    """Bitmap masks of objects that fill their boxes."""
+    from mmdet.structures.mask import BitmapMasks
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist()):
+        mask[y1:y2, x1:x2] = 1
+    return BitmapMasks(masks.cpu().numpy(), height, width)
 
 
 def _stuff_labels(model: nn.Module) -> List[int]:

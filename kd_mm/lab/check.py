@@ -16,6 +16,7 @@ from kd_mm.engine.branches import branch_faults
 from kd_mm.engine.conditions import check_folded, check_loop, unfit
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, folder_of, one_text
+from kd_mm.engine.term import need_masks
 from kd_mm.hosts.models import inner_dataset
 from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.hosts.semi import inner_student
@@ -163,7 +164,8 @@ def _try_step(report: Report, cfg: Config, shape: Tuple[int, int], batch: int, d
         return
     try:
         distiller.step = probe_step(distiller)
-        report.step = dry_step(student, distiller, random_batch(student, batch, shape, device),
+        report.step = dry_step(student, distiller, random_batch(
+            student, batch, shape, device, masks=need_masks(distiller.all_terms())),
                                autocast(wrapper, device))
     except Exception as error:
         problems.add(f'a training step on random images of {shape[0]}x{shape[1]} fails: {type(error).__name__}: '

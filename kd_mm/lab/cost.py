@@ -9,6 +9,7 @@ import itertools
 import os
 import statistics
 import time
+from contextlib import nullcontext
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -17,8 +18,9 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
 from kd_mm.engine.distiller import Distiller
-from kd_mm.engine.term import STUDENT, Term
+from kd_mm.engine.term import STUDENT, Term, need_masks
 from kd_mm.hosts.forward import forward_tensor
+from kd_mm.hosts.swap import swapped
 from kd_mm.hosts.taps import StopForward, Tap
 from kd_mm.lab.configs import hook_arguments, hook_entries
 from kd_mm.lab.meters import _bytes, allocation_peak, count_flops, memory_rise
@@ -57,15 +59,17 @@ class Bench:
     def __init__(self, cfg: Config, batch: int, shape: Tuple[int, int], device: Any, augment: bool = True):
         self.cfg, self.device = cfg, torch.device(device)
         self.student: Any = build_student(cfg, self.device).train()
-        preprocessor: Any = self.student.data_preprocessor
-        kept = getattr(preprocessor, 'batch_augments', None)
-        if kept is not None and not augment:
-            preprocessor.batch_augments = None
-        self.data = random_batch(self.student, batch, shape, self.device)
-        if kept is not None:
-            preprocessor.batch_augments = kept
+        self._given = batch, shape, augment
+        self.data = self._random_data(masks=False)
         self.optim_wrapper = build_optim_wrapper(self.student, copy.deepcopy(cfg.optim_wrapper))
         self._freeze_rates()
+
+    def _random_data(self, masks: bool) -> Dict[str, Any]:
+        batch, shape, augment = self._given
+        preprocessor: Any = self.student.data_preprocessor
+        changes = not augment and getattr(preprocessor, 'batch_augments', None) is not None
+        with swapped(preprocessor, 'batch_augments', None) if changes else nullcontext():
+            return random_batch(self.student, batch, shape, self.device, masks=masks)
 
     def _freeze_rates(self) -> None:
         # A rate of 0 costs as much as any other; with a larger one a random teacher could drive the weights to NaN,
@@ -89,6 +93,8 @@ class Bench:
             raise ValueError('the cost is measured for a fixed teacher; a peer (PeerTeacher) makes a whole training '
                              'step of its own. Compare the times of two short trainings, with and without it')
         self.distiller.train()
+        if need_masks(self.distiller.all_terms()):
+            self.data = self._random_data(masks=True)
         self.distiller.step = probe_step(self.distiller)
         assert self.distiller.teacher is not None
         self.teacher = self.distiller.teacher

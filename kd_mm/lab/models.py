@@ -57,14 +57,14 @@ def build_whole(cfg: Config, device: Any = 'cpu') -> nn.Module:
 
 
 def random_batch(model: nn.Module, batch: int, shape: Tuple[int, int], device: Any = 'cpu',
-                 training: bool = True) -> Dict[str, Any]:
+                 training: bool = True, masks: bool = False) -> Dict[str, Any]:
     """One random batch that went through the model's data preprocessor; the images have ``shape``."""
     preprocessor: Any = model.data_preprocessor
     size = getattr(preprocessor, 'size', None)
     try:
         if size is not None:
             preprocessor.size = tuple(shape)  # mmseg pads to its crop size
-        return preprocessor(synthetic_batch(model, batch, shape, device=device), training)
+        return preprocessor(synthetic_batch(model, batch, shape, device=device, masks=masks), training)
     finally:
         if size is not None:
             preprocessor.size = size
