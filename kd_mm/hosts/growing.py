@@ -17,8 +17,8 @@ from kd_mm.hosts.places import class_branches
 from kd_mm.hosts.table import line
 from kd_mm.ops.classes import common_classes, is_background
 
-#: How a module may inherit: as it is; by class name, the new rows as they are initialised; or from the background's.
 COPY, GROW, FROM_BACKGROUND = 'copy', 'grow', 'grow_from_background'
+#: How a module may inherit: as it is; by class name, the new rows as they are initialised; or from the background's.
 WAYS = (COPY, GROW, FROM_BACKGROUND)
 #: Class names of the student and of the teacher, None where they are not known.
 Names = Tuple[Optional[Sequence[str]], Optional[Sequence[str]]]
