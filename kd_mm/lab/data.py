@@ -1,5 +1,7 @@
 """Some samples of a config's data, through its pipeline, before a training meets them."""
 
+import contextlib
+import io
 import json
 import os
 from dataclasses import dataclass, field
@@ -54,6 +56,8 @@ def look_at_data(cfg: Config, count: int, model: Any = None) -> DataReport:
             continue
         with scope_of(cfg), preserved_random_state(0):
             _one_set(cfg, phase, loader['dataset'], count, model, report)
+    if cfg.get('val_cfg') is not None:
+        report.problems += evaluation_problems(cfg.get('val_evaluator'))
     return report
 
 
@@ -61,6 +65,40 @@ def open_set(cfg: Config, section: Any) -> Any:
     """The data set of a section of a config, in the config's scope; its readers raise anything."""
     import_modules_from_strings([f'{scope_of_config(cfg)}.datasets'])
     return DATASETS.build(section)
+
+
+def evaluation_problems(evaluator: Any) -> List[str]:
+    """What would stop an evaluation in COCO's form after its predictions, so at the end of an epoch."""
+    problems = []
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        file = metric.get('ann_file') if isinstance(metric, dict) else None
+        kind = str(metric.get('type')).split('.')[-1] if isinstance(metric, dict) else ''
+        if kind != 'CocoMetric' or not isinstance(file, str) or not file.endswith('.json') or not os.path.isfile(file):
+            continue
+        try:
+            with open(file, encoding='utf-8') as stream:
+                content = json.load(stream)
+        except ValueError:  # the data set that reads it says so
+            continue
+        if isinstance(content, dict) and 'info' not in content and _info_is_needed():
+            problems.append(f"val_evaluator: {file} has no 'info', and the pycocotools that is installed stops without "
+                            "it at the first evaluation (KeyError: 'info'). Add \"info\": {} to the file")
+    return problems
+
+
+def _info_is_needed() -> bool:
+    """Some versions of pycocotools copy ``info`` of the annotations to the results, whether it is there or not."""
+    from pycocotools.coco import COCO  # only where a config names it; mmseg comes without
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = dict(images=[dict(id=0)], annotations=[], categories=[dict(id=0, name='')])
+        truth.createIndex()
+        try:
+            truth.loadRes([dict(image_id=0, category_id=0, bbox=[0, 0, 1, 1], score=1.0)])
+        except KeyError:
+            return True
+    return False
 
 
 def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, report: DataReport) -> None:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from pairs import kd_mm, message
+from pycocotools.coco import COCO
 from stock import detector, hook, segmentor, wide
 
 from kd_mm.lab.data import look_at_data
@@ -48,6 +49,25 @@ def test_missing_keys_of_annotations(det, tmp_path, section, number, key, said):
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(problem)
     assert problem.startswith('train_dataloader.dataset cannot be opened: KeyError')
+
+
+def test_annotations_that_cannot_be_evaluated(det, tmp_path):
+    file = tmp_path / 'coco' / 'annotations.json'
+    content = json.loads(file.read_text())
+    det.val_cfg, det.val_dataloader = dict(type='ValLoop'), det.train_dataloader
+    det.val_evaluator = dict(type='CocoMetric', ann_file=str(file))
+    for present in (True, False):
+        content.pop('info', None)
+        file.write_text(json.dumps(dict(content, info={}) if present else content))
+        truth = COCO(str(file))
+        try:  # the library itself says whether it can
+            truth.loadRes([dict(image_id=content['images'][0]['id'], category_id=1, bbox=[0, 0, 2, 2], score=1.0)])
+            said = False
+        except KeyError:
+            said = True
+        problems = look_at_data(det, 1).problems
+        assert len(problems) == said and all("has no 'info'" in problem for problem in problems)
+        assert not (present and said)
 
 
 def test_a_file_that_ends_too_early(det, tmp_path):
