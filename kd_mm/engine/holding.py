@@ -32,6 +32,7 @@ from kd_mm.hosts.swap import Swap
 from kd_mm.ops import distributed
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.modulation import GradientShareSchedule
+from kd_mm.ops.problems import ConfigProblems
 from kd_mm.teachers.ema import EMATeacher
 
 #: Beside the files of a DeepSpeed checkpoint: the plain student, with the side key.
@@ -197,8 +198,8 @@ class Holding:
         batch = self.batch_size()
         if batch is None:
             kind = type(runner.train_dataloader.batch_sampler).__name__
-            raise ValueError(f'auto_scale_lr: the batch size is not known, neither from the batch sampler ({kind}) nor '
-                             'from train_dataloader.batch_size')
+            raise ConfigProblems(f'auto_scale_lr: the batch size is not known, neither from the batch sampler ({kind}) '
+                                 'nor from train_dataloader.batch_size')
         return float(runner.world_size * batch / scaling['base_batch_size'])
 
 
@@ -267,8 +268,8 @@ class Beside(Holding, ABC):
 
     def load(self, state: Optional[Dict[str, Any]]) -> None:
         if self.own is not None and state is None:
-            raise ValueError('the checkpoint to resume from does not have the state of the optimizer that '
-                             f'{self.word} needs for the extras. Resume with the strategy it was written by')
+            raise ConfigProblems('the checkpoint to resume from does not have the state of the optimizer that '
+                                 f'{self.word} needs for the extras. Resume with the strategy it was written by')
         if self.own is not None and state is not None:
             self.own.load(state)
 
@@ -400,8 +401,8 @@ class Engine(Beside):
             runner._load_from or find_latest_checkpoint(runner.work_dir)
         path = os.path.join(path, PLAIN_FILE)
         if not os.path.isfile(path):
-            raise ValueError(f'the checkpoint to resume from has no {PLAIN_FILE} (looked at {path}), where the extras '
-                             'are. Resume from one that was written with this hook, or start with load_from')
+            raise ConfigProblems(f'the checkpoint to resume from has no {PLAIN_FILE} (looked at {path}), where the '
+                                 'extras are. Resume from one that was written with this hook, or start with load_from')
         return load_file(path).get('kd_mm'), None
 
     def start(self, hook: Any) -> None:

@@ -29,7 +29,7 @@ from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
 from kd_mm.ops.classes import flat
 from kd_mm.ops.modes import preserved_random_state
-from kd_mm.ops.problems import Problems
+from kd_mm.ops.problems import ConfigProblems, Problems
 from kd_mm.registry import HOOKS
 from kd_mm.teachers.beside import first_problem
 from kd_mm.teachers.ema import EMATeacher
@@ -152,21 +152,21 @@ class DistillHook(Hook):
             return
         count = sum(isinstance(hook, DistillHook) for hook in runner.hooks)
         if count > 1:
-            raise ValueError(listed(count))
+            raise ConfigProblems(listed(count))
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise RuntimeError(SEVERAL_OPTIMIZERS)
         semi = is_semi(_unwrap(runner.model))
         refused = unfit(_unwrap(runner.model))
         if refused is not None:
-            raise ValueError(refused)
+            raise ConfigProblems(refused)
         if self.scores is not None and runner.val_loop is None:
-            raise ValueError('kd_mm.DistillHook: score_teacher evaluates the teacher in the validation of the '
-                             'config, which has none (val_dataloader, val_evaluator, val_cfg). Add it, or leave '
-                             'score_teacher out')
+            raise ConfigProblems('kd_mm.DistillHook: score_teacher evaluates the teacher in the validation of the '
+                                 'config, which has none (val_dataloader, val_evaluator, val_cfg). Add it, or leave '
+                                 'score_teacher out')
         dataset = runner.train_dataloader.dataset
         if hasattr(dataset, '__len__') and len(dataset) == 0:
-            raise ValueError(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
-                             'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
+            raise ConfigProblems(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
+                                 'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
         problems = Problems()
         for fault in holding.faults():
             problems.add(fault)
@@ -401,7 +401,7 @@ def check_fields(distiller: Distiller, dataset: Any) -> None:
     if problem is None and terms and 'masks' not in getattr(sample, 'gt_instances', ()):
         problem = f'{", ".join(term.title for term in terms)}: {NO_MASKS}'
     if problem is not None:
-        raise ValueError(problem)
+        raise ConfigProblems(problem)
 
 
 def guesses(distiller: Distiller) -> List[str]:

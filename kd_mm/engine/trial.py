@@ -12,7 +12,8 @@ from mmengine.fileio import get_text
 from mmengine.runner.amp import autocast
 from torch.utils.data import Subset
 
-from kd_mm.ops.checks import whole
+from kd_mm.ops.checks import number, whole
+from kd_mm.ops.problems import ConfigProblems
 
 
 class Wish(NamedTuple):
@@ -61,8 +62,10 @@ def wish(owner: str, name: str, value: Any) -> Optional[Wish]:
         if unknown or 'images' not in value:
             raise ValueError(f'{owner}: {name}={dict(value)!r} must be dict(images=N), or dict(images=N, seed=S)')
         seed = value.get('seed')
-        return Wish(whole(owner, f'{name}.images', value['images']),
-                    None if seed is None else whole(owner, f'{name}.seed', seed, 0))
+        if seed is not None:
+            seed = whole(owner, f'{name}.seed', seed, 0)
+            number(owner, f'{name}.seed', seed, 0, 2**32)
+        return Wish(whole(owner, f'{name}.images', value['images']), seed)
     try:
         return Wish(whole(owner, name, value))
     except ValueError as error:
@@ -126,11 +129,11 @@ class Trial:
         """One that knows no other images: left out, they would count as images where nothing was found."""
         section = runner.cfg.get('val_evaluator')
         if hasattr(runner.val_loop.evaluator, 'dataset_prefixes'):
-            raise ValueError(f'score_teacher: {type(runner.val_loop.evaluator).__name__} judges whole data sets, and '
-                             'no part of the images. Use score_teacher=True')
+            raise ConfigProblems(f'score_teacher: {type(runner.val_loop.evaluator).__name__} judges whole data sets, '
+                                 'and no part of the images. Use score_teacher=True')
         if not isinstance(section, (dict, list)):
-            raise ValueError('score_teacher: a part of the images needs val_evaluator as a config. Use '
-                             'score_teacher=True')
+            raise ConfigProblems('score_teacher: a part of the images needs val_evaluator as a config. Use '
+                                 'score_teacher=True')
         found = runner.build_evaluator(self._for_images(copy.deepcopy(section), dataset, chosen))
         found.dataset_meta = getattr(dataset, 'metainfo', None)
         return found
@@ -166,8 +169,8 @@ def annotations_of(section: Any, names: Sequence[Any], folder: str) -> str:
     else:
         content = json.loads(text) if file.endswith('.json') else None
         if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
-            raise ValueError(f'score_teacher: {section.get("type")} judges by {file}, of which no part can be taken: '
-                             "it is neither in COCO's form nor in CrowdHuman's. Use score_teacher=True")
+            raise ConfigProblems(f'score_teacher: {section.get("type")} judges by {file}, of which no part can be '
+                                 "taken: it is neither in COCO's form nor in CrowdHuman's. Use score_teacher=True")
         content['images'] = [image for image in content['images'] if image['id'] in wanted]
         content['annotations'] = [entry for entry in content['annotations'] if entry['image_id'] in wanted]
         text = json.dumps(content)

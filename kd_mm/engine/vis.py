@@ -20,14 +20,17 @@ from kd_mm.engine.hook import DistillHook
 from kd_mm.engine.pictures import Level, Lookout
 from kd_mm.hosts.models import as_names, classes_of, task_of
 from kd_mm.ops import distributed, drawing
-from kd_mm.ops.checks import number, whole
+from kd_mm.ops.checks import entries, number, whole
 from kd_mm.ops.modes import eval_mode, preserved_random_state
+from kd_mm.ops.problems import ConfigProblems
 from kd_mm.registry import HOOKS
 
 #: Tiles in a row of maps, and their width in pixels.
 COLUMNS, TILE = 5, 220
 #: Predicted objects of a model that are drawn, the best ones.
 BOXES = 20
+NOTHING_TO_DRAW = ('kd_mm.DistillVisHook draws what a kd_mm.DistillHook distils, and custom_hooks has none. Add it, or '
+                   'take this hook out')
 #: Width of everything.
 WIDTH = COLUMNS * TILE + (COLUMNS - 1) * drawing.GAP
 
@@ -68,8 +71,8 @@ class DistillVisHook(Hook):
     def __init__(self, interval: Optional[int] = None, images: Union[int, Sequence[int]] = 2, score_thr: float = 0.3):
         owner = 'kd_mm.DistillVisHook'
         self.interval = None if interval is None else whole(owner, 'interval', interval)
-        self.images: Any = ([whole(owner, 'images', index, 0) for index in images]
-                            if isinstance(images, (list, tuple)) else whole(owner, 'images', images))
+        self.images: Any = (entries(owner, 'images', images, _index) if isinstance(images, (list, tuple))
+                            else whole(owner, 'images', images))
         self.score_thr = number(owner, 'score_thr', score_thr, 0, 1)
         self._given: List[Tuple[np.ndarray, Dict[str, Any]]] = []
         self._lookout: Optional[Lookout] = None
@@ -79,14 +82,13 @@ class DistillVisHook(Hook):
         """Load the images and make the first pictures."""
         hook = next((hook for hook in runner.hooks if isinstance(hook, DistillHook)), None)
         if hook is None or hook.distiller is None:
-            raise ValueError('kd_mm.DistillVisHook draws what a kd_mm.DistillHook distils, and custom_hooks has none. '
-                             'Add it, or take this hook out')
+            raise ConfigProblems(NOTHING_TO_DRAW)
         if isinstance(hook.holding, Shards):
-            raise ValueError('kd_mm.DistillVisHook looks at the whole student, and with FSDPStrategy no rank has it. '
-                             'Take this hook out, or train with DDPStrategy')
+            raise ConfigProblems('kd_mm.DistillVisHook looks at the whole student, and with FSDPStrategy no rank has '
+                                 'it. Take this hook out, or train with DDPStrategy')
         if hook.distiller.branches is not None:
-            raise ValueError('kd_mm.DistillVisHook takes pictures from the training data, and those of a '
-                             'semi-supervised detector have several branches. Take this hook out')
+            raise ConfigProblems('kd_mm.DistillVisHook takes pictures from the training data, and those of a '
+                                 'semi-supervised detector have several branches. Take this hook out')
         if self.interval is None:
             self.interval = max(runner.max_iters // 10, 1)
         with preserved_random_state(0):
@@ -174,6 +176,10 @@ class DistillVisHook(Hook):
         return canvas if drawn is None else drawn[..., ::-1]
 
 
+def _index(owner: str, name: str, value: Any) -> int:
+    return whole(owner, name, value, 0)
+
+
 def fixed_images(dataset: Any, chosen: Any, student: nn.Module) -> List[Tuple[np.ndarray, Dict[str, Any]]]:
     """(picture, batch of one) of some images, once through the pipeline of a copy of the data set.
 
@@ -182,14 +188,14 @@ def fixed_images(dataset: Any, chosen: Any, student: nn.Module) -> List[Tuple[np
     """
     owner = 'kd_mm.DistillVisHook'
     if not hasattr(dataset, '__len__') or not hasattr(dataset, '__getitem__'):
-        raise ValueError(f'{owner}: the training data ({type(dataset).__name__}) has no indices, from which images '
-                         'could be chosen. Take the hook out')
+        raise ConfigProblems(f'{owner}: the training data ({type(dataset).__name__}) has no indices, from which '
+                             'images could be chosen. Take the hook out')
     count = len(dataset)
     if isinstance(chosen, int):
         chosen = [index * count // min(chosen, count) for index in range(min(chosen, count))]
     beyond = [index for index in chosen if index >= count]
     if beyond:
-        raise ValueError(f'{owner}: images={list(chosen)!r}: there are {count} images, so no index {beyond[0]}')
+        raise ConfigProblems(f'{owner}: images={list(chosen)!r}: there are {count} images, so no index {beyond[0]}')
     # Mosaics and their like remember images in their transforms, and with num_workers=0 the loader uses these, too.
     own = light_copy(dataset)
     found = []

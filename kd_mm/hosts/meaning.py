@@ -9,7 +9,7 @@ from typing import Any, List, Optional
 
 from kd_mm.hosts import table
 
-CLASSES, OBJECTNESS, BOXES, DISTRIBUTIONS, QUALITY = 'class', 'objectness', 'box', 'distribution', 'quality'
+CLASSES, OBJECTNESS, BOXES, DISTRIBUTIONS, QUALITY = table.BRANCHES
 _WORDS = {CLASSES: 'class logits', OBJECTNESS: 'objectness (any object or none; no classes)', BOXES: 'box numbers',
           DISTRIBUTIONS: 'bins of box distributions', QUALITY: 'quality (centerness, predicted IoU)'}
 

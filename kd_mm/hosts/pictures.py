@@ -8,6 +8,7 @@ import cv2
 from mmengine.dataset import Compose
 from torch.utils.data import Dataset
 
+from kd_mm.ops.words import count
 from kd_mm.registry import DATASETS
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
@@ -31,6 +32,14 @@ def find_pictures(folder: str) -> List[str]:
 def unreadable(paths: Sequence[str]) -> List[str]:
     """Those that are no pictures by their first bytes; nothing is decoded."""
     return [path for path in paths if not os.path.getsize(path) or not cv2.haveImageReader(path)]
+
+
+def check_readable(paths: Sequence[str], where: str) -> None:
+    """Raise a ValueError that names those that are no pictures; ``where`` they were looked for."""
+    broken = unreadable(paths)
+    if broken:
+        raise ValueError(f'{count(len(broken), "file")} in {where} cannot be read as pictures, or not to their end: '
+                         f'{", ".join(broken[:5])}{", ..." if len(broken) > 5 else ""}. Remove them or copy them again')
 
 
 @DATASETS.register_module()

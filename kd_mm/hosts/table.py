@@ -96,10 +96,48 @@ class Host:
         if self.task not in TASKS and not (self.parent and self.task == ''):
             raise ValueError(f'Host {self.scope!r}: task={self.task!r} must be one of {", ".join(map(repr, TASKS))}, '
                              'or left out where there is a parent')
+        if self.parent is not None and (not isinstance(self.parent, str) or self.parent == self.scope):
+            raise ValueError(f"Host {self.scope!r}: parent={self.parent!r} must be the scope of another host, such as "
+                             "'mmdet'")
+        for name, (needed, fits) in _FORMS.items():
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default and not fits(value):
+                raise ValueError(f'Host {self.scope!r}: {name}={value!r} must be {needed}')
         for name, default in (('package', self.scope), ('index', self.package or self.scope)):
             object.__setattr__(self, name, getattr(self, name) or default)
 
 
+def _names(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value)
+
+
+def _table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and all(
+        isinstance(key, str) and fits(entry) for key, entry in value.items())
+
+
+def _line(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and _names(value[0]) and (
+        value[1] is None or callable(value[1]))
+
+
+def _range(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], str) and (
+        value[1] is None or isinstance(value[1], str))
+
+
+#: What branches give, see :mod:`kd_mm.hosts.meaning`.
+BRANCHES = ('class', 'objectness', 'box', 'distribution', 'quality')
+#: Field of a host -> what it must be, in words and as a check. A text in place of a tuple would be read by its letters.
+_FORMS: Dict[str, Tuple[str, Callable[[Any], bool]]] = dict(
+    versions=("(least, below), such as ('1.0', '2.0') or ('1.0', None)", _range),
+    needs=("a tuple of packages, such as ('scipy', )", _names),
+    logits=("a dict from a class to (paths, pick), such as {'MyHead': (('scores.*', ), None)}", _table(_line)),
+    no_logits=("a tuple of classes, such as ('MyHead', )", _names),
+    backbones=('a dict from a class to a function of (module, outputs)', _table(callable)),
+    branches=(f'a dict from a path to one of {", ".join(map(repr, BRANCHES))}', _table(BRANCHES.__contains__)),
+    only_of=("a dict from a path to a tuple of classes, such as {'boxes': ('MyHead', )}", _table(_names)),
+    **dict.fromkeys(('configs', 'weights', 'sample', 'batch'), ('a function', callable)))
 #: What is taken from the parent where an entry leaves it out.
 INHERITED = ('task', 'sample', 'batch', 'pack')
 
@@ -147,6 +185,12 @@ def _complete(host: Host, every: Mapping[str, Host]) -> Host:
     if host.parent not in every:
         raise ValueError(f'Host {host.scope!r}: its parent {host.parent!r} is not in the table of hosts, which has '
                          f'{", ".join(every)}')
+    above = [host.scope]
+    while every[above[-1]].parent in every:
+        above.append(str(every[above[-1]].parent))
+        if above[-1] in above[:-1]:
+            raise ValueError(f'Host {host.scope!r}: its parents go in a circle, {" -> ".join(above)}. One of them must '
+                             'have no parent, and a task')
     parent = _complete(every[host.parent], every)
     return replace(host, **{name: getattr(host, name) or getattr(parent, name) for name in INHERITED})
 

@@ -15,6 +15,7 @@ from torch import nn
 from kd_mm.engine.arguments import argument_faults
 from kd_mm.engine.holding import refusal
 from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, listed
+from kd_mm.engine.vis import NOTHING_TO_DRAW, DistillVisHook
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.hosts.renamed import hint, no_such_config
@@ -110,17 +111,21 @@ def _follow(cfg: Config, option: str) -> None:
 
 def hook_entries(cfg: Config) -> List[Dict[str, Any]]:
     """The entries of ``custom_hooks`` and ``default_hooks`` that are distillation hooks, or are meant as such."""
+    return _entries_of(cfg, DistillHook)
+
+
+def _entries_of(cfg: Config, wanted: type) -> List[Dict[str, Any]]:
     custom = cfg.get('custom_hooks') or []
     entries = [*([custom] if hasattr(custom, 'get') else custom), *(cfg.get('default_hooks') or {}).values()]
-    return [entry for entry in entries if hasattr(entry, 'get') and _is_distillation(entry, scope_of_config(cfg))]
+    return [entry for entry in entries if hasattr(entry, 'get') and _is_one(entry, scope_of_config(cfg), wanted)]
 
 
-def _is_distillation(entry: Dict[str, Any], scope: Optional[str]) -> bool:
-    """Whether the Runner makes a distillation hook of an entry, or cannot although it is named like one."""
+def _is_one(entry: Dict[str, Any], scope: Optional[str], wanted: type) -> bool:
+    """Whether the Runner makes such a hook of an entry, or cannot although it is named like one."""
     found = _hook_class(entry, scope)
     if found is None:
-        return _type_name(entry) == DistillHook.__name__
-    return isinstance(found, type) and issubclass(found, DistillHook)
+        return _type_name(entry) == wanted.__name__
+    return isinstance(found, type) and issubclass(found, wanted)
 
 
 def _hook_class(entry: Dict[str, Any], scope: Optional[str]) -> Any:
@@ -261,7 +266,24 @@ def faults(cfg: Config) -> List[str]:
         problems.add(problem)
     for entry in hook_entries(cfg):
         hook_arguments(entry, problems)
+    drawing = _entries_of(cfg, DistillVisHook)
+    for entry in drawing:
+        try:
+            _built_alone(DistillVisHook, entry)
+        except ValueError as error:
+            problems.add(error)
+    if drawing and not hook_entries(cfg):
+        problems.add(NOTHING_TO_DRAW)
     return problems.found
+
+
+def _built_alone(cls: Any, entry: Dict[str, Any]) -> None:
+    accepted = accepted_arguments(cls)
+    unknown = [key for key in entry if key not in ('type', 'priority', *accepted)]
+    if unknown:
+        raise ValueError(f'{cls.__name__} got unknown argument(s) {", ".join(map(repr, unknown))}. It accepts: '
+                         f'{", ".join(accepted)}')
+    cls(**{key: value for key, value in entry.items() if key not in ('type', 'priority')})
 
 
 def hook_arguments(entry: Dict[str, Any], problems: Problems) -> Dict[str, Any]:

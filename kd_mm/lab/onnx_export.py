@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import tempfile
 import warnings
 from contextlib import ExitStack
 from typing import Any, Dict, List, Sequence, Tuple
@@ -12,13 +13,17 @@ from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
 from kd_mm.lab.models import random_batch
-from kd_mm.lab.onnx_parts import PACKAGES, SECOND, Network, Part, Rows, find_parts, need, sliding_window
+from kd_mm.lab.onnx_parts import SECOND, Network, Part, Rows, need, sliding_window, wanted_parts
 from kd_mm.lab.onnx_run import Runtime, parity
 
 #: Opset of the files: grid_sample needs 16, layer_norm 17; onnxruntime knows 17 since 1.13.
 OPSET = 17
+#: Least and largest that the exporter of torch and onnxruntime both know.
+OPSETS = (11, 20)
 #: Operations that every onnxruntime has.
 PLAIN_DOMAINS = ('', 'ai.onnx', 'ai.onnx.ml')
+#: Least height and width; smaller ones leave nothing after the strides of a backbone.
+LEAST = 16
 
 
 def check_plain(model: nn.Module) -> None:
@@ -34,11 +39,12 @@ def check_plain(model: nn.Module) -> None:
 def check_size(model: Any, size: Tuple[int, int]) -> None:
     """Raise a ValueError for a size that the model's preprocessing would pad."""
     divisor = getattr(getattr(model, 'data_preprocessor', None), 'pad_size_divisor', 1) or 1
-    wrong = [side for side in size if side % divisor or side <= 0]
-    if wrong:
-        fitting = tuple(max(divisor, -(-side // divisor) * divisor) for side in size)
-        raise ValueError(f'--size {size[0]} {size[1]}: height and width must be multiples of {divisor}, to which the '
-                         f'model pads its images (data_preprocessor.pad_size_divisor). Take --size {fitting[0]} '
+    if any(side % divisor or side < LEAST for side in size):
+        fitting = tuple(-(-max(side, LEAST) // divisor) * divisor for side in size)
+        needed = f'at least {LEAST}' if divisor == 1 else (
+            f'at least {LEAST} and multiples of {divisor}, to which the model pads its images '
+            '(data_preprocessor.pad_size_divisor)')
+        raise ValueError(f'--size {size[0]} {size[1]}: height and width must be {needed}. Take --size {fitting[0]} '
                          f'{fitting[1]}')
     window = sliding_window(model)
     if window is not None and tuple(size) != window:
@@ -53,7 +59,8 @@ def export(model: nn.Module, out: str, size: Tuple[int, int], meta: Dict[str, An
 
     Args:
         model: of the host, in evaluation, with its weights.
-        out: file of the first graph; the others are named after it, ``student.bbox_head.onnx``.
+        out: file of the first graph; the others are named after it, ``student.bbox_head.onnx``. They are written aside
+            and take their names when all of them are right: what had these names before is kept until then.
         size: height and width of the images.
         meta: written into the first file's metadata, as JSON.
         opset: of the files.
@@ -63,31 +70,34 @@ def export(model: nn.Module, out: str, size: Tuple[int, int], meta: Dict[str, An
 
     Raises:
         ValueError: a package is missing; the size does not fit; the model cannot be written, or computes something
-            else there.
+            else there; the folder cannot be written.
     """
-    for package in PACKAGES:
-        need(package)
+    parts = wanted_parts(model, out)
     check_plain(model)
     check_size(model, size)
-    parts = find_parts(model)
     batch = random_batch(model, 1, size, training=False)
     images, samples = batch['inputs'], batch['data_samples']
-    stem, suffix = os.path.splitext(out)
+    folder, files = os.path.dirname(os.path.abspath(out)), [part.file for part in parts]
     first, rest = parts[0], parts[1:]
-    first.file, first.inputs, first.example = out, ['images'], (images, )
-    for part in rest:
-        part.file = f'{stem}.{part.name}{suffix}'
+    first.inputs, first.example = ['images'], (images, )
     try:
-        _write(Network(model, first, samples), first, opset, meta)
-        if rest:
-            _see_rows(model, rest, images, samples)
-        for part in rest:
-            part.inputs = [f'input_{index}' for index in range(len(part.example))]
-            _write(Rows(model.get_submodule(part.path), part), part, opset, {})
-        return parts, parity(model, Runtime(parts), samples)
-    except BaseException:
-        remove(parts)
-        raise
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=folder) as aside:
+            for part in parts:
+                part.file = os.path.join(aside, os.path.basename(part.file))
+            _write(Network(model, first, samples), first, opset, meta)
+            if rest:
+                _see_rows(model, rest, images, samples)
+            for part in rest:
+                part.inputs = [f'input_{index}' for index in range(len(part.example))]
+                _write(Rows(model.get_submodule(part.path), part), part, opset, {})
+            gap = parity(model, Runtime(parts), samples)
+            for name in os.listdir(aside):  # weights of 2 GiB and more lie beside their graph
+                os.replace(os.path.join(aside, name), os.path.join(folder, name))
+    except OSError as error:
+        raise ValueError(f'{out} cannot be written: {error}. Give another name, or make room') from error
+    for part, file in zip(parts, files):
+        part.file = file
+    return parts, gap
 
 
 def _see_rows(model: Any, parts: Sequence[Part], images: Tensor, samples: Sequence[Any]) -> None:
@@ -137,6 +147,8 @@ def _write(network: nn.Module, part: Part, opset: int, meta: Dict[str, Any]) -> 
             try:
                 torch.onnx.export(network, inputs, part.file, opset_version=opset, dynamic_axes=dynamic,
                                   input_names=part.inputs, output_names=part.outputs, **older)
+            except OSError:
+                raise
             except Exception as error:  # the exporter raises anything
                 lines = [line for line in str(error).splitlines() if line.strip()]
                 raise ValueError(f'{name} cannot be written as ONNX (opset {opset}), at {part.path}: '
@@ -153,10 +165,3 @@ def _write(network: nn.Module, part: Part, opset: int, meta: Dict[str, Any]) -> 
             entry = graph.metadata_props.add()
             entry.key, entry.value = key, json.dumps(value)
         onnx.save(graph, part.file)
-
-
-def remove(parts: Sequence[Part]) -> None:
-    """Remove what was written."""
-    for part in parts:
-        if part.file and os.path.exists(part.file):
-            os.remove(part.file)

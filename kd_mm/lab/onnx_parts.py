@@ -8,6 +8,7 @@ A graph is found by running the model's own ``predict`` until the head's ``forwa
 to be known of what lies before it.
 """
 
+import os
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -63,6 +64,11 @@ class Part:
     example: Tuple[Tensor, ...] = ()
     options: Dict[str, Any] = field(default_factory=dict)
     selects: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name of the file, for messages."""
+        return os.path.basename(self.file)
 
 
 class _Reached(Exception):
@@ -140,6 +146,25 @@ def find_parts(model: nn.Module) -> List[Part]:
     if isinstance(head, nn.ModuleList):  # each takes what the one before it predicts
         return [Part('network', f'{heads[0]}.{len(head) - 1}')]
     return [Part('network', heads[0])]
+
+
+def wanted_parts(model: nn.Module, out: str) -> List[Part]:
+    """The graphs that a model needs, with the files that they are written to.
+
+    Args:
+        model: of the host.
+        out: file of the first graph; the others are named after it.
+
+    Raises:
+        ValueError: a package is missing, or the model cannot be written.
+    """
+    for package in PACKAGES:
+        need(package)
+    parts = find_parts(model)
+    stem, suffix = os.path.splitext(out)
+    for part in parts:
+        part.file = out if part is parts[0] else f'{stem}.{part.name}{suffix}'
+    return parts
 
 
 def _second_stage(model: Any) -> List[Part]:

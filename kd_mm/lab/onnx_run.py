@@ -41,7 +41,7 @@ class Runtime:
                 self.sessions[part.name] = library.InferenceSession(part.file, options,
                                                                     providers=['CPUExecutionProvider'])
             except Exception as error:  # it has error classes of its own
-                raise ValueError(f'onnxruntime {library.__version__} cannot load {part.file}: '
+                raise ValueError(f'onnxruntime {library.__version__} cannot load {part.title}: '
                                  f'{str(error).splitlines()[0]}') from error
 
     def __call__(self, part: Part, *inputs: Tensor) -> List[Tensor]:
@@ -57,7 +57,7 @@ class Runtime:
                 len(shape) != len(other) or any(isinstance(side, int) and side != length
                                                 for side, length in zip(other, shape))
                 for shape, other in zip(shapes, wanted)):
-            raise ValueError(f'{part.file} takes {_shapes(wanted)} and was given {_shapes(shapes)}')
+            raise ValueError(f'{part.title} takes {_shapes(wanted)} and was given {_shapes(shapes)}')
         feed = {name: value.detach().cpu().numpy() for name, value in zip(part.inputs, inputs)}
         return [torch.from_numpy(value) for value in session.run(part.outputs, feed)]
 
@@ -83,10 +83,15 @@ def parity(model: nn.Module, runtime: Runtime, samples: Sequence[Any], seed: int
         with torch.no_grad():
             expected = own.eval()(*inputs)
         for name, value, other in zip(part.outputs, expected, runtime(part, *inputs)):
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                height, width = part.example[0].shape[-2:]
+                raise ValueError(f'{part.title}: {name} of torch itself is not finite' + (
+                    f' on an image of {height}x{width}. Give another --size' if first else '')
+                    + ', or look at the weights of the checkpoint')
             gap = difference(value, other, part.selects)
             if not gap <= TOLERANCE:
-                raise ValueError(f'{part.file}: {name} differs from torch by {gap:.2g} of its largest value: the graph '
-                                 'does not compute what the model does')
+                raise ValueError(f'{part.title}: {name} differs from torch by {gap:.2g} of its largest value: the '
+                                 'graph does not compute what the model does')
             worst = max(worst, gap)
     return worst
 

@@ -182,3 +182,8 @@ def test_wrong_arguments_are_refused_before_the_first_step(det):
         train(det, [hook(wide(det), dict(loss_f=dict(type='FitNetLoss', at='neck'))), dict(VIS, images=[99])])
     with pytest.raises(ValueError, match='generator. has no indices'):
         fixed_images((index for index in range(3)), 2, None)
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match='images=.. must be a list that is not empty'):
+        DistillVisHook(images=[])

@@ -26,12 +26,13 @@ from mmengine.utils import get_object_from_string
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
 from kd_mm.hosts.models import scope_of_config
-from kd_mm.hosts.pictures import find_pictures
+from kd_mm.hosts.pictures import check_readable, find_pictures
 from kd_mm.hosts.renamed import no_such_config
 from kd_mm.lab.commands import fail
 from kd_mm.lab.models import scope_of
-from kd_mm.lab.onnx_export import OPSET
+from kd_mm.lab.onnx_export import OPSET, OPSETS
 from kd_mm.lab.onnx_export import export as export_onnx
+from kd_mm.lab.onnx_parts import wanted_parts
 from kd_mm.lab.onnx_run import compare, default_size
 from kd_mm.ops.words import count
 
@@ -59,6 +60,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         parser.error('--check and --size are about the file of --onnx: give that one, too')
     if not args.onnx and not args.out:
         parser.error('give OUT, the file to write, or --onnx FILE')
+    if not OPSETS[0] <= args.opset <= OPSETS[1]:
+        parser.error(f'--opset must be within {OPSETS[0]} and {OPSETS[1]}; {OPSET} fits most runtimes')
     if args.images < 1:
         parser.error('--images must be at least 1')
     return args
@@ -132,13 +135,7 @@ def check_strict(model: torch.nn.Module, state: Dict[str, torch.Tensor], source:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
-    for out in filter(None, (args.out, args.onnx)):
-        if osp.exists(out) and not args.overwrite:
-            fail(f'{out} exists. Choose another name, or write over it with --overwrite')
-        if osp.exists(out) and osp.samefile(out, args.checkpoint):
-            fail(f'{out} is the checkpoint itself, which holds what a resume needs. Choose another name')
-        if not osp.isdir(osp.dirname(osp.abspath(out))):
-            fail(f'no such folder: {osp.dirname(osp.abspath(out))}')
+    check_names(args, [out for out in (args.out, args.onnx) if out])
     try:
         checkpoint = load_file(args.checkpoint)
     except (FileNotFoundError, ValueError) as error:
@@ -150,6 +147,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg = student_config(args.config, meta)
     model = build_student(cfg)
     check_strict(model, state, args.checkpoint)
+    if args.onnx:
+        images = before_onnx(args, model)
     if args.out:
         write_student(args, checkpoint, cfg, state, type(model).__name__)
     else:
@@ -158,7 +157,40 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             fail(f'{args.checkpoint} is no plain student: it still has {", ".join(left)}. Give OUT, where the plain '
                  'student is written first')
     if args.onnx:
-        write_onnx(args, cfg, model, meta.get('dataset_meta') or {})
+        write_onnx(args, cfg, model, images, meta.get('dataset_meta') or {})
+
+
+def check_names(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse files that cannot be written, or that must not be written over."""
+    for index, out in enumerate(names):
+        folder = osp.dirname(osp.abspath(out))
+        if not osp.isdir(folder):
+            fail(f'no such folder: {folder}')
+        if osp.isdir(out):
+            fail(f'{out} is a folder. Give the name of a file, such as {osp.join(out, "student.pth")}')
+        if osp.abspath(out) in map(osp.abspath, names[:index]):
+            fail(f'{out} is to be written twice. Give OUT and --onnx different names')
+        if osp.exists(out) and osp.exists(args.checkpoint) and osp.samefile(out, args.checkpoint):
+            fail(f'{out} is the checkpoint itself, which holds what a resume needs. Choose another name')
+        if osp.exists(out) and not args.overwrite:
+            fail(f'{out} exists. Choose another name, or write over it with --overwrite')
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            fail(f'{out} cannot be written: {error}. Choose another folder')
+
+
+def before_onnx(args: argparse.Namespace, model: Any) -> List[str]:
+    """Refuse what can be known before anything is written; the images of ``--check``."""
+    try:
+        check_names(args, [*filter(None, [args.out]), *(part.file for part in wanted_parts(model, args.onnx))])
+        paths = pictures_of(args.check)[:args.images] if args.check else []
+        if paths:
+            check_readable(paths, args.check)
+        return paths
+    except ValueError as error:
+        fail(error)
 
 
 def write_student(args: argparse.Namespace, checkpoint: Dict[str, Any], cfg: Config, state: Dict[str, torch.Tensor],
@@ -185,11 +217,11 @@ def write_student(args: argparse.Namespace, checkpoint: Dict[str, Any], cfg: Con
           f'dropped {", ".join(dropped) or "nothing"}')
 
 
-def write_onnx(args: argparse.Namespace, cfg: Config, model: Any, about: Dict[str, Any]) -> None:
+def write_onnx(args: argparse.Namespace, cfg: Config, model: Any, paths: Sequence[str],
+               about: Dict[str, Any]) -> None:
     """Write the network of the plain student as ONNX; with ``--check`` compare what it predicts."""
     model.eval()
     try:
-        paths = pictures_of(args.check)[:args.images] if args.check else []
         with scope_of(cfg):
             size = tuple(args.size) if args.size else default_size(cfg, model)
             parts, gap = export_onnx(model, args.onnx, size, describe(model, about), args.opset)

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
-from kd_mm.hosts.pictures import find_pictures, unreadable
+from kd_mm.hosts.pictures import check_readable, find_pictures
 from kd_mm.hosts.table import host_of_config
 from kd_mm.lab.commands import fail
 from kd_mm.lab.commands import train as training
@@ -203,11 +203,7 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], images: str
     """
     try:
         paths = find_pictures(images)
-        broken = unreadable(paths[:MOST_FILES])
-        if broken:
-            raise ValueError(f'{count(len(broken), "file")} below {images} cannot be read as pictures, or not to their '
-                             f'end: {", ".join(broken[:5])}'
-                             + (', ...' if len(broken) > 5 else '') + '. Remove them or copy them again')
+        check_readable(paths[:MOST_FILES], images)
         if len(paths) < batch:
             raise ValueError(f'{images} has {count(len(paths), "picture")} and a step takes {batch}: give a smaller '
                              '--batch')

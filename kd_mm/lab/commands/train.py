@@ -319,7 +319,8 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     if asked is not False:
         entries = hook_entries(cfg)
         if not entries:
-            fail('--score-teacher: the config has no kd_mm.DistillHook in custom_hooks, so there is no teacher')
+            flag = '--score-teacher' if args.score_images is None else '--score-images'
+            fail(f'{flag}: the config has no kd_mm.DistillHook in custom_hooks, so there is no teacher')
         entries[0]['score_teacher'] = asked
     for part in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if not cfg.get(part):
