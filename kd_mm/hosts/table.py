@@ -173,6 +173,27 @@ def hosts() -> Tuple[Host, ...]:
     return _completed(tuple(HOSTS.module_dict.values()))
 
 
+def drop_incomplete(scopes: Sequence[str]) -> Dict[str, str]:
+    """Take the entries out of the table that cannot be completed, for one of them fails all of :func:`hosts`.
+
+    Args:
+        scopes: of the entries to look at.
+
+    Returns:
+        Scope -> what is wrong, of those that are gone.
+    """
+    every = {host.scope: host for host in (factory() for factory in HOSTS.module_dict.values())}
+    wrong: Dict[str, str] = {}
+    for scope in scopes:
+        try:
+            _complete(every[scope], every)
+        except ValueError as error:
+            wrong[scope] = str(error)
+    for scope in wrong:
+        del HOSTS.module_dict[scope]
+    return wrong
+
+
 @lru_cache(maxsize=8)  # asked for in every step
 def _completed(factories: Tuple[Callable[[], Host], ...]) -> Tuple[Host, ...]:
     found = {host.scope: host for host in (factory() for factory in factories)}

@@ -3,7 +3,7 @@
 import pytest
 from foreign import Foreign
 
-from kd_mm.hosts.table import Host, hosts, register
+from kd_mm.hosts.table import Host, drop_incomplete, hosts, register
 
 
 @pytest.fixture
@@ -39,3 +39,13 @@ def test_parents_in_a_circle_are_named(foreign):
     register(Host('mmsea', parent='mmfish'))
     with pytest.raises(ValueError, match='its parents go in a circle, mm.* -> mm.* -> mm.*must have no parent'):
         hosts()
+
+
+def test_an_entry_without_its_parent_does_not_stop_the_others(foreign):
+    foreign.names += ['mmfish', 'mmsea']
+    register(Host('mmfish', parent='mmnowhere'))
+    register(Host('mmsea', parent='mmdet'))
+    with pytest.raises(ValueError, match="its parent 'mmnowhere' is not in the table"):
+        hosts()
+    assert list(drop_incomplete(['mmfish', 'mmsea'])) == ['mmfish']
+    assert {'mmdet', 'mmseg', 'mmsea'} <= {host.scope for host in hosts()}
