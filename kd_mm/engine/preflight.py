@@ -357,7 +357,7 @@ class Preflight:
             tap.arm(size)
         try:
             if taps or not sampled:
-                forward_tensor(model, inputs, copy.deepcopy(samples), list(taps_of))
+                forward_tensor(model, inputs, copy.deepcopy(samples), [tap.path for tap in taps])
         except Exception:
             # Some heads cannot predict for a batch (guided anchors take one image): what lies before them is known.
             if not taps or not all(tap.fired for tap in taps):

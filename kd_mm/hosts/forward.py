@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.swap import swapped
 
-
 #: Heads that in evaluation predict at the places alone where they expect an object, for one image at a time, by a flag
 #: of their own.  What they say everywhere, as in training, is what can be compared.
 EVERYWHERE = ('GuidedAnchorHead', )

@@ -25,8 +25,7 @@ RCNN = dict(loss_masks=dict(type='SigmoidKDLoss', at='@roi_masks'), loss_region=
 LOSSES = {
     'mask_rcnn': dict(RCNN, loss_defeat=dict(
         type='DeFeatLoss', at='@neck', foreground=dict(type='GTMaskRegion', mode='foreground'))),
-    'rtmdet_ins': dict(KERNELS, loss_head=dict(type='BCKDLoss', at='bbox_head'),
-                       loss_cross=dict(type='CrossKDLoss', at='bbox_head')),
+    'rtmdet_ins': dict(KERNELS, loss_head=dict(type='BCKDLoss', at='bbox_head')),
     'condinst': dict(KERNELS, loss_head=dict(type='BCKDLoss', at='bbox_head')),
     'solov2': dict(KERNELS, loss_scores=dict(type='SigmoidKDLoss', at='@logits')),
     'mask2former': QUERIES,

@@ -27,7 +27,7 @@ def guided(seed=0, base=8):
 
 
 def test_guided_anchors_are_compared_everywhere():
-    """In evaluation they predict where they expect an object, one image at a time; the teacher's pass has all places."""
+    """In evaluation they predict where they expect an object, image by image; the teacher's pass has all places."""
     teacher = guided(1, 12).eval()
     data = teacher.data_preprocessor(synthetic_batch(teacher, 2, (64, 64)), False)
     with torch.no_grad():

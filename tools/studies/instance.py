@@ -165,7 +165,8 @@ def legend(book: Book) -> str:
 def render(book: Book) -> None:
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
-    PAGE.write_text(f'{before}{BEGIN}\n{table(book)}\n\n{legend(book)}\n{END}{rest.split(END)[1]}')
+    found = f'{table(book)}\n\n{legend(book)}' if book.pairs else 'Not measured yet.'
+    PAGE.write_text(f'{before}{BEGIN}\n{found}\n{END}{rest.split(END)[1]}')
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -172,7 +172,8 @@ def data_of(panoptic: bool, root: str, size: Tuple[int, int] = SIZE) -> Dict[str
         # The pictures are small: a worker costs more than it brings.
         return dict(batch_size=BATCH, num_workers=0, dataset=dict(dataset, **options))
 
-    evaluator: Dict[str, Any] = dict(type='CocoMetric', ann_file=f'{root}annotations/instances_val.json', metric=['bbox', 'segm'])
+    evaluator: Dict[str, Any] = dict(
+        type='CocoMetric', ann_file=f'{root}annotations/instances_val.json', metric=['bbox', 'segm'])
     if panoptic:
         evaluator = dict(type='CocoPanopticMetric', ann_file=f'{root}annotations/panoptic_val.json',
                          seg_prefix=f'{root}panoptic_val/', nproc=1)

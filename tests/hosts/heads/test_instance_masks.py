@@ -49,11 +49,12 @@ def test_a_copy_makes_the_same_masks(models, kind):
     data = batch_of(student)
     own, theirs = masks_of(student, copy.deepcopy(student), data)
     assert own.dim() == 4 and own.shape[1] == 1 and len(own) > 1 and own.requires_grad and not theirs.requires_grad
-    assert torch.allclose(own, theirs, atol=1e-4 * own.std().item()) and own.std() > 1e-3
+    scale = own.std().item()  # small in a model that has learned nothing
+    assert scale > 0 and torch.allclose(own, theirs, atol=1e-4 * scale)
     _, others = masks_of(student, models[kind, 1].eval(), data)
-    assert others.shape == own.shape and not torch.allclose(own, others, atol=1e-3)
+    assert others.shape == own.shape and not torch.allclose(own, others, atol=0.1 * scale)
     # Not the same mask for every prior, else the order of the rows would not be tested.
-    assert (own - own[:1]).abs().amax() > 1e-3
+    assert (own - own[:1]).abs().amax() > 0.1 * scale
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -122,6 +123,13 @@ def test_the_dense_view_of_an_instance_head(models):
         view = dense_view(model.bbox_head, output)
         assert len(view) == len(output[0]) and view.boxes[0].shape == (*view.logits[0].shape[:2], 4)
         assert (view.quality is not None) == (kind == 'condinst')
+
+
+def test_towers_that_are_one(models):
+    """mmdet gives RTMDet-Ins one tower for classes and boxes: CrossKD cannot swap one of them."""
+    with pytest.raises(ValueError, match='RTMDetInsSepBNHead: cls_convs and reg_convs are the same convolutions'):
+        Distiller(models['rtmdet_ins', 0], models['rtmdet_ins', 1],
+                  dict(loss_cross=dict(type='CrossKDLoss', at='bbox_head')), scope='mmdet')
 
 
 @pytest.mark.parametrize('build_other, message', [
