@@ -26,7 +26,8 @@ def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequenc
 @contextmanager
 def _everywhere(model: Any) -> Iterator[None]:
     """The flag of heads of :data:`EVERYWHERE` is that of training, and not that of their parts."""
-    heads = [head for head in (getattr(model, name, None) for name in ('bbox_head', 'rpn_head'))
+    found: List[Any] = [getattr(model, name, None) for name in ('bbox_head', 'rpn_head')]
+    heads = [head for head in found
              if any(cls.__name__ in EVERYWHERE for cls in type(head).__mro__) and not head.training]
     for head in heads:
         head.training = True

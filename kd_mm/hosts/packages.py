@@ -23,8 +23,8 @@ INSTALL: Dict[str, str] = {
 OF_TYPES: Dict[str, str] = {
     'CocoPanopticMetric': 'panopticapi', 'Detectron2Wrapper': 'detectron2', 'LoadPanopticAnnotations': 'panopticapi',
     'TIMMBackbone': 'timm', 'VPD': 'ldm'}
-#: A key that is not None in a config -> the package that it needs (CrowdDet's assigners).
-OF_KEYS: Dict[str, str] = {'perm_repeat_gt_cfg': 'torchvision'}
+#: A key that is set in a config -> the package that it needs when it runs (CrowdDet's RoI layer; an assigner).
+OF_KEYS: Dict[str, str] = {'perm_repeat_gt_cfg': 'torchvision', 'use_torchvision': 'torchvision'}
 #: Scope in front of a ``type`` -> the package that has it.
 OF_SCOPES: Dict[str, str] = {'mmcls': 'mmpretrain', 'mmpretrain': 'mmpretrain'}
 #: Parts of a config that a training uses.
@@ -77,7 +77,7 @@ def _needs(value: Any) -> Iterator[Tuple[str, str]]:
         if scope.split('.')[0] in OF_SCOPES:
             yield OF_SCOPES[scope.split('.')[0]], kind
     for key, item in value.items():
-        if key in OF_KEYS and item is not None:
+        if key in OF_KEYS and item:
             yield OF_KEYS[key], f'{key} of {kind or "the config"}'
         yield from _needs(item)
 

@@ -22,7 +22,9 @@ LACKING = {
     CONVNEXT: 'mmpretrain', 'mmdet::timm_example/retinanet_timm-tv-resnet50_fpn_1x_coco.py': 'mmpretrain',
     'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py': 'mmpretrain',
     'mmseg::poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py': 'mmpretrain',
-    'mmseg::vpd/vpd_sd_4xb8-25k_nyu-480x480.py': 'ldm'}
+    'mmseg::vpd/vpd_sd_4xb8-25k_nyu-480x480.py': 'ldm',
+    'mmdet::misc/d2_mask-rcnn_r50-caffe_fpn_ms-90k_coco.py': 'detectron2',
+    'mmdet::crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py': 'torchvision'}
 
 
 def absent(package):
@@ -55,7 +57,7 @@ def test_the_command_says_it_too():
 
 
 def test_what_a_first_step_would_miss(coco_root, tmp_path):
-    """CrowdDet's assigner imports torchvision when it meets the first image."""
+    """An assigner that imports torchvision when it meets the first image."""
     absent('torchvision')
     cfg = two_stage(coco_root, tmp_path)
     cfg.model.train_cfg.rcnn.assigner.perm_repeat_gt_cfg = dict(iou_thr=0.7, perm_range=0.01)

@@ -1,4 +1,4 @@
-"""tools/studies/instance.py: its models, its plan, its table; no training here (tests/engine/test_instance_segmentation)."""
+"""tools/studies/instance.py: its models, its plan, its table; trainings: tests/engine/test_instance_segmentation.py."""
 
 import pytest
 from instance_heads import draw_scenes, make_instances

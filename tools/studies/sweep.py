@@ -455,8 +455,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument('--only', nargs='+', default=[], metavar='HOST/FOLDER', help='some families')
     parser.add_argument('--write', action='store_true', help='with --only: merge the results into the file')
     parser.add_argument('--render', action='store_true', help='only write the table again')
-    parser.add_argument('--extra', metavar='DIR', help='folder of optional packages (pip install --target DIR); what is '
-                        'found with them stands beside what is found without')
+    parser.add_argument('--extra', metavar='DIR', help='folder of optional packages (pip install --target DIR); what '
+                        'is found with them stands beside what is found without')
     args = parser.parse_args(argv)
     if args.extra:
         sys.path.append(args.extra)
