@@ -72,7 +72,7 @@ BASES = {
     'deformable_detr_r50': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     'dino_r50': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
     'rtmdet_ins_s': 'mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py',
-    'solov2_light_r18': 'mmdet::solov2/solov2-light_r18_fpn_ms-3x_coco.py',
+    'solov2_r50': 'mmdet::solov2/solov2_r50_fpn_1x_coco.py',
     'panoptic_fpn_r50': 'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
     'mask2former_r50 panoptic': 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py',
     'mask2former_r50': 'mm{task}::mask2former/mask2former_r50_8xb2-{data}.py',

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+from foundation import require
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from stock import hook, make_runner
+from stock import hook, loss_step, make_runner
 from two_stage import two_stage, two_stage_config
 
 from kd_mm.engine.distiller import Distiller
@@ -17,11 +18,12 @@ from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import train
 
 CONVNEXT = 'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py'
+TIMM = 'mmdet::timm_example/retinanet_timm-tv-resnet50_fpn_1x_coco.py'
+POOLFORMER = 'mmseg::poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py'
 #: Configs of the hosts -> the package that they lack.
 LACKING = {
-    CONVNEXT: 'mmpretrain', 'mmdet::timm_example/retinanet_timm-tv-resnet50_fpn_1x_coco.py': 'mmpretrain',
+    CONVNEXT: 'mmpretrain', TIMM: 'mmpretrain', POOLFORMER: 'mmpretrain',
     'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py': 'mmpretrain',
-    'mmseg::poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py': 'mmpretrain',
     'mmseg::vpd/vpd_sd_4xb8-25k_nyu-480x480.py': 'ldm',
     'mmdet::misc/d2_mask-rcnn_r50-caffe_fpn_ms-90k_coco.py': 'detectron2',
     'mmdet::crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py': 'torchvision'}
@@ -105,13 +107,31 @@ def test_an_operation_that_mmcv_lacks_on_this_device():
         Distiller(model, copy.deepcopy(model), dict(loss_kd=dict(type='PKDLoss', at='neck')), scope='mmdet')
 
 
-@pytest.mark.parametrize('name', [CONVNEXT])
-def test_it_builds_where_the_package_is(name):
+#: Configs that take their backbone from mmpretrain -> overrides that narrow it.
+NARROW = {
+    CONVNEXT: dict(backbone=dict(arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 32, 64]), init_cfg=None),
+                   neck=dict(in_channels=[8, 16, 32, 64])),
+    TIMM: dict(backbone=dict(model_name='resnet18', pretrained=False, init_cfg=None),
+               neck=dict(in_channels=[64, 128, 256, 512])),
+    POOLFORMER: dict(backbone=dict(arch=dict(layers=[1, 1, 1, 1], embed_dims=[8, 16, 32, 64], mlp_ratios=[2, 2, 2, 2],
+                                             layer_scale_init_value=1e-5), init_cfg=None),
+                     neck=dict(in_channels=[8, 16, 32, 64])),
+}
+
+
+@pytest.mark.parametrize('name', NARROW)
+def test_it_distils_where_the_package_is(name):
+    """A step with a second copy as the teacher."""
     pytest.importorskip('mmpretrain', reason='the config takes its backbone from mmpretrain, which is not installed')
+    if name == TIMM:
+        require('timm')
     cfg, _, _ = load_config(name)
-    cfg.model.backbone.update(arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 32, 64]), init_cfg=None)
-    cfg.model.neck.in_channels = [8, 16, 32, 64]
-    model = build_model(cfg, None)
-    model.init_weights()
-    found = Distiller(model, copy.deepcopy(model), dict(loss_kd=dict(type='FitNetLoss', at='backbone')), scope='mmdet')
-    assert found.terms['loss_kd'].student_paths == ['backbone']
+    cfg.merge_from_dict(dict(model=NARROW[name]))
+    scope = name.split('::')[0]
+    with DefaultScope.overwrite_default_scope(scope):
+        models = [build_model(cfg, scope) for _ in range(2)]
+        for model in models:
+            model.init_weights()
+        losses = loss_step(models[0], Distiller(models[0], models[1], dict(
+            loss_kd=dict(type='FitNetLoss', at='@backbone'), loss_neck=dict(type='PKDLoss', at='@neck')), scope=scope))
+    assert losses['loss_kd'] > 0 and losses['loss_neck'] > 0
