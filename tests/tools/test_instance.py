@@ -8,11 +8,9 @@ import kd_mm.losses  # noqa: F401  (registers them)
 from kd_mm.engine.term import Term
 
 pytest.importorskip('mmdet')
-import benchmark  # noqa: E402
 import instance  # noqa: E402
 import instance_data  # noqa: E402
 import instance_models as models  # noqa: E402
-import stages as engine  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -35,8 +33,9 @@ def test_a_student_and_its_teacher(name, tmp_path):
 
 
 def test_the_plan_has_one_teacher(data, tmp_path):
-    settings = instance.settings_of('solov2', tmp_path, engine.count_images(data))
-    stages = benchmark.plan(settings, ['masks', 'both'], 2, data, tmp_path)
+    found = instance.data_at(data)
+    settings = instance.settings_of('solov2', tmp_path, found.images)
+    stages = instance.plan(settings, ['masks', 'both'], 2, found, tmp_path)
     assert [(stage.name, stage.seed) for stage in stages] == [
         ('teacher', 0), ('plain', 0), ('masks', 0), ('both', 0), ('plain', 1), ('masks', 1), ('both', 1)]
     assert len({stage.config_hash for stage in stages}) == 7
@@ -45,8 +44,8 @@ def test_the_plan_has_one_teacher(data, tmp_path):
 
 
 def results(tmp_path, scores):
-    book = instance.Book(tmp_path / 'instance.json', 'python study')
-    book.hosts = dict(torch='2')
+    book = instance.Book(tmp_path / 'instance.json')
+    book.start(instance.provenance('python study', 1, 1))
     for method, found in scores.items():
         runs = {str(seed): dict(score=score, hash='') for seed, score in enumerate(found)}
         instance.Scores(book, 'solov2').data['runs'][method] = runs
@@ -55,13 +54,13 @@ def results(tmp_path, scores):
 
 
 @pytest.mark.parametrize('masks, said', [
-    ([12.0, 13.0, 14.0], '+2.0 ± 0.0'), ([10.0, 11.5, 15.0], '+1.2 ± 1.6 (not shown)'),
-    ([12.0], '+2.0 (1 seed: nothing shown)')])
+    ([12.0, 13.0, 14.0], '+2.0 ± 0.0 (better)'), ([10.0, 11.5, 15.0], '+1.2 ± 4.0 (no difference shown)'),
+    ([12.0], '+2.0 (one seed)')])
 def test_the_table_says_what_is_not_shown(tmp_path, masks, said):
     book = results(tmp_path, dict(teacher=[20.0], plain=[10.0, 11.0, 12.0], masks=masks))
     row = instance.table(book).splitlines()[-1]
     assert row.startswith('| SOLOv2 R18 | mask AP | 20.0 | 11.0 ± 1.0 | masks |') and row.endswith(f'| {said} |')
-    assert instance.processor() in instance.legend(book) and 'torch 2' in instance.legend(book)
+    assert '`python study` on ' in instance.legend(book) and 'torch 2.' in instance.legend(book)
 
 
 def test_the_page_is_what_the_results_say():

@@ -21,7 +21,6 @@ Panoptic pairs need the package panopticapi: pip install --no-deps panopticapi-l
 
 import argparse
 import importlib.util
-import platform
 import signal
 import statistics
 import sys
@@ -35,6 +34,10 @@ import benchmark  # noqa: E402
 import instance_data  # noqa: E402
 import instance_models as models  # noqa: E402
 import stages as engine  # noqa: E402
+from benchmark_data import Data, hash_files  # noqa: E402
+from benchmark_plan import Run, plan  # noqa: E402
+from benchmark_results import Book, Results  # noqa: E402
+from machine import provenance  # noqa: E402
 from mmengine.config import ConfigDict  # noqa: E402
 
 RESULTS, PAGE = ROOT / 'docs' / 'instance.json', ROOT / 'docs' / 'instance.md'
@@ -47,40 +50,17 @@ DATA = f'data/{MADE}/'
 ALSO = ('coco/bbox_mAP', 'coco/segm_mAP_50', 'coco_panoptic/PQ_th', 'coco_panoptic/PQ_st')
 
 
-class Book(benchmark.Book):
-    """``instance.json``: besides the pairs what made them."""
-
-    def __init__(self, path: Path, command: str = '') -> None:
-        super().__init__(path)
-        self.command = command
-
-    def save(self) -> None:
-        super().save()
-        content = engine.json.loads(self.path.read_text())
-        about = dict(command=self.command, processor=processor(), threads=1, python=platform.python_version())
-        self.path.write_text(engine.json.dumps(dict(about=about, **content), indent=1) + '\n')
-
-
-class Scores(benchmark.Results):
+class Scores(Results):
     """Of one pair; a record has further scores beside the first."""
 
-    def add(self, stage: benchmark.Run, metric: str) -> None:
-        super().add(stage, metric)
+    def add(self, stage: Run, metric: str, engine_code: str = '') -> None:
+        super().add(stage, metric, engine_code)
         train, val = engine.read_scalars(stage.work_dir)
         record = self.data['runs'][stage.name][str(stage.seed)]
         record['also'] = {name.split('/')[-1]: round(val[-1][name] * (100 if name.startswith('coco/') else 1), 2)
                           for name in ALSO if name in val[-1]}
         record['seconds_per_iter'] = round(engine.seconds_per_iter(train), 3)
         self.save()
-
-
-def processor() -> str:
-    """The machine's processor, as its kernel names it."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def settings_of(name: str, work_dir: Path, images: int) -> Any:
@@ -91,14 +71,18 @@ def settings_of(name: str, work_dir: Path, images: int) -> Any:
                       methods={method: dict(losses=losses) for method, losses in pair.losses.items()})
 
 
-def run_pair(name: str, methods: Sequence[str], seeds: int, data: Path, work_dir: Path, results: Scores,
+def data_at(root: Path) -> Data:
+    """The objects and segments as the benchmark describes a set."""
+    return Data(root, MADE, engine.count_images(root), hash_files(sorted(root.glob('annotations/*.json'))))
+
+
+def run_pair(name: str, methods: Sequence[str], seeds: int, data: Data, work_dir: Path, results: Scores,
              lanes: int, quick: bool) -> None:
     """Train what is missing of one pair."""
-    settings = settings_of(name, work_dir, engine.count_images(data))
-    stages = benchmark.plan(settings, methods, seeds, data, work_dir / name, quick)
-    todo = benchmark.needed(stages, results)
+    settings = settings_of(name, work_dir, data.images)
+    todo = benchmark.needed(plan(settings, methods, seeds, data, work_dir / name, quick), results)
     failed = engine.run_stages(todo, lanes, benchmark.Collecting(todo, lanes, results, settings.metric),
-                               keep_going=True)
+                               keep_going=True, threads=1)
     for stage in todo:
         if stage.title in failed and stage.name in ('teacher', 'plain'):
             raise engine.StageError(failed[stage.title])
@@ -118,18 +102,13 @@ def spread(scores: Sequence[float]) -> str:
     return f'{mean} ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else mean
 
 
-def gain(results: benchmark.Results, method: str) -> str:
-    """Mean difference from the plain student of the same seed, and whether it is shown: beyond two standard errors."""
-    runs = results.data['runs']
-    both = [seed for seed in runs.get(method, {}) if seed in runs.get('plain', {})]
-    found = [runs[method][seed]['score'] - runs['plain'][seed]['score'] for seed in both]
-    if not found:
+def gain(results: Results, method: str) -> str:
+    """Mean difference from the plain student of the same seed, half of its 95 % interval, and what that shows."""
+    found = results.gain(method)
+    if found is None:
         return '-'
-    mean = statistics.mean(found)
-    if len(found) < 3:
-        return f'{mean:+.1f} ({len(found)} seed{"s" if len(found) > 1 else ""}: nothing shown)'
-    error = statistics.stdev(found) / len(found)**0.5
-    return f'{mean:+.1f} ± {statistics.stdev(found):.1f}{"" if abs(mean) > 2 * error else " (not shown)"}'
+    mean, half, _ = found
+    return f'{mean:+.1f}{"" if half is None else f" ± {half:.1f}"} ({results.verdict(method)})'
 
 
 def table(book: Book) -> str:
@@ -153,13 +132,14 @@ def table(book: Book) -> str:
 
 
 def legend(book: Book) -> str:
-    about = engine.json.loads(book.path.read_text()).get('about', {}) if book.path.exists() else {}
+    """What the numbers are of."""
     seeds = sorted({seed for pair in book.pairs.values() for runs in pair['runs'].values() for seed in runs})
-    hosts = ', '.join(f'{name} {version}' for name, version in book.hosts.items())
-    return (f'`{about.get("command", "")}`; seeds {", ".join(seeds)}; {about.get("processor", "")}, one thread; '
-            f'{hosts}. Mean ± sample standard deviation over the seeds, of the last checkpoint; the teacher has one '
-            'seed. *Against plain*: mean difference of students with the same seed; *not shown* where it is within two '
-            'standard errors.')
+    made = ' '.join(f'`{found["command"]}` on {found["machine"]["processor"]}, one thread; '
+                    + ', '.join(f'{name} {version}' for name, version in found['versions'].items()) + '.'
+                    for found in book.made)
+    return (f'{made} Seeds {", ".join(seeds)}. Scores: mean ± sample standard deviation over the seeds, of the last '
+            'checkpoint; the teacher has one seed. *Against plain*: mean difference of students with the same seed ± '
+            'half of its 95 % interval.')
 
 
 def render(book: Book) -> None:
@@ -204,15 +184,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # Like Ctrl-C: without this, `kill` would end the study and leave its trainings running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     work_dir = args.work_dir.resolve()
-    command = f'python tools/studies/instance.py --data-root PATH --seeds {args.seeds}'
-    book = Book(work_dir / 'instance.json' if args.quick else RESULTS, command)
+    command = (f'python tools/studies/instance.py --data-root PATH --seeds {args.seeds} --methods '
+               f'{" ".join(args.methods)}')
+    book = Book(work_dir / 'instance.json' if args.quick else RESULTS)
     try:
         if not args.render:
             check_packages(args.pairs)
             source = engine.find_data(args.data_root, SOURCE, 'mmseg', '--data-root')
-            data = work_dir / 'data' / MADE
-            instance_data.make(source, data, size=models.SIZE)
-            book.hosts = benchmark.hosts()
+            root = work_dir / 'data' / MADE
+            instance_data.make(source, root, size=models.SIZE)
+            data = data_at(root)
+            book.start(provenance(command, engine.cores(), threads=1))
             scores: Dict[str, Scores] = {name: Scores(book, name) for name in args.pairs}
             failed: List[str] = []
             for seeds in range(1, args.seeds + 1):  # every pair has its first seed before one has its second
