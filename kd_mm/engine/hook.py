@@ -24,6 +24,7 @@ from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names, classes_of
 from kd_mm.hosts.own_loss import ALL
+from kd_mm.hosts.packages import PARTS, missing
 from kd_mm.hosts.semi import BRANCHES, inner_student, is_semi, labelled_sample
 from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
@@ -168,7 +169,7 @@ class DistillHook(Hook):
             raise ConfigProblems(f'the training data set is empty: {_describe_dataset(runner)}. Check data_root and '
                                  'data_prefix, for example with --cfg-options train_dataloader.dataset.data_root=PATH')
         problems = Problems()
-        for fault in holding.faults():
+        for fault in [*holding.faults(), *missing({part: runner.cfg.get(part) for part in PARTS})]:
             problems.add(fault)
         problems.raise_any()
         student = inner_student(holding.student())

@@ -28,6 +28,11 @@ Records = Mapping[str, Mapping[str, Recorded]]
 Run = Callable[[str, Sequence[Tap], bool], None]
 
 
+def _said(record: Optional[Recorded]) -> bool:
+    """Whether a tap has recorded a tensor or, with structure, a call."""
+    return record is not None and bool(record or record.calls)
+
+
 class Outputs:
     """Looks at what the taps of a first pass gave.
 
@@ -160,7 +165,7 @@ class Outputs:
 
     def silent(self, term: Term) -> Optional[str]:
         """Taps that gave nothing, why, and what gives something beside them."""
-        found = [(name, path) for name, path in self.step.keys([term]) if not self.records[name].get(path)]
+        found = [(name, path) for name, path in self.step.keys([term]) if not _said(self.records[name].get(path))]
         if not found:
             return None
         name, path = found[0]

@@ -17,6 +17,7 @@ from kd_mm.engine.term import STUDENT, Term, need_masks
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.heads.find import of_queries
 from kd_mm.hosts.models import task_of
+from kd_mm.hosts.packages import without_operation
 from kd_mm.hosts.synthetic import input_channels, synthetic_batch
 from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSizeError
@@ -295,7 +296,7 @@ class Preflight:
                 self.problems.add(error)
                 return None
             except Exception as error:  # models raise anything at sizes they cannot take
-                text = f'{type(error).__name__}: {error}'
+                text = f'{type(error).__name__}: {error}{without_operation(str(error))}'
                 # The same fault at another size has other numbers in its message.
                 errors.setdefault(self._running + re.sub(r'\d+', '', text),
                                   f'at {shape[0]}x{shape[1]}: {text} (the {self._running})')
@@ -356,7 +357,7 @@ class Preflight:
             tap.arm(size)
         try:
             if taps or not sampled:
-                forward_tensor(model, inputs, copy.deepcopy(samples), list(taps_of))
+                forward_tensor(model, inputs, copy.deepcopy(samples), [tap.path for tap in taps])
         except Exception:
             # Some heads cannot predict for a batch (guided anchors take one image): what lies before them is known.
             if not taps or not all(tap.fired for tap in taps):

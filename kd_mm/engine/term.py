@@ -8,9 +8,10 @@ from kd_mm.adapters.auto import auto_adapter
 from kd_mm.adapters.base import Adapter
 from kd_mm.engine.readers.base import Comparison, Reader
 from kd_mm.engine.readers.heads import HeadReader
+from kd_mm.engine.readers.instance_masks import InstanceMaskReader
 from kd_mm.engine.readers.maps import MapReader
 from kd_mm.engine.readers.proposals import ProposalReader
-from kd_mm.hosts.places import SHARED
+from kd_mm.hosts.places import INSTANCE_MASKS, SHARED
 from kd_mm.hosts.tokens import TokenSize, looks_like_token_size, token_sizes
 from kd_mm.losses.base.head import HeadLoss
 from kd_mm.losses.base.loss import Adversarial, KDLoss, PicksInstances, ReadsModules
@@ -176,7 +177,7 @@ class Term(nn.Module):
         if places and at['student'] != at['teacher']:
             raise ValueError(f'{self.title}: {places[0]!r} asks both models about the same proposals: write at='
                              f'{places[0]!r}')
-        if proposals is not None and (not places or places[0].startswith('@rpn')
+        if proposals is not None and (not places or not places[0].startswith('@roi')
                                       or proposals not in PROPOSALS):
             raise ValueError(f'{self.title}: proposals={proposals!r} must be one of '
                              f'{", ".join(map(repr, PROPOSALS))}, at a place of RoIs such as '
@@ -203,7 +204,7 @@ class Term(nn.Module):
         picks = isinstance(self.loss, PicksInstances) and self.loss.heads_at is not None
         if shared and (self.region is not None or self.loss.needs_boxes or self.loss.needs_seg_map
                        or self.of_heads or picks):
-            raise ValueError(f'{self.title}: {name} looks at images, and {shared!r} gives rows of proposals. Tap maps')
+            raise ValueError(f'{self.title}: {name} looks at images, and {shared!r} gives rows. Tap maps')
         #: whether both models must have the same classes.
         self.of_classes: bool = shared in OF_CLASSES if shared else self.loss.logits
         self.classes = cfg.get('classes')
@@ -225,6 +226,8 @@ class Term(nn.Module):
 
     def _reader(self, at: Dict[str, Any], levels: Dict[str, Optional[List[int]]], shared: Optional[str],
                 cfg: Dict[str, Any]) -> Reader:
+        if shared == INSTANCE_MASKS:
+            return InstanceMaskReader(self.title, at, levels)
         if shared:
             return ProposalReader(self.title, at, levels, cfg.get('proposals', PROPOSALS[0]))
         if isinstance(self.loss, HeadLoss):
@@ -241,7 +244,7 @@ class Term(nn.Module):
     @property
     def shared(self) -> Optional[str]:
         """The place of shared proposals; None for everything else."""
-        return self.reader.place if isinstance(self.reader, ProposalReader) else None
+        return self.reader.place if isinstance(self.reader, (ProposalReader, InstanceMaskReader)) else None
 
     @property
     def student_paths(self) -> List[str]:

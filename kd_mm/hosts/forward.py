@@ -1,12 +1,17 @@
 """The raw forward of a host model."""
 
 import inspect
-from typing import Any, List, Sequence
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Sequence
 
 from torch import Tensor, nn
 
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.swap import swapped
+
+#: Heads that in evaluation predict at the places alone where they expect an object, for one image at a time, by a flag
+#: of their own.  What they say everywhere, as in training, is what can be compared.
+EVERYWHERE = ('GuidedAnchorHead', )
 
 
 def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequence[str] = ()) -> Any:
@@ -14,6 +19,26 @@ def forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequenc
 
     mmseg's leaves out the auxiliary heads, so they are called here when a path asks for one.
     """
+    with _everywhere(model):
+        return _forward_tensor(model, inputs, data_samples, paths)
+
+
+@contextmanager
+def _everywhere(model: Any) -> Iterator[None]:
+    """The flag of heads of :data:`EVERYWHERE` is that of training, and not that of their parts."""
+    found: List[Any] = [getattr(model, name, None) for name in ('bbox_head', 'rpn_head')]
+    heads = [head for head in found
+             if any(cls.__name__ in EVERYWHERE for cls in type(head).__mro__) and not head.training]
+    for head in heads:
+        head.training = True
+    try:
+        yield
+    finally:
+        for head in heads:
+            head.training = False
+
+
+def _forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequence[str]) -> Any:
     auxiliary = getattr(model, 'auxiliary_head', None)
     wanted = [path for path in paths if path.startswith('auxiliary_head')] if isinstance(auxiliary, nn.Module) else []
     if task_of(model) is None:

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS as ENGINE_MODELS
 from torch import nn
 
 from kd_mm.hosts.files import find, places
+from kd_mm.hosts.packages import explained, require
 from kd_mm.hosts.renamed import hint
 from kd_mm.hosts.table import host_of, host_of_config
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
@@ -63,6 +64,7 @@ def load_config(source: Any, folder: Optional[str] = None) -> Tuple[Config, str,
 
     Raises:
         FileNotFoundError: no such file or installed config.
+        PackageError: a package that the config imports is not installed.
         ValueError: not a config of a model.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -73,7 +75,10 @@ def load_config(source: Any, folder: Optional[str] = None) -> Tuple[Config, str,
             raise FileNotFoundError(f'teacher config {source!r} does not exist (looked at '
                                     f'{" and ".join(places(source, folder))}; a relative path is taken from the '
                                     f'current folder, {rule} from that of the config){hint(source)}')
-        cfg, name, found = Config.fromfile(path), source, path
+        try:
+            cfg, name, found = Config.fromfile(path), source, path
+        except ImportError as error:
+            raise explained(error, f'teacher config {source}') from error
     elif isinstance(source, (Config, dict)):
         content = source if isinstance(source, Config) else Config(copy.deepcopy(dict(source)))
         cfg = Config(dict(model=content._cfg_dict)) if 'type' in content and 'model' not in content else content
@@ -117,7 +122,12 @@ def _is_pretrained(init_cfg: Any) -> bool:
 
 
 def build_model(cfg: Config, scope: Optional[str], pretrained: bool = False) -> Any:
-    """Build the model of a config under its own scope, without pretrained weights unless they are asked for."""
+    """Build the model of a config under its own scope, without pretrained weights unless they are asked for.
+
+    Raises:
+        PackageError: a part of it needs a package that is not installed.
+    """
+    require(cfg.model, f'the model {cfg.model.get("type")}')
     # No to_dict(): it writes classes as text, which no registry finds.
     model_cfg = copy.deepcopy(cfg.model) if pretrained else _without_pretrained(cfg.model)
     if cfg.get('data_preprocessor') and 'data_preprocessor' not in model_cfg:

@@ -7,7 +7,7 @@ of a segmentor's head.  Mask transformers for segmentation (MaskFormer, Mask2For
 of the scores that they predict with, see :func:`kd_mm.hosts.picks.semantic_logits`.  ``@output`` is what a model of no
 host returns as a whole.
 
-The places of :data:`SHARED` are what both models say about the same proposals.
+The places of :data:`SHARED` are what both models say about the same proposals or the same priors.
 
 A head whose logits are somewhere else gets its line in the entry of its host (:mod:`kd_mm.hosts.known`), by the name
 of its class, once for all configs.
@@ -28,7 +28,11 @@ from kd_mm.types.batch import Features
 MARK = '@'
 PLACES = ('@backbone', '@neck', '@memory', '@logits', '@output')
 #: Places that are rows of proposals which both models are asked about, see :mod:`kd_mm.hosts.heads.proposals`.
-SHARED = ('@roi_logits', '@roi_boxes', '@roi_masks', '@roi_features', '@rpn_logits', '@rpn_boxes')
+ROWS = ('@roi_logits', '@roi_boxes', '@roi_masks', '@roi_features', '@rpn_logits', '@rpn_boxes')
+#: Masks that one-stage heads make from kernels, at the same priors, see :mod:`kd_mm.hosts.heads.instance_masks`.
+INSTANCE_MASKS = '@instance_masks'
+#: Every place at which both models are asked about the same things.
+SHARED = (*ROWS, INSTANCE_MASKS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def find(model: nn.Module, place: str) -> Place:
     """
     if place not in PLACES:
         if place in SHARED:
-            raise KeyError(f'{place!r} gives rows of proposals and stands alone: at={place!r}, for both models')
+            raise KeyError(f'{place!r} gives rows and stands alone: at={place!r}, for both models')
         raise KeyError(f'{place!r} is no place; there are {", ".join(map(repr, (*PLACES, *SHARED)))}')
     found, backbone = _find(model, place), _lookup(model, 'backbone')
     if any(cls.__name__ == TRIDENT for cls in type(backbone).__mro__):

@@ -166,8 +166,8 @@ class Tap:
 
     @property
     def fired(self) -> bool:
-        """Whether it has recorded a tensor since it was armed."""
-        return bool(self._records or self._replaced)
+        """Whether it has recorded a tensor since it was armed; with structure, a call."""
+        return bool(self._records or self._calls or self._replaced)
 
     def put(self, recorded: Recorded) -> None:
         """Let the next :meth:`read` give this: what was read before, in another form."""
@@ -196,7 +196,7 @@ class Tap:
         edges, given = tuple(self._edges), tuple(self._given)
         ambiguous, misfit = self._ambiguous, self._misfit
         self.clear()
-        if not records:
+        if not records and not calls:
             raise RuntimeError(f'{self.side}: the tap {self.path!r} did not fire in this forward pass. The module is '
                                'not used in this mode (training loss); tap another one')
         if misfit is not None:

@@ -18,6 +18,7 @@ from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, listed
 from kd_mm.engine.vis import NOTHING_TO_DRAW, DistillVisHook
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
+from kd_mm.hosts.packages import explained
 from kd_mm.hosts.renamed import hint, no_such_config
 from kd_mm.hosts.table import host_of_config, scopes
 from kd_mm.hosts.zoo import package_folder, zoo_config
@@ -68,6 +69,8 @@ def read_file(file: str) -> Config:
         return Config.fromfile(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{file}: {error}{hint(str(error))}') from error
+    except ImportError as error:
+        raise explained(error, f'the config {file}') from error
 
 
 def apply_options(cfg: Config, options: Dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
     python tools/studies/sweep.py                              all; writes tests/compat.json and configs/README.md
     python tools/studies/sweep.py --only mmdet/gfl mmseg/fcn   some; prints only (--write merges them)
     python tools/studies/sweep.py --render                     the table of configs/README.md from tests/compat.json
+    python tools/studies/sweep.py --only mmdet/convnext --write --extra DIR    with packages that are in DIR alone
 
 The smallest config of each folder is taken as it is except for: random weights, batches of two random small images
 with boxes, masks or maps, BN where it has SyncBN, and no other custom hooks.  A second copy with other random weights
@@ -40,13 +41,15 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from sweep_families import HOSTS, families  # noqa: E402
-from sweep_table import KINDS, NOT_THERE, render, summary  # noqa: E402
+from sweep_table import KINDS, NOT_THERE, beside, render, summary  # noqa: E402
 
 from kd_mm.engine.distiller import Distiller  # noqa: E402
 from kd_mm.engine.hook import DistillHook  # noqa: E402
 from kd_mm.hosts.models import build_model, class_names  # noqa: E402
+from kd_mm.hosts.packages import PackageError  # noqa: E402
 from kd_mm.hosts.synthetic import synthetic_batch  # noqa: E402
 from kd_mm.hosts.zoo import package_folder  # noqa: E402
+from kd_mm.lab.configs import read_file  # noqa: E402
 from kd_mm.lab.models import scope_of  # noqa: E402
 
 RESULTS = ROOT / 'tests' / 'compat.json'
@@ -219,7 +222,10 @@ def usable_shape(model: Any) -> Tuple[Tuple[int, int], Dict[str, Any]]:
 def try_family(path: Path, host: str) -> Record:
     """Distil one config for two steps; the record of it."""
     begin = time.time()
-    cfg = Config.fromfile(str(path))
+    try:
+        cfg = read_file(str(path))
+    except PackageError as error:
+        return dict(config=path.name, refused=shorten(str(error).replace(f'{path}', 'it').removeprefix('the config ')))
     cfg.default_scope = cfg.get('default_scope') or host
     small = shrunk(cfg)
     if 'Trident' in str(small.model.get('backbone', {}).get('type')):
@@ -449,7 +455,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument('--only', nargs='+', default=[], metavar='HOST/FOLDER', help='some families')
     parser.add_argument('--write', action='store_true', help='with --only: merge the results into the file')
     parser.add_argument('--render', action='store_true', help='only write the table again')
+    parser.add_argument('--extra', metavar='DIR', help='folder of optional packages (pip install --target DIR); what '
+                        'is found with them stands beside what is found without')
     args = parser.parse_args(argv)
+    if args.extra:
+        sys.path.append(args.extra)
     data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not args.render:
         torch.set_num_threads(1)
@@ -461,7 +471,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 print(f'{host} is not installed')
         def keep(results: Dict[str, Record]) -> None:
             if not args.only or args.write:
-                known = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).get('families', {}), **results}
+                before = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).get('families', {})
+                known = beside(before, results) if args.extra else {**before, **results}
                 data.update(versions=versions(),
                             families={name: known[name] for name, *_ in families() if name in known})
                 RESULTS.write_text(json.dumps(data, indent=1) + '\n')

@@ -1,8 +1,12 @@
 """The table of configs/README.md, from what ``tools/studies/sweep.py`` found."""
 
-from typing import Any, Dict
+import contextlib
+from importlib import metadata
+from typing import Any, Dict, Optional
 
 from sweep_families import families
+
+from kd_mm.hosts.packages import INSTALL, installed
 
 KINDS = ('neck', 'backbone', 'logits')
 NOT_THERE = 'no dense class logits'
@@ -19,6 +23,31 @@ def summary(families_: Dict[str, Dict[str, Any]]) -> str:
         lines.append(f'{kind}: {there.count("ok")} of {len(there)}' + (
             f' ({len(values) - len(there)} have none)' if len(there) < len(values) else '') + '.')
     return ' '.join(lines)
+
+
+def optional() -> str:
+    """The optional packages of the hosts that are installed, with versions."""
+    found = []
+    for name in INSTALL:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f'{name} {metadata.version(name)}' if installed(name) else '')
+    return ', '.join(filter(None, found))
+
+
+def beside(known: Dict[str, Dict[str, Any]], results: Dict[str, Dict[str, Any]]) -> Dict[str, Dict[str, Any]]:
+    """Records without optional packages, each with what was found with them."""
+    return {**known, **{name: dict(known.get(name, {}), config=record['config'], **{'with': dict(
+        packages=optional(), **{key: record[key] for key in ('kinds', 'refused') if key in record})})
+        for name, record in results.items()}}
+
+
+def with_packages(found: Optional[Dict[str, Any]]) -> str:
+    """What a family did with optional packages of its host."""
+    if not found:
+        return ''
+    kinds = found.get('refused') or ', '.join(f'{kind} {found["kinds"][kind]}' for kind in KINDS
+                                              if kind in found['kinds'])
+    return f'. With {found["packages"]}: {kinds}'
 
 
 def render(data: Dict[str, Any]) -> str:
@@ -38,7 +67,7 @@ def render(data: Dict[str, Any]) -> str:
         if 'left_out' in record:
             left.append((name, record['left_out']))
         elif 'refused' in record:
-            refused.append((name, record['config'], record['refused']))
+            refused.append((name, record['config'], record['refused'] + with_packages(record.get('with'))))
         else:
             heads = [value for key, value in record['parts'].items() if key.endswith('_head') and key != 'mask_head']
             kinds = [record['kinds'].get(kind, '') for kind in KINDS]

@@ -8,6 +8,7 @@ Nothing of mmdet is imported: a head is used through its instance.
 """
 
 import functools
+import itertools
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
@@ -35,8 +36,8 @@ def dense_view(head: Any, output: Any, assignment: Optional[Assignment] = None) 
 
     Args:
         head: an mmdet dense head (RetinaNet, FCOS, ATSS, GFL, PAA, TOOD, RTMDet, YOLOX, VFNet, DDOD, FSAF, FoveaBox,
-            AutoAssign, YOLOF and heads built like one of them).
-        output: what its ``forward`` returned: two or three lists of maps, one map a level.
+            AutoAssign, YOLOF, RTMDet-Ins, CondInst and heads built like one of them).
+        output: what its ``forward`` returned: two or three lists of maps, one map a level; what comes after is left.
         assignment: see :func:`read_assignment`.
 
     Raises:
@@ -49,8 +50,9 @@ def dense_view(head: Any, output: Any, assignment: Optional[Assignment] = None) 
     """
     name = type(head).__name__
     classes = getattr(head, 'cls_out_channels', None)
-    lists = list(output) if isinstance(output, (list, tuple)) else []
-    if not isinstance(classes, int) or len(lists) < 2 or not all(_maps(part) for part in lists):
+    # Instance heads give their mask features, which are no levels, after the maps (RTMDet-Ins).
+    lists = list(itertools.takewhile(_maps, output)) if isinstance(output, (list, tuple)) else []
+    if not isinstance(classes, int) or len(lists) < 2:
         raise ValueError(f'{name} is not a dense head that gives maps of class scores and boxes. Point `at` to one '
                          "(bbox_head of a one-stage detector, rpn_head of a two-stage one)")
     maps = lists[0]

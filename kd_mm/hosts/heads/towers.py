@@ -30,6 +30,10 @@ def towers(head: nn.Module) -> Dict[str, List[List[str]]]:
     for names in TOWERS:
         found = [getattr(head, name, None) for name in names]
         if all(isinstance(tower, (nn.ModuleList, nn.Sequential)) and len(tower) for tower in found):
+            if set(found[0].modules()) & set(found[1].modules()):  # type: ignore[union-attr]
+                raise ValueError(f'{type(head).__name__}: {" and ".join(names)} are the same convolutions (RTMDet-Ins '
+                                 'of mmdet is made like this), so a cross-head pass cannot enter one of them alone. '
+                                 'Use another loss on heads, such as BCKDLoss')
             result = {}
             for name in names:
                 tower = getattr(head, name)

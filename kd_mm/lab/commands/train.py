@@ -84,7 +84,7 @@ def load_config(args: argparse.Namespace) -> Config:
         if not osp.isfile(args.config):
             fail(no_such_config(args.config))
         cfg = read_file(args.config)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImportError) as error:
         fail(str(error))
     options = args.cfg_options or {}
     old_root = cfg.get('data_root')

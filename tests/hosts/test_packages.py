@@ -1,0 +1,137 @@
+"""Packages that parts of the hosts need: a message with the mend before anything is built."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from foundation import require
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from stock import hook, loss_step, make_runner
+from two_stage import two_stage, two_stage_config
+
+from kd_mm.engine.distiller import Distiller
+from kd_mm.hosts.models import build_model, load_config
+from kd_mm.hosts.packages import INSTALL, OF_KEYS, OF_SCOPES, OF_TYPES, PackageError, explained, installed, missing
+from kd_mm.hosts.zoo import zoo_config
+from kd_mm.lab.commands import train
+
+CONVNEXT = 'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py'
+TIMM = 'mmdet::timm_example/retinanet_timm-tv-resnet50_fpn_1x_coco.py'
+POOLFORMER = 'mmseg::poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py'
+#: Configs of the hosts -> the package that they lack.
+LACKING = {
+    CONVNEXT: 'mmpretrain', TIMM: 'mmpretrain', POOLFORMER: 'mmpretrain',
+    'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py': 'mmpretrain',
+    'mmseg::vpd/vpd_sd_4xb8-25k_nyu-480x480.py': 'ldm',
+    'mmdet::misc/d2_mask-rcnn_r50-caffe_fpn_ms-90k_coco.py': 'detectron2',
+    'mmdet::crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py': 'torchvision'}
+
+
+def absent(package):
+    if installed(package):
+        pytest.skip(f'{package} is installed here, so that nothing is missing')
+
+
+@pytest.mark.parametrize('name', LACKING)
+def test_a_config_of_the_zoo_says_which_package_it_lacks(name):
+    package = LACKING[name]
+    absent(package)
+    with pytest.raises(PackageError) as caught:
+        cfg, _, _ = load_config(name)
+        build_model(cfg, None)
+    assert f'the package {package}, which is not installed: {INSTALL[package]}' in str(caught.value)
+
+
+def test_a_teacher_that_lacks_a_package():
+    absent('mmpretrain')
+    student = build_model(two_stage_config('mask'), 'mmdet')
+    with pytest.raises(ValueError, match='teacher config .*convnext.* needs the package mmpretrain'):
+        Distiller(student, CONVNEXT, dict(loss_kd=dict(type='PKDLoss', at='neck')), teacher_ckpt='random',
+                  scope='mmdet')
+
+
+def test_the_command_says_it_too():
+    absent('mmpretrain')
+    with pytest.raises(SystemExit, match='the config .*convnext.* cannot be read: .*pip install mmpretrain'):
+        train.load_config(train.parse_args([str(zoo_config(CONVNEXT))]))
+
+
+def test_what_a_first_step_would_miss(coco_root, tmp_path):
+    """An assigner that imports torchvision when it meets the first image."""
+    absent('torchvision')
+    cfg = two_stage(coco_root, tmp_path)
+    cfg.model.train_cfg.rcnn.assigner.perm_repeat_gt_cfg = dict(iou_thr=0.7, perm_range=0.01)
+    teacher = dict(model=two_stage_config('faster', classes=2).model.to_dict(), default_scope='mmdet')
+    with pytest.raises(ValueError, match='perm_repeat_gt_cfg of MaxIoUAssigner needs the package torchvision'):
+        make_runner(cfg, [hook(teacher, dict(loss_kd=dict(type='PKDLoss', at='neck')))]).train()
+
+
+def test_one_sentence_a_package():
+    value = dict(backbone=dict(type='no_such.A'), heads=[dict(type='mmpretrain.B'), dict(type='mmpretrain.C')],
+                 neck=dict(type='TIMMBackbone'), assigner=dict(perm_repeat_gt_cfg=None))
+    expected = [name for name in ('mmpretrain', 'timm') if not installed(name)]
+    assert [text.split('the package ')[1].split(',')[0] for text in missing(value)] == expected
+    assert missing(dict(type='RetinaNet', backbone=dict(type='ResNet'))) == []
+    assert {*OF_TYPES.values(), *OF_KEYS.values(), *OF_SCOPES.values()} <= set(INSTALL)
+
+
+def test_a_package_that_is_there_and_cannot_be_imported(tmp_path, monkeypatch):
+    """mmpretrain beside versions that it does not know: the cause is told, which mmengine keeps to itself."""
+    (tmp_path / 'broken_package.py').write_text("raise RuntimeError('needs transformers below 5')")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tmp_path / 'config.py'
+    config.write_text("custom_imports = dict(imports=['broken_package'], allow_failed_imports=False)\nmodel = None\n")
+    with pytest.raises((ImportError, RuntimeError)) as raised:
+        Config.fromfile(str(config))
+    text = str(explained(ImportError(f"Failed to import custom modules from {{'imports': ['broken_package']}}, the "
+                                     f'current sys.path is: {sys.path}'), 'the config a.py'))
+    assert text == ('the config a.py cannot be read: importing broken_package fails: RuntimeError: needs transformers '
+                    'below 5'), raised
+    assert str(explained(ImportError('something else'), 'it')) == 'it cannot be read: something else'
+
+
+def test_an_operation_that_mmcv_lacks_on_this_device():
+    """CARAFE has kernels for GPUs alone."""
+    if torch.cuda.is_available():
+        pytest.skip('a GPU is there')
+    cfg = two_stage_config('faster')
+    cfg.model.neck = dict(type='FPN_CARAFE', in_channels=cfg.model.neck.in_channels, out_channels=16, num_outs=5,
+                          start_level=0, end_level=-1, norm_cfg=None, act_cfg=None, order=('conv', 'norm', 'act'),
+                          upsample_cfg=dict(type='carafe', up_kernel=5, up_group=1, encoder_kernel=3,
+                                            encoder_dilation=1, compressed_channels=16))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = build_model(cfg, 'mmdet')
+    with pytest.raises(ValueError, match='mmcv has no such operation for cpu: train on a GPU'):
+        Distiller(model, copy.deepcopy(model), dict(loss_kd=dict(type='PKDLoss', at='neck')), scope='mmdet')
+
+
+#: Configs that take their backbone from mmpretrain -> overrides that narrow it.
+NARROW = {
+    CONVNEXT: dict(backbone=dict(arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 32, 64]), init_cfg=None),
+                   neck=dict(in_channels=[8, 16, 32, 64])),
+    TIMM: dict(backbone=dict(model_name='resnet18', pretrained=False, init_cfg=None),
+               neck=dict(in_channels=[64, 128, 256, 512])),
+    POOLFORMER: dict(backbone=dict(arch=dict(layers=[1, 1, 1, 1], embed_dims=[8, 16, 32, 64], mlp_ratios=[2, 2, 2, 2],
+                                             layer_scale_init_value=1e-5), init_cfg=None),
+                     neck=dict(in_channels=[8, 16, 32, 64])),
+}
+
+
+@pytest.mark.parametrize('name', NARROW)
+def test_it_distils_where_the_package_is(name):
+    """A step with a second copy as the teacher."""
+    pytest.importorskip('mmpretrain', reason='the config takes its backbone from mmpretrain, which is not installed')
+    if name == TIMM:
+        require('timm')
+    cfg, _, _ = load_config(name)
+    cfg.merge_from_dict(dict(model=NARROW[name]))
+    scope = name.split('::')[0]
+    with DefaultScope.overwrite_default_scope(scope):
+        models = [build_model(cfg, scope) for _ in range(2)]
+        for model in models:
+            model.init_weights()
+        losses = loss_step(models[0], Distiller(models[0], models[1], dict(
+            loss_kd=dict(type='FitNetLoss', at='@backbone'), loss_neck=dict(type='PKDLoss', at='@neck')), scope=scope))
+    assert losses['loss_kd'] > 0 and losses['loss_neck'] > 0
