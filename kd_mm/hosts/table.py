@@ -33,8 +33,8 @@ class Host:
     """One package with models that can be distilled.
 
     What an entry leaves out is taken from its ``parent``.  The tables of class names (``logits``, ``no_logits``,
-    ``class_rows``, ``fixed``, ``backbones``, ``boxes``, ``towers``) hold for classes that are defined in this package; a
-    class that derives from one of another host is found in that host's tables.
+    ``class_rows``, ``fixed``, ``backbones``, ``boxes``, ``towers``) hold for classes that are defined in this package;
+    a class that derives from one of another host is found in that host's tables.
 
     Attributes:
         scope: name of its registries, ``default_scope`` of its configs.

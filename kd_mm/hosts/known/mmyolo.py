@@ -56,6 +56,8 @@ register(Host(
         'YOLOv6Head': ('head_module.cls_convs', 'head_module.reg_convs'),
         'YOLOv8Head': ('head_module.cls_preds', 'head_module.reg_preds'),
     },
+    # All heads derive from it.
+    fixed={'YOLOv5Head': 'its layers lie in head_module, whose rows of classes are not known here'},
     branches={
         'head_module.reg_preds': DISTRIBUTIONS, 'head_module.rtm_reg': BOXES,
         'head_module.multi_level_conv_reg': BOXES, 'head_module.multi_level_conv_obj': OBJECTNESS},
