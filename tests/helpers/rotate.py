@@ -27,9 +27,9 @@ def rotate_config(family: str, base: int = 8) -> Config:
         norm = dict(type='BN')
         model.backbone.update(widen_factor=0.125, init_cfg=None, norm_cfg=norm)
         model.neck.update(in_channels=[32, 64, 128], out_channels=32, norm_cfg=norm)
+        model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=CLASSES, norm_cfg=norm)
         # mmcv has no rotated IoU loss for a CPU.
-        model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=CLASSES, norm_cfg=norm, loss_bbox=dict(
-            type='GDLoss_v1', loss_type='kld', fun='log1p', tau=1, loss_weight=1.0))
+        model.bbox_head.loss_bbox = dict(type='GDLoss_v1', loss_type='kld', fun='log1p', tau=1, loss_weight=1.0)
         return cfg
     model.backbone.update(_backbone(base, 18))
     width = 32 if family.startswith('fcos') else 16  # FCOS has norms of 32 groups
