@@ -11,7 +11,7 @@ import importlib
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mmengine.registry import MODELS as ENGINE_MODELS
 from torch import nn
@@ -146,7 +146,10 @@ _FORMS: Dict[str, Tuple[str, Callable[[Any], bool]]] = dict(
     backbones=('a dict from a class to a function of (module, outputs)', _table(callable)),
     branches=(f'a dict from a path to one of {", ".join(map(repr, BRANCHES))}', _table(BRANCHES.__contains__)),
     only_of=("a dict from a path to a tuple of classes, such as {'boxes': ('MyHead', )}", _table(_names)),
-    **dict.fromkeys(('configs', 'weights', 'sample', 'batch'), ('a function', callable)))
+    boxes=("a dict from a class to a tuple of paths, such as {'MyHead': ('boxes.*', )}", _table(_names)),
+    towers=("a dict from a class to two paths, such as {'MyHead': ('cls_tower', 'reg_tower')}", _table(
+        lambda value: _names(value) and len(value) == 2)),
+    **dict.fromkeys(('configs', 'weights', 'sample', 'batch', 'packed'), ('a function', callable)))
 #: What is taken from the parent where an entry leaves it out.
 INHERITED = ('task', 'sample', 'batch', 'packed', 'pack')
 
