@@ -7,6 +7,8 @@
 # Each sets everything up by themselves on a fresh machine (.venv; about ten minutes, once).
 #
 # STACK=onedl    the maintained forks of the hosts instead of the published ones
+# STACK=rotate   MMRotate on top of the published hosts; see STACK=yolo
+# STACK=yolo     MMYOLO on top of the published hosts; make test runs the tests that need it, and nothing else
 # PYTHON=...     the interpreter for the virtual environment
 # JOBS=2         tests side by side
 # COVERAGE=0     tests without measuring which lines of kd_mm they run: a fifth quicker
@@ -21,6 +23,8 @@ ARGS ?=
 VENV := $(if $(filter upstream,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
 MEASURE := $(filter-out 0,$(COVERAGE))
+# Stacks with a host of their own: the mark of its tests has the same name.
+MARKED := $(filter yolo rotate,$(STACK))
 PLAIN := tests/test_examples.py tests/ops/test_functional.py tests/regions tests/adapters tests/test_golden.py
 
 .PHONY: demo test docs sweep gpu lint env clean
@@ -45,11 +49,15 @@ sweep: env
 gpu: env
 	@$(RUN) tools/dev/gpu_check.py $(ARGS)
 
-test: lint docs
+test: $(if $(MARKED),env,lint docs)
+ifneq ($(MARKED),)
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal -m $(MARKED) $(ARGS)
+else
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(if $(MEASURE),--cov=kd_mm --cov-report=) $(ARGS)
 	@# Once more what prints or compares numbers, with the plain kernels of torch, as on a processor without AVX.
 	@ATEN_CPU_CAPABILITY=default KD_MM_TEST_THREADS=2 $(RUN) -m pytest --durations=0 --durations-min=5 $(PLAIN)
 	@$(if $(MEASURE),$(RUN) tools/dev/coverage_summary.py,:)
+endif
 
 clean:
-	rm -rf work_dirs .venv .venv-onedl docs/_build docs/generated
+	rm -rf work_dirs .venv .venv-* docs/_build docs/generated

@@ -64,6 +64,9 @@ setup(
     extras_require={
         'det': ['mmengine>=0.10,<1.0', 'mmcv>=2.0,<3.0', 'mmdet>=3.0,<4.0'],
         'seg': ['mmengine>=0.10,<1.0', 'mmcv>=2.0,<3.0', 'mmsegmentation>=1.0,<2.0', 'ftfy', 'regex'],
+        # On top of 'det'; mmyolo and mmrotate of other names are taken too, where they import beside the mmcv.
+        'yolo': ['mmyolo-open>=0.6,<0.7'],
+        'rotate': ['mmrotate-dev>=1.0,<2.0', 'torchvision'],
         'foundation': ['timm>=1.0.9', 'safetensors', 'transformers>=4.45'],
         'onnx': ['onnx>=1.15', 'onnxruntime>=1.16'],
         # kd-mm report; torch brings the first and mmengine the second, so that both are there as a rule.

@@ -41,3 +41,15 @@ def test_pre_commit_runs_the_linter_of_the_set_up():
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
     assert citation['version'] == kd_mm.__version__ and citation['license'] == 'Apache-2.0'
+
+
+def test_every_stack_has_its_pins_and_its_line_in_the_makefile():
+    makefile = (ROOT / 'Makefile').read_text()
+    marked = re.search(r'^MARKED := \$\(filter (.*),\$\(STACK\)\)', makefile, re.MULTILINE).group(1).split()
+    assert set(setup_env.HOSTS) == set(setup_env.MMCV)
+    assert marked == [stack for stack, files in setup_env.HOSTS.items() if len(files) > 1]
+    for stack, files in setup_env.HOSTS.items():
+        assert all(pins(name) for name in files)
+        assert stack == 'upstream' or re.search(rf'^# STACK={stack} ', makefile, re.MULTILINE)
+    for mark in marked:
+        assert f'"{mark}: ' in (ROOT / 'pyproject.toml').read_text()

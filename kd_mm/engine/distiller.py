@@ -226,7 +226,8 @@ class Distiller(nn.Module):
 
         def locate(side: str, name: str) -> None:
             for path in term.reader.locate(side, step.model(name)):
-                step.add_tap(name, path, term.reader.keeps_calls(path), term.tokens[side])
+                step.add_tap(name, path, term.reader.keeps_calls(path), term.tokens[side],
+                             side == 'student' and path in term.reader.optional)
 
         def attempt(call: Any, *args: Any) -> None:
             try:

@@ -165,7 +165,8 @@ class Outputs:
 
     def silent(self, term: Term) -> Optional[str]:
         """Taps that gave nothing, why, and what gives something beside them."""
-        found = [(name, path) for name, path in self.step.keys([term]) if not _said(self.records[name].get(path))]
+        found = [(name, path) for name, path in self.step.keys([term])
+                 if not _said(self.records[name].get(path)) and path not in term.reader.optional]
         if not found:
             return None
         name, path = found[0]

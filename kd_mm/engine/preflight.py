@@ -16,9 +16,10 @@ from kd_mm.engine.step import Step
 from kd_mm.engine.term import STUDENT, Term, need_masks
 from kd_mm.hosts.forward import forward_tensor
 from kd_mm.hosts.heads.find import of_queries
-from kd_mm.hosts.models import task_of
+from kd_mm.hosts.models import start_counters, task_of
 from kd_mm.hosts.packages import without_operation
 from kd_mm.hosts.synthetic import input_channels, synthetic_batch
+from kd_mm.hosts.table import host_of
 from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSizeError
 from kd_mm.losses.base.loss import total
@@ -57,7 +58,11 @@ def random_data(student: Any, shape: Tuple[int, int], masks: bool = False) -> Di
         return dict(inputs=torch.rand(2, input_channels(student), *shape, device=device), data_samples=())
     data = synthetic_batch(student, 2, shape, device=device, masks=masks)
     # training=False: batch augmentations draw random sizes and remember them.
-    return student.data_preprocessor(data, False)
+    data = student.data_preprocessor(data, False)
+    host = host_of(student)
+    if host is not None and host.packed is not None:
+        data['data_samples'] = host.packed(student, data['inputs'], data['data_samples'])
+    return data
 
 
 def taken(name: str) -> str:
@@ -100,6 +105,7 @@ class Preflight:
         labelling = step.labelling
         if not terms and labelling is None:
             return
+        start_counters()
         with preserved_random_state(step.seed), torch.enable_grad(), eval_mode(step.student):
             passed = self._forward()
             if passed is None:

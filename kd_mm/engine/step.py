@@ -32,7 +32,7 @@ from kd_mm.engine.labelling import Labelling
 from kd_mm.engine.readers.base import Comparison
 from kd_mm.engine.term import STUDENT, Term
 from kd_mm.hosts.models import ignored_label
-from kd_mm.hosts.samples import Samples
+from kd_mm.hosts.samples import samples_of
 from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSize
 from kd_mm.losses.base.loss import total
@@ -137,7 +137,8 @@ class Step:
                   for path in term.teacher_paths]
         return list(dict.fromkeys(found))
 
-    def add_tap(self, name: str, path: str, calls: bool, tokens: Optional[TokenSize] = None) -> None:
+    def add_tap(self, name: str, path: str, calls: bool, tokens: Optional[TokenSize] = None,
+                optional: bool = False) -> None:
         """Make the tap of a path, or let the one that is there do what another term wants besides.
 
         Args:
@@ -145,6 +146,7 @@ class Step:
             path: in it.
             calls: whether whole calls are kept.
             tokens: what map tokens make, see :class:`kd_mm.hosts.taps.Tap`.
+            optional: whether it may stay silent in a step.
 
         Raises:
             KeyError: the model has no such module.
@@ -154,6 +156,7 @@ class Step:
             self.taps[name, path] = Tap(self.model(name), path, self.word(name))
         tap = self.taps[name, path]
         tap.structured |= calls
+        tap.optional |= optional
         if tokens is not None and tap.tokens not in (None, tokens):
             raise ValueError(f'tokens={tokens} at the tap {path!r} of the {self.word(name)}, where another loss says '
                              f'tokens={tap.tokens}')
@@ -173,7 +176,7 @@ class Step:
         """The facts of a batch, as losses and regions see them."""
         # A model of nobody's may take its labels as one tensor: then there are no samples to ask.
         samples = () if data_samples is None or isinstance(data_samples, Tensor) else data_samples
-        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=Samples(samples),
+        return KDBatch(Targets(input_shape=image_size(inputs), images=inputs, source=samples_of(samples),
                                ignore_index=ignored_label(self.student)),
                        StepInfo(self.number, self.max_steps, self.seed))
 

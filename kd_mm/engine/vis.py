@@ -19,6 +19,7 @@ from kd_mm.engine.holding import Shards
 from kd_mm.engine.hook import DistillHook
 from kd_mm.engine.pictures import Level, Lookout
 from kd_mm.hosts.models import as_names, classes_of, task_of
+from kd_mm.hosts.table import host_of
 from kd_mm.ops import distributed, drawing
 from kd_mm.ops.checks import entries, number, whole
 from kd_mm.ops.modes import eval_mode, preserved_random_state
@@ -200,6 +201,8 @@ def fixed_images(dataset: Any, chosen: Any, student: nn.Module) -> List[Tuple[np
     own = light_copy(dataset)
     found = []
     preprocessor: Any = student.data_preprocessor
+    host = host_of(student)
+    training = host is None or host.batch is None  # else it takes a whole batch in the form of the host's loader
     for index in chosen:
         item = own[index]
         picture = item['inputs']
@@ -207,7 +210,7 @@ def fixed_images(dataset: Any, chosen: Any, student: nn.Module) -> List[Tuple[np
         try:
             if kept is not None:
                 preprocessor.batch_augments = None  # they draw sizes, and remember them
-            batch = preprocessor(pseudo_collate([item]), True)
+            batch = preprocessor(pseudo_collate([item]), training)
         finally:
             if kept is not None:
                 preprocessor.batch_augments = kept

@@ -125,5 +125,16 @@ def branch_meaning(head: Any, branch: str) -> Optional[Meaning]:
         return None
     name = type(head).__name__
     if kind == DISTRIBUTIONS:
-        return Meaning(kind, name, bins=int(getattr(head, 'reg_max', 0)) + 1)
+        bins = bins_of(head)
+        return Meaning(kind, name, bins=bins) if bins > 1 else Meaning(BOXES, name)
     return Meaning(kind, name, sigmoid=True if kind in (OBJECTNESS, QUALITY) else None)
+
+
+def bins_of(head: Any) -> int:
+    """Bins of a side in the distributions of a head; 1 for a head of MMYOLO that is made without."""
+    layers = getattr(head, 'head_module', None)
+    if layers is None:
+        return int(getattr(head, 'reg_max', 0)) + 1
+    # The values of the bins: reg_max of them in YOLOv8, one more in YOLOv6 and PPYOLOE.
+    values = getattr(layers, 'proj', None)
+    return 1 if values is None else len(values)

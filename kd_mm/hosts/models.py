@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
+from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.registry import MODELS as ENGINE_MODELS
 from torch import nn
@@ -13,13 +14,13 @@ from torch import nn
 from kd_mm.hosts.files import find, places
 from kd_mm.hosts.packages import explained, require
 from kd_mm.hosts.renamed import hint
-from kd_mm.hosts.table import host_of, host_of_config
+from kd_mm.hosts.table import class_host, host_of_config
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
 
 
 def task_of(model: nn.Module) -> Optional[str]:
     """``'detection'``, ``'segmentation'`` or None, by the host that a model's class comes from."""
-    host = host_of(model)
+    host = class_host(model)
     return None if host is None else host.task
 
 
@@ -136,6 +137,14 @@ def build_model(cfg: Config, scope: Optional[str], pretrained: bool = False) -> 
     with DefaultScope.overwrite_default_scope(scope):
         # Two-stage detectors read their config by attribute (train_cfg.rpn).
         return ENGINE_MODELS.build(ConfigDict(model_cfg))
+
+
+def start_counters() -> None:
+    """Set the counters that some heads read from the Runner's log (YOLOv6 its epoch), where no Runner has yet."""
+    hub = MessageHub.get_current_instance()
+    for key in ('iter', 'epoch'):
+        if hub.get_info(key) is None:
+            hub.update_info(key, 0)
 
 
 def class_names(cfg: Optional[Config], checkpoint: Optional[Dict[str, Any]] = None,

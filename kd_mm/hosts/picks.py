@@ -69,3 +69,13 @@ def yolo_v3(head: Any, outputs: Features) -> Features:
         return tensor.reshape(count, channels // width, width, height, cells)[:, :, 5:].flatten(1, 2)
 
     return tuple(classes(tensor) for tensor in outputs)
+
+
+def yolo_v5(head: Any, outputs: Features) -> Features:
+    """Keep the class channels among A * (4 box, 1 objectness, K class, and coefficients of masks where there are any).
+
+    Args:
+        head: with ``num_base_priors`` (A) and ``num_classes`` (K).
+    """
+    anchors, count = head.num_base_priors, head.num_classes
+    return tuple(tensor.unflatten(1, (anchors, -1))[:, :, 5:5 + count].flatten(1, 2) for tensor in outputs)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kd_mm.hosts.meaning import Meaning, branch_meaning, class_meaning
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.picks import maps as only_maps
-from kd_mm.hosts.table import Line, Pick, line
+from kd_mm.hosts.table import Line, Pick, line, nearest
 from kd_mm.types.batch import Features
 
 MARK = '@'
@@ -124,7 +124,7 @@ def _find(model: nn.Module, place: str) -> Place:
     for path in candidates:
         module = _lookup(model, path)
         if isinstance(module, nn.Module):
-            pick = next(filter(None, (line(cls, 'backbones') for cls in type(module).__mro__)), only_maps)
+            pick = nearest(module, 'backbones') or only_maps
             return Place((path, ), _bind(pick, module))
     raise KeyError(f'{type(model).__name__} has none of {", ".join(candidates)} for {place!r}; give a module path')
 

@@ -1,4 +1,4 @@
-"""The only reader of the hosts' data samples.
+"""The only readers of the hosts' data samples.
 
 Losses and regions ask :mod:`kd_mm.types.targets`; what that needs of a data sample is read here, when it is asked for
 and not before.
@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from kd_mm.ops.boxes import envelope
 from kd_mm.types.records import Seen
 
 
@@ -36,12 +37,21 @@ class Samples:
         return shapes
 
     def boxes(self) -> Optional[List[Tensor]]:
-        """(M, 4) as (x1, y1, x2, y2) in pixels of the padded input."""
+        """(M, 4) as (x1, y1, x2, y2) in pixels of the padded input; of rotated ones the boxes around them."""
+        found = self._numbers()
+        return None if found is None else [envelope(boxes) for boxes in found]
+
+    def rotated(self) -> Optional[List[Tensor]]:
+        """(M, 5), centre, width, height, angle; None where boxes are upright."""
+        found = self._numbers()
+        return found if found and all(boxes.shape[-1] == 5 for boxes in found) else None
+
+    def _numbers(self) -> Optional[List[Tensor]]:
         found = self._of_instances('bboxes')
         if found is None:
             return None
         tensors = [boxes.tensor if hasattr(boxes, 'tensor') else boxes for boxes in found]  # mmdet's wrap a tensor
-        return [boxes.reshape(-1, boxes.shape[-1])[:, :4] for boxes in tensors]
+        return [boxes.reshape(-1, boxes.shape[-1]) for boxes in tensors]
 
     def labels(self) -> Optional[List[Tensor]]:
         """(M,) class indices."""
@@ -84,6 +94,42 @@ class Samples:
         return torch.stack([labels.reshape(labels.shape[-2:]) for labels in maps])
 
 
+class TensorSamples(Samples):
+    """Targets of a batch whose labels are one tensor, as MMYOLO's fast collate makes it.
+
+    The labels are copied at once: some heads (YOLOv5, YOLOv7) rewrite the tensor while they compute their losses.
+
+    Args:
+        data_samples: ``bboxes_labels`` (M, 2 + 4): image, class, x1, y1, x2, y2, or (M, 2 + 5) with rotated boxes; and
+            ``img_metas``, one an image.
+    """
+
+    def __init__(self, data_samples: Dict[str, Any]):
+        super().__init__(())
+        self.table = data_samples['bboxes_labels'].clone()
+        self.metas: Sequence[Dict[str, Any]] = data_samples['img_metas']
+
+    def img_shapes(self, padded: Optional[Tuple[int, int]]) -> List[Tuple[int, int]]:
+        shapes: List[Any] = [meta.get('img_shape') or padded or meta['batch_input_shape'] for meta in self.metas]
+        return shapes
+
+    def _numbers(self) -> Optional[List[Tensor]]:
+        return [self.table[self.table[:, 0] == index, 2:] for index in range(len(self.metas))]
+
+    def labels(self) -> Optional[List[Tensor]]:
+        return [self.table[self.table[:, 0] == index, 1].long() for index in range(len(self.metas))]
+
+
+def samples_of(data_samples: Any) -> Samples:
+    """The reader of a batch's data samples: one an image, or a dict with the labels of all in one tensor."""
+    return TensorSamples(data_samples) if is_table(data_samples) else Samples(data_samples)
+
+
+def is_table(data_samples: Any) -> bool:
+    """Whether the labels of a batch are one tensor instead of a data sample an image."""
+    return isinstance(data_samples, dict) and 'bboxes_labels' in data_samples
+
+
 def samples_seen(data_samples: Any, seen: Seen) -> Any:
     """New data samples for a model that sees the batch at another size; those of the host stay as they are.
 
@@ -96,6 +142,12 @@ def samples_seen(data_samples: Any, seen: Seen) -> Any:
     """
     if not data_samples or seen.size == seen.shape == seen.content:
         return data_samples
+    if is_table(data_samples):
+        down, along = seen.factors
+        table = data_samples['bboxes_labels']
+        factors = [1, 1, along, down, along, down, *([1] * (table.shape[1] - 6))]
+        return dict(data_samples, bboxes_labels=table * table.new_tensor(factors),
+                    img_metas=[dict(meta, batch_input_shape=seen.size) for meta in data_samples['img_metas']])
     return [_sample_seen(sample, seen) for sample in data_samples]
 
 

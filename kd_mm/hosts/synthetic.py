@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts import table
+from kd_mm.ops.boxes import envelope
 
 #: Where a class count is looked up, in this order: the last classifier of a model decides what its labels are.
 _COUNTS = (('roi_head.bbox_head', 'num_classes'), ('roi_head.mask_head', 'num_classes'),
@@ -101,7 +102,8 @@ def synthetic_batch(model: nn.Module,
                     seed: int = 0,
                     device: Any = 'cpu',
                     num_classes: Optional[int] = None,
-                    masks: bool = False) -> Dict[str, Any]:
+                    masks: bool = False,
+                    training: bool = False) -> Dict[str, Any]:
     """One random batch as the model's data preprocessor gets it from a dataset.
 
     The global random state is neither read nor changed.
@@ -117,18 +119,20 @@ def synthetic_batch(model: nn.Module,
         num_classes: labels are in [0, num_classes). Default: what the model's heads say.
         masks: whether objects have masks also where the model does not ask for them. Default False: a head of boxes may
             stumble over them (RTMDet's assigner does).
+        training: whether it is for a data preprocessor with ``training=True``, for which some hosts collate their
+            batches in another form. Default False.
 
     Returns:
         ``dict(inputs=..., data_samples=...)``: N images (C, H, W), uint8, C of :func:`input_channels`, and N
         ``DetDataSample`` (1 to 4 boxes, their labels, bitmap masks where the model predicts masks) or
-        ``SegDataSample`` (map with some pixels of 255); in another form where the host's entry says so (``batch``).
+        ``SegDataSample`` (map with some pixels of 255); for training in the form of the host's entry (``batch``).
 
     Raises:
         ValueError: an unknown kind of model, no class count, or a bad size.
 
     Example::
 
-        data = model.data_preprocessor(synthetic_batch(model, 2, (128, 128)), True)
+        data = model.data_preprocessor(synthetic_batch(model, 2, (128, 128), training=True), True)
         losses = model(**data, mode='loss')
     """
     height, width = (int(side) for side in shape)
@@ -150,7 +154,9 @@ def synthetic_batch(model: nn.Module,
         found = getattr(sample, 'gt_instances', None)
         if found is not None and 'masks' not in found:
             found.masks = filled(getattr(found.bboxes, 'tensor', found.bboxes), height, width)
-    return dict(inputs=inputs, data_samples=samples) if host.batch is None else host.batch(model, inputs, samples)
+    if training and host.batch is not None:
+        return host.batch(model, inputs, samples)
+    return dict(inputs=inputs, data_samples=samples)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -227,10 +233,10 @@ def det_sample(model: nn.Module, index: int, height: int, width: int, classes: i
 
 
 def filled(boxes: Tensor, height: int, width: int) -> Any:
-    """Bitmap masks of objects that fill their boxes."""
+    """Bitmap masks of objects that fill their boxes; of rotated ones the upright boxes around them."""
     from mmdet.structures.mask import BitmapMasks
     masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist()):
+    for mask, (x1, y1, x2, y2) in zip(masks, envelope(boxes).clamp(min=0).long().tolist()):
         mask[y1:y2, x1:x2] = 1
     return BitmapMasks(masks.cpu().numpy(), height, width)
 

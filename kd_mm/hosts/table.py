@@ -33,8 +33,8 @@ class Host:
     """One package with models that can be distilled.
 
     What an entry leaves out is taken from its ``parent``.  The tables of class names (``logits``, ``no_logits``,
-    ``class_rows``, ``fixed``, ``backbones``) hold for classes that are defined in this package; a class that derives
-    from one of another host is found in that host's tables.
+    ``class_rows``, ``fixed``, ``backbones``, ``boxes``, ``towers``) hold for classes that are defined in this package;
+    a class that derives from one of another host is found in that host's tables.
 
     Attributes:
         scope: name of its registries, ``default_scope`` of its configs.
@@ -54,11 +54,17 @@ class Host:
         class_rows: class of a head -> its other layers with rows for classes: path -> how they lie, a
             :class:`kd_mm.hosts.growing.Branch`.
         fixed: heads whose classes cannot grow -> why.
+        boxes: class of a head -> paths below it that give its box numbers as maps, for heads that return others (the
+            mean of a distribution).
+        towers: class of a head -> paths of its class and its box tower, lists with one member a level, for heads whose
+            towers have other names than those of mmdet (:mod:`kd_mm.hosts.heads.towers`).
         branches: path below a head -> what it gives, a kind of :mod:`kd_mm.hosts.meaning`; levels are left out.
         only_of: of those, the ones that mean it in these heads alone.
         sample: makes a random data sample: (model, index, height, width, classes, generator) -> sample.
-        batch: makes a batch as its data preprocessor gets it: (model, inputs, samples) -> dict. Default: a dict of the
-            two lists.
+        batch: makes a batch as its data preprocessor gets it in training: (model, inputs, samples) -> dict. Default: a
+            dict of the two lists.
+        packed: makes the data samples that its model is given in training of those that it is given in evaluation,
+            where they differ: (model, inputs, samples) -> data samples. Default: they are the same.
         pack: transform that ends a pipeline, by which ``kd-mm pretrain`` reads pictures without labels.
 
     Raises:
@@ -84,10 +90,13 @@ class Host:
     backbones: Mapping[str, Pick] = field(default_factory=dict)
     class_rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
+    boxes: Mapping[str, Tuple[str, ...]] = field(default_factory=dict)
+    towers: Mapping[str, Tuple[str, str]] = field(default_factory=dict)
     branches: Mapping[str, str] = field(default_factory=dict)
     only_of: Mapping[str, Tuple[str, ...]] = field(default_factory=dict)
     sample: Optional[Callable[..., Any]] = None
     batch: Optional[Callable[..., Dict[str, Any]]] = None
+    packed: Optional[Callable[..., Any]] = None
     pack: str = ''
 
     def __post_init__(self) -> None:
@@ -137,9 +146,12 @@ _FORMS: Dict[str, Tuple[str, Callable[[Any], bool]]] = dict(
     backbones=('a dict from a class to a function of (module, outputs)', _table(callable)),
     branches=(f'a dict from a path to one of {", ".join(map(repr, BRANCHES))}', _table(BRANCHES.__contains__)),
     only_of=("a dict from a path to a tuple of classes, such as {'boxes': ('MyHead', )}", _table(_names)),
-    **dict.fromkeys(('configs', 'weights', 'sample', 'batch'), ('a function', callable)))
+    boxes=("a dict from a class to a tuple of paths, such as {'MyHead': ('boxes.*', )}", _table(_names)),
+    towers=("a dict from a class to two paths, such as {'MyHead': ('cls_tower', 'reg_tower')}", _table(
+        lambda value: _names(value) and len(value) == 2)),
+    **dict.fromkeys(('configs', 'weights', 'sample', 'batch', 'packed'), ('a function', callable)))
 #: What is taken from the parent where an entry leaves it out.
-INHERITED = ('task', 'sample', 'batch', 'pack')
+INHERITED = ('task', 'sample', 'batch', 'packed', 'pack')
 
 
 def register(host: Host) -> Host:
@@ -229,9 +241,22 @@ def packages() -> Dict[str, Host]:
 def host_of(model: nn.Module) -> Optional[Host]:
     """Whose model this is: the nearest host among the packages of its classes; None for a model of no host.
 
+    A detector of mmdet with parts of a host that builds on mmdet (the box coders and assigners of MMRotate) is that
+    host's.
+
     Example:
         >>> host_of(nn.Linear(1, 1))
     """
+    own = class_host(model)
+    if own is None:
+        return None
+    parts = {_package(type(value)) for module in model.modules() for value in vars(module).values()
+             if not isinstance(value, nn.Module)}
+    return next((host for host in hosts() if host.parent == own.scope and host.package in parts), own)
+
+
+def class_host(model: nn.Module) -> Optional[Host]:
+    """The same by the classes of the model alone: what kind of model it is, in no time."""
     return next(iter(_hosts_of(type(model))), None)
 
 
@@ -251,7 +276,7 @@ def line(cls: type, column: str) -> Any:
 
     Args:
         cls: of a head or backbone.
-        column: ``'logits'``, ``'no_logits'``, ``'backbones'``, ``'class_rows'`` or ``'fixed'``.
+        column: name of the table, a field of :class:`Host`.
 
     A class of no host is found by its name in any of the tables: users copy a head to change it.
     """
@@ -260,6 +285,11 @@ def line(cls: type, column: str) -> Any:
         if cls.__name__ in table:
             return table[cls.__name__] if hasattr(table, 'get') else True
     return None
+
+
+def nearest(module: nn.Module, column: str) -> Any:
+    """What a table says of the nearest class of a module that it has; None for nothing."""
+    return next((found for found in (line(cls, column) for cls in type(module).__mro__) if found), None)
 
 
 def branch(head: nn.Module, path: str) -> Optional[str]:

@@ -97,6 +97,7 @@ class Tap:
                  keep: Optional[Callable[['Tap'], None]] = None, structured: bool = False,
                  tokens: Optional[TokenSize] = None):
         self.path, self.side, self.keep, self.structured = path, side, keep, structured
+        self.optional = False  # whether it may stay silent: then it reads as empty
         self.owner, self.name = resolve(model, path, side)
         self.tokens = token_size(tokens)
         self.token_size_note: Optional[str] = None
@@ -196,6 +197,11 @@ class Tap:
         edges, given = tuple(self._edges), tuple(self._given)
         ambiguous, misfit = self._ambiguous, self._misfit
         self.clear()
+        if not records and not calls and self.optional:
+            # nothing was seen of what becomes of its outputs: look when it fires
+            nothing = Recorded()
+            nothing.owner, nothing.memo = self.owner, {}
+            return nothing
         if not records and not calls:
             raise RuntimeError(f'{self.side}: the tap {self.path!r} did not fire in this forward pass. The module is '
                                'not used in this mode (training loss); tap another one')

@@ -20,6 +20,7 @@ from kd_mm.engine.term import need_masks
 from kd_mm.hosts.models import inner_dataset
 from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.hosts.semi import inner_student
+from kd_mm.hosts.table import host_of_config
 from kd_mm.lab.configs import (
     ASSUMED_EPOCH,
     all_random,
@@ -76,6 +77,9 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         report.warnings.extend(dropped_hooks(cfg))
     except (OSError, SyntaxError) as error:
         report.warnings.append(f'the _base_ chain cannot be followed, so dropped hooks are not looked for: {error}')
+    host = host_of_config(cfg)
+    if host is not None and host.note is not None:
+        report.warnings.append(host.note)
     entries = hook_entries(cfg)
     if not entries:
         report.problems.append("custom_hooks has no kd_mm.DistillHook: this config trains without distillation. Add "

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterator, Tuple
 
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import folder_of
-from kd_mm.hosts.models import build_model, class_names, scope_of_config
+from kd_mm.hosts.models import build_model, class_names, scope_of_config, start_counters
 from kd_mm.hosts.semi import inner_student
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.table import packages
@@ -25,10 +25,8 @@ def scope_of(cfg: Config) -> Iterator[None]:
 
     The hosts are quiet meanwhile: they log several lines for every parameter that they initialise.
     """
-    hub, logger = MessageHub.get_current_instance(), MMLogger.get_current_instance()
-    for key in ('iter', 'epoch'):
-        if hub.get_info(key) is None:
-            hub.update_info(key, 0)
+    start_counters()
+    logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -64,7 +62,8 @@ def random_batch(model: nn.Module, batch: int, shape: Tuple[int, int], device: A
     try:
         if size is not None:
             preprocessor.size = tuple(shape)  # mmseg pads to its crop size
-        return preprocessor(synthetic_batch(model, batch, shape, device=device, masks=masks), training)
+        batch_of = synthetic_batch(model, batch, shape, device=device, masks=masks, training=training)
+        return preprocessor(batch_of, training)
     finally:
         if size is not None:
             preprocessor.size = size

@@ -168,5 +168,5 @@ def dry_step(student: nn.Module, distiller: Distiller, data: Dict[str, Any],
         parameter.grad = None
     task = {name: float(torch.as_tensor(value).detach()) for name, value in log.items()
             if 'loss' in name and name != 'loss' and name not in distiller.terms}
-    return StepReport(distiller.step, len(data['data_samples']), tuple(data['inputs'].shape[-2:]), task,
+    return StepReport(distiller.step, len(data['inputs']), tuple(data['inputs'].shape[-2:]), task,
                       float(total.detach()), gradient, reports)

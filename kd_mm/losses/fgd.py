@@ -145,7 +145,7 @@ class FGDLoss(KDLoss):
               mask: Optional[Tensor] = None) -> Dict[str, Tensor]:
         """The four terms of one level without their weights: fg, bg, mask (attention) and rela (relation)."""
         size = (teacher.shape[2], teacher.shape[3])
-        foreground = scale_mask(*batch_boxes(batch, self.frame, teacher), size)
+        foreground = scale_mask(*batch_boxes(batch, self.frame, teacher, rotated=True), size)
         background = background_mask(foreground)
         background = background / background.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
         spatial_s, channel_s = attention(student, self.tau)

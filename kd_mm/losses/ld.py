@@ -147,7 +147,8 @@ class LDLoss(HeadLoss):
         loss_weight: see :class:`KDLoss`. Default 0.75 [ours: about the published size, at 50 summed weights a GPU].
 
     Inputs are two :class:`kd_mm.types.dense.DenseView` with distributions; the student's with the host's assignment.
-    In a config ``at='bbox_head'``: GFL and heads derived from it.
+    In a config ``at='bbox_head'``: GFL and heads derived from it, MMYOLO's heads with DFL; and heads of MMRotate whose
+    angle is a distribution over bins (CSL): then it is the angle's, one "side", and ``valuable_weight`` is 0.
 
     Returns:
         Reduction: per level; sum over sides; divided by weights
@@ -208,7 +209,7 @@ class LDLoss(HeadLoss):
     def _region(self, student: DenseView, teacher: DenseView, weights: Rows) -> List[Tensor]:
         """The loss of a region without its factor, one scalar a level, from the weights (N, P) of its priors."""
         assert student.distributions is not None and teacher.distributions is not None
-        divisor = 4 * self._divisor(weights)
+        divisor = student.distributions[0].shape[2] * self._divisor(weights)  # 4 sides, or one angle
         result = []
         for own, theirs, weight in zip(student.distributions, teacher.distributions, weights):
             inside = weight > 0

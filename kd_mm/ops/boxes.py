@@ -91,3 +91,25 @@ def frames(shapes: Sequence[Tuple[int, int]], like: Tensor) -> Tensor:
         [640.0, 480.0, 640.0, 480.0]
     """
     return like.new_tensor([[(w, h, w, h)] for h, w in shapes])
+
+
+def envelope(boxes: Tensor) -> Tensor:
+    """The upright boxes (..., 4), x1 y1 x2 y2, around boxes in another form.
+
+    Args:
+        boxes: (..., 4) as they are; (..., 5) rotated ones, centre, width, height and the angle of the width in radians,
+            clockwise in the picture; (..., 8) corners of quadrilaterals.
+
+    Example:
+        >>> envelope(torch.tensor([4., 4., 4., 2., torch.pi / 2]))
+        tensor([3., 2., 5., 6.])
+    """
+    if boxes.shape[-1] == 8:
+        corners = boxes.unflatten(-1, (4, 2))
+        return torch.cat([corners.amin(dim=-2), corners.amax(dim=-2)], dim=-1)
+    if boxes.shape[-1] != 5:
+        return boxes[..., :4]
+    cosine, sine = boxes[..., 4].cos().abs(), boxes[..., 4].sin().abs()
+    width, height = boxes[..., 2], boxes[..., 3]
+    size = torch.stack([width * cosine + height * sine, width * sine + height * cosine], dim=-1)
+    return to_corners(torch.cat([boxes[..., :2], size], dim=-1))

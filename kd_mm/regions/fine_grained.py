@@ -79,7 +79,8 @@ class FineGrainedRegion(RegionMask):
     """Cells with an anchor whose IoU with a box is above ``iou_factor`` times the best IoU of that box (FGFI).
 
     The best IoU is over the anchors of all levels, those beyond the image included: a box has cells on the levels whose
-    anchors fit it, and always some.  The original has one level.
+    anchors fit it, and always some.  The original has one level.  Anchors are upright: of a rotated box (MMRotate) the
+    upright box around it counts.
 
     Args:
         strides: pixels per cell, one a level, such as ``[8, 16, 32, 64, 128]``.

@@ -48,11 +48,52 @@ def _spans(cells: Tensor, real: Tensor, size: Tuple[int, int]) -> Tuple[Tensor, 
     return in_rows, in_columns
 
 
+def rotated_cells(boxes: Tensor, real: Tensor, frames: Tensor, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+    """Which cells (N, M, H, W) each rotated box covers, and how many it covers where the map has no edge (N, M).
+
+    A cell is covered if its centre is inside of the box, or at most half a cell outside of an edge: about what
+    :func:`box_cells` does, which includes both ends, and no box is without a cell [ours].
+
+    Args:
+        boxes: (N, M, 5), centre, width and height in pixels, and the angle of the width in radians.
+        real, frames: as :func:`batch_boxes` returns them.
+        size: (H, W) of the map.
+
+    Example:
+        >>> box, real = torch.tensor([[[16., 16., 32., 8., torch.pi / 4]]]), torch.tensor([[True]])
+        >>> covered, _ = rotated_cells(box, real, torch.tensor([[32., 32.]]), (4, 4))
+        >>> covered[0, 0].int().tolist()
+        [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+    """
+    height, width = size
+    stride = frames / frames.new_tensor([height, width])  # (N, 2): down, across
+    rows = (torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5)[:, None] * stride[:, 0, None, None]
+    columns = (torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5)[None] * stride[:, 1, None, None]
+    down, across = rows[:, None] - boxes[..., 1, None, None], columns[:, None] - boxes[..., 0, None, None]
+    cosine, sine = boxes[..., 4].cos()[..., None, None], boxes[..., 4].sin()[..., None, None]
+    cell = stride.amin(dim=1)[:, None]
+    half = [(boxes[..., axis] + cell) / 2 for axis in (2, 3)]
+    inside = ((across * cosine + down * sine).abs() <= half[0][..., None, None]) & (
+        (down * cosine - across * sine).abs() <= half[1][..., None, None])
+    return inside & real[..., None, None], (4 * half[0] * half[1] / stride.prod(dim=1)[:, None]).clamp(min=1)
+
+
+def _rotated_mask(boxes: Tensor, real: Tensor, frames: Tensor, size: Tuple[int, int], scaled: bool) -> Tensor:
+    result = boxes.new_zeros(boxes.shape[0], *size)
+    for start in range(0, boxes.shape[1], BLOCK):
+        part = slice(start, start + BLOCK)
+        inside, area = rotated_cells(boxes[:, part], real[:, part], frames, size)
+        value = inside / area[..., None, None] if scaled else inside.to(result.dtype)
+        result = torch.maximum(result, value.amax(dim=1))
+    return result[:, None]
+
+
 def foreground_mask(boxes: Tensor, real: Tensor, frames: Tensor, size: Tuple[int, int]) -> Tensor:
     """1 in the cells of any box, 0 elsewhere: (N, 1, H, W).
 
     Args:
-        boxes, real, frames: as :func:`batch_boxes` returns them.
+        boxes, real, frames: as :func:`batch_boxes` returns them; rotated boxes (N, M, 5) too, see
+            :func:`rotated_cells`.
         size: (H, W) of the map.
 
     Example:
@@ -60,6 +101,8 @@ def foreground_mask(boxes: Tensor, real: Tensor, frames: Tensor, size: Tuple[int
         >>> foreground_mask(boxes, real, torch.tensor([[32., 32.]]), (4, 4)).sum().item()
         4.0
     """
+    if boxes.shape[-1] == 5:
+        return _rotated_mask(boxes, real, frames, size, False)
     in_rows, in_columns = _spans(box_cells(boxes, frames, size), real, size)
     covered = torch.einsum('nmh,nmw->nhw', in_rows.to(boxes.dtype), in_columns.to(boxes.dtype))
     return (covered > 0).to(boxes.dtype)[:, None]
@@ -71,7 +114,8 @@ def scale_mask(boxes: Tensor, real: Tensor, frames: Tensor, size: Tuple[int, int
     Every box then counts the same, whatever its size (FGD).  The area is that of :func:`box_cells` before clipping.
 
     Args:
-        boxes, real, frames: as :func:`batch_boxes` returns them.
+        boxes, real, frames: as :func:`batch_boxes` returns them; rotated boxes (N, M, 5) too, see
+            :func:`rotated_cells`.
         size: (H, W) of the map.
 
     Example:
@@ -79,6 +123,8 @@ def scale_mask(boxes: Tensor, real: Tensor, frames: Tensor, size: Tuple[int, int
         >>> scale_mask(boxes, real, torch.tensor([[32., 32.]]), (4, 4)).max().item()
         0.25
     """
+    if boxes.shape[-1] == 5:
+        return _rotated_mask(boxes, real, frames, size, True)
     cells = box_cells(boxes, frames, size)
     in_rows, in_columns = _spans(cells, real, size)
     value = 1 / ((cells[..., 2] - cells[..., 0] + 1) * (cells[..., 3] - cells[..., 1] + 1)).clamp(min=1)
@@ -111,6 +157,8 @@ class GTBoxRegion(RegionMask):
             published code, which stretches boxes in padded batches).
         classes: class indices of the boxes that count; None for all.
 
+    Rotated boxes (MMRotate) cover the cells of :func:`rotated_cells`, not those of the upright box around them.
+
     Returns:
         L tensors (N, 1, H, W).
 
@@ -132,7 +180,7 @@ class GTBoxRegion(RegionMask):
         self.classes = class_indices('GTBoxRegion', 'classes', classes)
 
     def forward(self, features: Features, batch: KDBatch) -> Features:
-        boxes, real, frames = batch_boxes(batch, self.frame, features[0], self.classes)
+        boxes, real, frames = batch_boxes(batch, self.frame, features[0], self.classes, rotated=True)
         make = scale_mask if self.mode == 'scale' else foreground_mask
         masks = tuple(make(boxes, real, frames, (tensor.shape[2], tensor.shape[3])) for tensor in features)
         return tuple(background_mask(mask) for mask in masks) if self.mode == 'background' else masks

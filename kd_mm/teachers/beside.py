@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_mm.hosts.samples import is_table
 from kd_mm.teachers.preprocess import _LUMA, Normalisation
 
 #: Where a field goes, for messages.
@@ -31,6 +32,11 @@ def pictures_beside(teacher: Any, inputs: Tensor, data_samples: Any) -> Tensor:
     Raises:
         ValueError: a sample does not have it, or its channels are not those of the teacher.
     """
+    if is_table(data_samples):
+        raise ValueError(f'teacher {teacher.name}: input_key={teacher.input_key!r} is a field of the metainfo of data '
+                         'samples, and these batches have none: their labels are one tensor. Collate them by '
+                         "train_dataloader.collate_fn=dict(type='pseudo_collate') with the host's plain "
+                         'data_preprocessor (mmdet.DetDataPreprocessor)')
     own: Normalisation = teacher._to
     wanted = teacher.channels[1]
     found = [(getattr(sample, 'metainfo', None) or {}).get(teacher.input_key) for sample in data_samples or ()]

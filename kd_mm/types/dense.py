@@ -44,8 +44,8 @@ class DenseView:
     Args:
         logits: L tensors (N, P, K): one a class (the host's sigmoid or softmax not applied).
         boxes: L tensors (N, P, 4) in input pixels, or a function that decodes them when they are asked for.
-        distributions: L tensors (N, P, 4, B): logits over the B bins of left, top, right and bottom; None for heads
-            without.
+        distributions: L tensors (N, P, S, B): logits over the B bins of each of S sides, left, top, right and bottom;
+            or of one angle (S = 1). None for heads without.
         quality: L tensors (N, P): logits of centerness, objectness or predicted IoU; None for heads without.
         priors: L tensors (P, 4) of anchors or (P, 2) of points, in input pixels; None if not known.
         assignment: the host's; the student's only.

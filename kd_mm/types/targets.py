@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from kd_mm.ops.boxes import envelope
 from kd_mm.ops.functional import parameter_options
 from kd_mm.types.batch import KDBatch
 
@@ -50,16 +51,25 @@ def img_shapes(batch: KDBatch) -> List[Tuple[int, int]]:
 
 
 def gt_boxes(batch: KDBatch) -> List[Tensor]:
-    """Ground-truth boxes of every image, (M, 4) as (x1, y1, x2, y2) in pixels of the padded input.
+    """Ground-truth boxes of every image, (M, 4) as (x1, y1, x2, y2) in pixels of the padded input; of rotated boxes the
+    upright ones around them.
 
     Raises:
         ValueError: the data has no boxes.
     """
     found = _of_source(batch, batch.targets.boxes, 'boxes')
     if found is not None:
-        return list(found)
+        return [envelope(boxes) for boxes in found]
     raise ValueError('this loss or region needs ground-truth boxes and the data has none '
                      '(data_samples[i].gt_instances.bboxes). Use a loss without region, or a dataset with boxes')
+
+
+def rotated_boxes(batch: KDBatch) -> Optional[List[Tensor]]:
+    """Ground-truth boxes of every image (M, 5), centre, width, height and angle in radians; None for upright boxes."""
+    given, source = batch.targets.boxes, batch.targets.source
+    if given is not None:
+        return list(given) if given and all(boxes.shape[-1] == 5 for boxes in given) else None
+    return None if source is None else source.rotated()
 
 
 def gt_labels(batch: KDBatch) -> List[Tensor]:
@@ -199,8 +209,8 @@ def class_members(batch: KDBatch, features: Tensor, classes: Optional[int] = Non
 FRAMES = ('input', 'image')
 
 
-def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
-                classes: Optional[Sequence[int]] = None) -> Tuple[Tensor, Tensor, Tensor]:
+def batch_boxes(batch: KDBatch, frame: str, like: Tensor, classes: Optional[Sequence[int]] = None,
+                rotated: bool = False) -> Tuple[Tensor, Tensor, Tensor]:
     """Boxes of all images in one tensor.
 
     Args:
@@ -208,6 +218,7 @@ def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
         frame: 'input' or 'image': the size that box coordinates refer to.
         like: device and dtype of the result (half precision becomes float32).
         classes: keep only boxes of these class indices; None keeps all.
+        rotated: give rotated boxes as they are, (N, M, 5). Default False: the upright boxes around them.
 
     Returns:
         boxes (N, M, 4) in input pixels, filled up with zeros; whether each is a box (N, M); (h, w) of the frames
@@ -223,7 +234,9 @@ def batch_boxes(batch: KDBatch, frame: str, like: Tensor,
         (torch.Size([2, 2, 4]), [2, 0])
     """
     options = parameter_options(like)
-    found: List[Tensor] = [boxes.detach().to(**options).reshape(-1, 4) for boxes in gt_boxes(batch)]
+    turned = rotated_boxes(batch) if rotated else None
+    found: List[Tensor] = [boxes.detach().to(**options).reshape(-1, 4 if turned is None else 5)
+                           for boxes in (gt_boxes(batch) if turned is None else turned)]
     if len(found) != like.shape[0]:
         raise ValueError(f'boxes of {len(found)} images for features of {like.shape[0]} images')
     if classes is not None:

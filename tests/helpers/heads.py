@@ -9,7 +9,7 @@ from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from stock import widths
 
-from kd_mm.hosts.heads.dense import assignment_tap
+from kd_mm.hosts.heads.assigned import assignment_taps
 from kd_mm.hosts.models import build_model
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.taps import Tap
@@ -81,7 +81,7 @@ def recorded_step(model: Any, data: Any, extra=()) -> Any:
     """One training forward: the host's losses, and what was recorded at the head, its assignment and ``extra``."""
     MessageHub.get_current_instance().update_info('epoch', 0)  # TOOD asks for it; a Runner says it
     head = model.bbox_head
-    taps = {name: Tap(head, name, structured=True) for name in (assignment_tap(head), *extra)}
+    taps = {name: Tap(head, name, structured=True) for name in (*assignment_taps(head), *extra)}
     taps[''] = Tap(model, 'bbox_head', structured=True)
     for tap in taps.values():
         tap.arm()

@@ -20,6 +20,7 @@ from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.table import Host, host_of, host_of_config, hosts, register, scopes
 from kd_mm.hosts.versions import mend
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
+from kd_mm.lab.check import check
 from kd_mm.lab.configs import read_config
 
 
@@ -65,8 +66,9 @@ def test_a_host_from_outside_by_custom_imports(foreign, coco_root, tmp_path):
     assert find(model, '@logits').paths == ('bbox_head.scales', )
     assert meaning_at(model, 'bbox_head.scales').kind == 'class'
     assert meaning_at(model, 'bbox_head.retina_reg').kind == 'box'  # by the line of the host above
-    data = synthetic_batch(model, 2, (64, 64))
+    data = synthetic_batch(model, 2, (64, 64), training=True)
     assert isinstance(data['inputs'], torch.Tensor) and list(data['data_samples']) == ['fish']
+    assert len(synthetic_batch(model, 2, (64, 64))['data_samples']) == 2
     _, recorder = train(cfg, [hook(teacher_of(cfg, **retinanet_model(base=12)), dict(
         loss_logits=dict(type='SigmoidKDLoss', at='@logits'),
         loss_crosskd=dict(type='CrossKDLoss', at='bbox_head')))])
@@ -115,6 +117,7 @@ def test_a_scope_below_a_host_needs_no_entry(foreign, coco_root, tmp_path, capfd
     cfg = read_config(str(file))
     found = host_of_config(cfg)
     assert found.host.scope == 'mmdet' and 'its registry of models is below that of mmdet' in found.note
+    assert found.note in check(cfg).warnings
     _, recorder = train(cfg, [hook(wide(cfg), dict(loss_logits=dict(type='SigmoidKDLoss', at='@logits')))])
     assert all(losses['loss_logits'] > 0 for losses in recorder.losses)
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()

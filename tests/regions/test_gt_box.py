@@ -109,3 +109,46 @@ def test_unknown_image_sizes_are_the_padded_one():
 def test_missing_size_is_an_error():
     with pytest.raises(ValueError, match='size of the padded input'):
         GTBoxRegion()((torch.zeros(1, 1, 4, 4), ), KDBatch(boxes=[torch.zeros(1, 4)]))
+
+
+def rotated_by_hand(box, frame, size):
+    """Cells whose centre is in the box, grown by half a cell at each edge."""
+    centre_x, centre_y, width, height, angle = box.tolist()
+    down, across = frame[0] / size[0], frame[1] / size[1]
+    mask = torch.zeros(size, dtype=torch.bool)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            dx, dy = (column + 0.5) * across - centre_x, (row + 0.5) * down - centre_y
+            along = dx * math.cos(angle) + dy * math.sin(angle)
+            beside = dy * math.cos(angle) - dx * math.sin(angle)
+            grown = min(down, across) / 2
+            mask[row, column] = abs(along) <= width / 2 + grown and abs(beside) <= height / 2 + grown
+    return mask
+
+
+def test_rotated_boxes_cover_their_own_cells():
+    generator = torch.Generator().manual_seed(0)
+    boxes = [torch.rand(count, 5, generator=generator) * torch.tensor([64., 48, 40, 12, 3]) for count in (5, 0, 2)]
+    batch = KDBatch(input_shape=(48, 64), boxes=boxes)
+    features = (torch.zeros(3, 1, 12, 16), torch.zeros(3, 1, 5, 9))
+    masks, scales = GTBoxRegion()(features, batch), GTBoxRegion(mode='scale')(features, batch)
+    for mask, scale in zip(masks, scales):
+        size = tuple(mask.shape[2:])
+        for image, found in enumerate(boxes):
+            covered = [rotated_by_hand(box, (48, 64), size) for box in found]
+            expected = torch.stack(covered).any(dim=0) if covered else torch.zeros(size, dtype=torch.bool)
+            assert torch.equal(mask[image, 0] > 0, expected) and torch.equal(scale[image, 0] > 0, expected)
+    thin = torch.tensor([[32., 24, 60, 2, math.pi / 4]])
+    upright = foreground_mask(*batch_boxes(KDBatch(input_shape=(48, 64), boxes=[thin]), 'input', features[0][:1]),
+                              (12, 16))
+    turned = foreground_mask(*batch_boxes(KDBatch(input_shape=(48, 64), boxes=[thin]), 'input', features[0][:1],
+                                          rotated=True), (12, 16))
+    assert turned.sum() < 0.3 * upright.sum()  # a ship on the diagonal is a small part of the box around it
+
+
+def test_a_rotated_box_counts_the_same_whatever_its_size():
+    boxes = torch.tensor([[[32., 32, 32, 16, 0], [32, 32, 32, 16, 0.6]]])
+    frames, real = torch.tensor([[64., 64.]]), torch.tensor([[True]])
+    for index in range(2):
+        mask = scale_mask(boxes[:, index:index + 1], real, frames, (32, 32))
+        assert 0.8 < mask.sum() < 1.2

@@ -29,7 +29,11 @@ SPECS = ROOT / 'tools' / 'env'
 TORCH = os.environ.get('KD_MM_TORCH', 'torch==2.13.0')
 # mmcv's build imports pkg_resources, which setuptools 81 removed.
 BUILD_TOOLS = ['setuptools==80.9.0', 'wheel==0.45.1', 'ninja==1.13.0', 'packaging==25.0']
-MMCV = {'upstream': ('mmcv', '2.1.0'), 'onedl': ('onedl-mmcv', '2.3.6')}
+MMCV = {'upstream': ('mmcv', '2.1.0'), 'onedl': ('onedl-mmcv', '2.3.6'), 'yolo': ('mmcv', '2.1.0'),
+        'rotate': ('mmcv', '2.1.0')}
+#: Stack -> the files of requirements of its hosts; a stack with more than one has another host on top of the first.
+HOSTS = {'upstream': ('upstream', ), 'onedl': ('onedl', ), 'yolo': ('upstream', 'yolo'),
+         'rotate': ('upstream', 'rotate')}
 CHECK_OPS = '''
 import torch
 from mmcv.ops import RoIAlign, nms
@@ -78,7 +82,7 @@ def capture(command: Sequence[Any]) -> str:
 def fingerprint(stack: str) -> str:
     """Hash of everything that decides what the environment holds."""
     digest = hashlib.sha256(f'{sys.version}|{TORCH}|{BUILD_TOOLS}|{MMCV[stack]}'.encode())
-    for name in ('base', 'docs', stack, 'foundation'):
+    for name in ('base', 'docs', *HOSTS[stack], 'foundation'):
         digest.update((SPECS / f'requirements-{name}.txt').read_bytes())
     digest.update((ROOT / 'setup.py').read_bytes())
     return digest.hexdigest()
@@ -179,7 +183,7 @@ def build_mmcv(python: Path, stack: str, wheel_dir: Path, jobs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--stack', choices=sorted(MMCV), default='upstream')
-    parser.add_argument('--venv', help='folder of the environment (default: .venv, or .venv-onedl)')
+    parser.add_argument('--venv', help='folder of the environment (default: .venv, or .venv-STACK)')
     parser.add_argument('--jobs', type=int, default=int(os.environ.get('MAX_JOBS', os.cpu_count() or 1)))
     args = parser.parse_args()
     venv = Path(args.venv or ROOT / ('.venv' if args.stack == 'upstream' else f'.venv-{args.stack}'))
@@ -207,8 +211,8 @@ def main() -> None:
             run([*pip, 'install', '--quiet', TORCH])
     with Step('install the pinned packages',
               'see the message above; a mirror or proxy is set in pip.conf; numpy and scipy need a 64-bit system'):
-        run([*pip, 'install', '--quiet', '--no-deps', '-r', SPECS / 'requirements-base.txt',
-             '-r', SPECS / 'requirements-docs.txt', '-r', SPECS / f'requirements-{args.stack}.txt'])
+        files = [SPECS / f'requirements-{name}.txt' for name in ('base', 'docs', *HOSTS[args.stack])]
+        run([*pip, 'install', '--quiet', '--no-deps', *[word for file in files for word in ('-r', file)]])
 
     name, version = MMCV[args.stack]
     torch_version = capture([python, '-c', 'import torch; print(torch.__version__)'])

@@ -3,6 +3,7 @@
 
     python tools/studies/sweep.py                              all; writes tests/compat.json and configs/README.md
     python tools/studies/sweep.py --only mmdet/gfl mmseg/fcn   some; prints only (--write merges them)
+    make sweep STACK=yolo ARGS="--only mmyolo --write"         a host that needs an environment of its own
     python tools/studies/sweep.py --render                     the table of configs/README.md from tests/compat.json
     python tools/studies/sweep.py --only mmdet/convnext --write --extra DIR    with packages that are in DIR alone
 
@@ -30,6 +31,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -40,7 +42,7 @@ import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
-from sweep_families import HOSTS, families  # noqa: E402
+from sweep_families import HOSTS, families, in_order, versions  # noqa: E402
 from sweep_table import KINDS, NOT_THERE, beside, render, summary  # noqa: E402
 
 from kd_mm.engine.distiller import Distiller  # noqa: E402
@@ -48,6 +50,7 @@ from kd_mm.engine.hook import DistillHook  # noqa: E402
 from kd_mm.hosts.models import build_model, class_names  # noqa: E402
 from kd_mm.hosts.packages import PackageError  # noqa: E402
 from kd_mm.hosts.synthetic import synthetic_batch  # noqa: E402
+from kd_mm.hosts.table import SEGMENTATION, host_of  # noqa: E402
 from kd_mm.hosts.zoo import package_folder  # noqa: E402
 from kd_mm.lab.configs import read_file  # noqa: E402
 from kd_mm.lab.models import scope_of  # noqa: E402
@@ -58,6 +61,8 @@ SHAPES = ((64, 96), (128, 128), (224, 224), (256, 256), (300, 300), (512, 512))
 #: What a family did, as it stands in the file of results; losses by name.
 Record = Dict[str, Any]
 Losses = Dict[str, Dict[str, Any]]
+#: Augmentations that make a batch of a list of pictures; without them the data preprocessor would keep the list.
+STACKS = ('PPYOLOEBatchRandomResize', )
 LIMIT = 240  # seconds of processor time a family
 
 
@@ -88,7 +93,12 @@ def shrunk(cfg: Config) -> Config:
     if 'img_size' in result.model.get('backbone', {}):  # a plain vision transformer: its tokens cost most
         result.model.backbone.img_size = (96, 96)
     # Batches that are resized at random would need the loop's counters; crops are fixed by the images anyway.
-    result.model.get('data_preprocessor', {}).pop('batch_augments', None)
+    preprocessor = result.model.get('data_preprocessor', {})
+    kept = [augment for augment in preprocessor.pop('batch_augments', None) or () if augment['type'] in STACKS]
+    for augment in kept:
+        augment.update(random_size_range=(96, 128))
+    if kept:
+        preprocessor['batch_augments'] = kept
     return result
 
 
@@ -159,7 +169,7 @@ class Observer(Hook):
 
 
 def losses_for(host: str) -> Losses:
-    logits = dict(type='SoftmaxKDLoss') if host == 'mmseg' else dict(type='SigmoidKDLoss')
+    logits = dict(type='SoftmaxKDLoss' if HOSTS[host].task == SEGMENTATION else 'SigmoidKDLoss')
     return {
         'loss_kd_neck': dict(type='PKDLoss', at='@neck'),
         'loss_kd_backbone': dict(type='FitNetLoss', at='@backbone', adapter=dict(type='ConvAdapter', always=True)),
@@ -189,6 +199,15 @@ def label_all(batch: Dict[str, Any]) -> bool:
     return found
 
 
+def collate(model: Any, items: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """A batch as the host's own loader makes it."""
+    inputs, samples = ([item[key] for item in items] for key in ('inputs', 'data_samples'))
+    host = host_of(model)
+    if host is not None and host.batch is not None:
+        return host.batch(model, inputs, samples)
+    return dict(inputs=inputs, data_samples=samples)
+
+
 def usable_shape(model: Any) -> Tuple[Tuple[int, int], Dict[str, Any]]:
     """The smallest size that the student can be trained with; its own error if there is none.
 
@@ -204,7 +223,8 @@ def usable_shape(model: Any) -> Tuple[Tuple[int, int], Dict[str, Any]]:
             model.train()
             for labels in ('as they are', 'without ignored pixels'):
                 try:
-                    losses = model(**preprocessor(copy.deepcopy(batch), True), mode='loss')
+                    items = [{key: copy.deepcopy(batch[key][index]) for key in batch} for index in range(2)]
+                    losses = model(**preprocessor(collate(model, items), True), mode='loss')
                     break
                 except IndexError:  # PIDNet's loss of mmseg 1.2.2 looks up the label 255
                     if labels != 'as they are' or not label_all(batch):
@@ -305,7 +325,7 @@ def distil_once(cfg: Config, batch: Dict[str, Any], losses: Losses, record: Reco
             model=model, work_dir=folder, experiment_name=name, default_scope=cfg.default_scope, log_level='ERROR',
             train_dataloader=dict(dataset=Images(batch, class_names(cfg) or ()), batch_size=2, num_workers=0,
                                   sampler=dict(type='DefaultSampler', shuffle=False),
-                                  collate_fn=dict(type='pseudo_collate')),
+                                  collate_fn=partial(collate, model)),
             train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=3), optim_wrapper=wrapper,
             custom_hooks=[entry, observer], default_hooks=dict(checkpoint=None, logger=None),
             visualizer=dict(type='Visualizer', name=name))
@@ -438,18 +458,6 @@ def sweep(names: Sequence[str],
     return results
 
 
-def versions() -> Dict[str, str]:
-    from importlib import metadata
-    found = {}
-    for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'):
-        for candidate in (name, f'onedl-{name}'):
-            try:
-                found[name] = metadata.version(candidate).split('+')[0]
-            except metadata.PackageNotFoundError:
-                continue
-    return found
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', default=[], metavar='HOST/FOLDER', help='some families')
@@ -473,8 +481,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             if not args.only or args.write:
                 before = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).get('families', {})
                 known = beside(before, results) if args.extra else {**before, **results}
-                data.update(versions=versions(),
-                            families={name: known[name] for name, *_ in families() if name in known})
+                data.update(versions={**data.get('versions', {}), **versions()},
+                            families={name: known[name] for name in in_order(known)})
                 RESULTS.write_text(json.dumps(data, indent=1) + '\n')
 
         found = sweep(args.only, keep)

@@ -45,12 +45,14 @@ class Reader:
 
     Attributes:
         paths: tap paths by side, see :meth:`locate`.
+        optional: student paths of which not every one fires in every step.
         meanings: by side: path -> what the channels there mean, for all paths of levels; None where it is not known.
     """
 
     def __init__(self, title: str, at: Dict[str, Any], levels: Mapping[str, Optional[Sequence[int]]]):
         self.title, self.at, self.levels = title, at, levels
         self.paths: Dict[str, List[str]] = {'student': [], 'teacher': []}
+        self.optional: List[str] = []
         self.meanings: Dict[str, Dict[str, Optional[Meaning]]] = {'student': {}, 'teacher': {}}
 
     def locate(self, side: str, model: nn.Module) -> List[str]:

@@ -2,10 +2,11 @@
 
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from kd_mm.engine.readers.base import Comparison, Reader, Records
-from kd_mm.hosts.heads.dense import assignment_tap, dense_view, read_assignment
+from kd_mm.hosts.heads.assigned import assignment_taps, read_assignment
+from kd_mm.hosts.heads.dense import box_paths, dense_view
 from kd_mm.hosts.heads.find import need_head
 from kd_mm.hosts.heads.mask_query import mask_query_view
 from kd_mm.hosts.heads.query import query_taps, query_view
@@ -71,8 +72,13 @@ class HeadReader(Reader):
         if self.loss.compares is QueryView:
             return query_taps(model, at)
         parts = ['']
+        if self.loss.compares is DenseView:
+            parts.extend(box_paths(head))
         if self.loss.compares is DenseView and self.loss.needs_assignment and side == 'student':
-            parts.append(assignment_tap(head))
+            assigners = assignment_taps(head)
+            parts.extend(assigners)
+            if len(assigners) > 1:  # one of them at a time
+                self.optional = [f'{at}.{name}' for name in assigners]
         if self.loss.cross_head is not None:
             self._towers[side] = tower_taps(head, self._index(head), self.loss.cross_head.stage)
             parts.extend(path for tower in self._towers[side].values() for path in tower)
@@ -83,7 +89,7 @@ class HeadReader(Reader):
 
     def read(self, student: Records, teacher: Records, batch: KDBatch,
              classes: Optional[ClassPair] = None) -> Comparison:
-        named = [{name: records[path] for name, path in self._named[side].items()}
+        named = [{name: records[path] for name, path in self._named[side].items() if path in records}
                  for side, records in (('student', student), ('teacher', teacher))]
         own: Any
         theirs: Any
@@ -111,16 +117,19 @@ class HeadReader(Reader):
         return view
 
     def _dense(self, student: Named, teacher: Named) -> Tuple[DenseView, DenseView]:
-        own = dense_view(self.heads['student'], self._only_call('student', student).output)
-        call = self._only_call('teacher', teacher)
-        theirs = dense_view(self.heads['teacher'], call.output)
+        own, theirs = self._view('student', student), self._view('teacher', teacher)
         if self.loss.needs_assignment:
             head = self.heads['student']
-            own.assignment = read_assignment(head, student[assignment_tap(head)].calls,
-                                             [level.shape[1] for level in own.logits])
+            calls = [call for name in assignment_taps(head) if name in student for call in student[name].calls]
+            own.assignment = read_assignment(head, calls, [level.shape[1] for level in own.logits])
         if self.loss.cross_head is not None:
             own = self._crossed(student, teacher, own)
         return own, theirs
+
+    def _view(self, side: str, records: Named) -> DenseView:
+        head = self.heads[side]
+        numbers = [tensor for path in box_paths(head) for tensor in records[path]]
+        return dense_view(head, self._only_call(side, records).output, numbers=numbers)
 
     def _crossed(self, student: Named, teacher: Named, own: DenseView) -> DenseView:
         """The teacher's predictions from the student's tower features."""
@@ -128,7 +137,9 @@ class HeadReader(Reader):
         if type(head) is not type(self.heads['student']):
             raise ValueError(f'{self._owner}: the student has a {type(self.heads["student"]).__name__} and the teacher '
                              f'a {type(head).__name__}; the cross-head pass needs the same kind of head')
+        numbers: List[Tensor] = []
         output = cross_head_outputs(
             head, teacher[''].calls[0].args[0], held_features(self._towers['student'], student),
-            held_features(self._towers['teacher'], teacher), self._index(head), self.loss.cross_head.align)
-        return dense_view(head, output, own.assignment)
+            held_features(self._towers['teacher'], teacher), self._index(head), self.loss.cross_head.align,
+            numbers=numbers)
+        return dense_view(head, output, own.assignment, numbers)

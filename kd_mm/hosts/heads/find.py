@@ -9,11 +9,11 @@ from kd_mm.hosts.rows import shared_places
 from kd_mm.types.dense import DenseView
 from kd_mm.types.query import MaskQueryView, QueryView
 
-#: Kind of view -> what its heads give, what all of them have, and what sets those of the hosts apart.
-KINDS: Dict[type, Tuple[str, str, str]] = {
-    DenseView: ('maps of class scores and boxes', 'cls_out_channels', 'prior_generator'),
-    QueryView: ('classes and boxes of queries', 'loss_cls', 'sync_cls_avg_factor'),
-    MaskQueryView: ('classes and masks of queries', 'loss_mask', 'mask_embed')}
+#: Kind of view -> what its heads give, what all of them have (one of these), and what sets those of the hosts apart.
+KINDS: Dict[type, Tuple[str, Tuple[str, ...], str]] = {
+    DenseView: ('maps of class scores and boxes', ('cls_out_channels', 'head_module'), 'prior_generator'),
+    QueryView: ('classes and boxes of queries', ('loss_cls', ), 'sync_cls_avg_factor'),
+    MaskQueryView: ('classes and masks of queries', ('loss_mask', ), 'mask_embed')}
 
 
 def heads(model: nn.Module, kind: type) -> List[str]:
@@ -28,8 +28,12 @@ def heads(model: nn.Module, kind: type) -> List[str]:
         []
     """
     _, common, own = KINDS[kind]
-    return [path for path, module in model.named_modules() if path and hasattr(module, common) and hasattr(module, own)
+    return [path for path, module in model.named_modules() if path and _has(module, common) and hasattr(module, own)
             and shared_places(model, path) is None and (kind is not QueryView or _with_queries(model, module))]
+
+
+def _has(module: Any, names: Tuple[str, ...]) -> bool:
+    return any(hasattr(module, name) for name in names)
 
 
 def of_queries(model: nn.Module, path: str) -> bool:
@@ -55,7 +59,7 @@ def need_head(owner: str, side: str, model: nn.Module, path: str, module: Any, k
         kind: see :func:`heads`.
     """
     given, common, _ = KINDS[kind]
-    if hasattr(module, common) and (kind is not QueryView or _with_queries(model, module)):
+    if _has(module, common) and (kind is not QueryView or _with_queries(model, module)):
         return  # a head of one's own is looked at when it has run
     found = heads(model, kind)
     mend = (f'In {type(model).__name__} it is {" or ".join(f"{name!r}" for name in found)}' if found else

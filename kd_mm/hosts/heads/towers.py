@@ -7,12 +7,14 @@ parameters to need no gradient; the gradient passes through to the student.
 """
 
 from contextlib import ExitStack
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from kd_mm.hosts.heads.dense import box_paths
 from kd_mm.hosts.swap import swapped
+from kd_mm.hosts.table import nearest
 from kd_mm.ops.checks import one_of
 from kd_mm.ops.functional import align_moments, lift
 from kd_mm.types.dense import STAGES
@@ -27,6 +29,10 @@ def towers(head: nn.Module) -> Dict[str, List[List[str]]]:
     Raises:
         ValueError: the head has no towers of this kind.
     """
+    own, modules = nearest(head, 'towers') or (), dict(head.named_modules())
+    if own and all(name in modules for name in own):
+        return {name: [_blocks(level, f'{name}.{index}') for index, level in enumerate(modules[name].children())]
+                for name in own}
     for names in TOWERS:
         found = [getattr(head, name, None) for name in names]
         if all(isinstance(tower, (nn.ModuleList, nn.Sequential)) and len(tower) for tower in found):
@@ -44,6 +50,13 @@ def towers(head: nn.Module) -> Dict[str, List[List[str]]]:
             return result
     raise ValueError(f'{type(head).__name__} has no towers of convolutions (cls_convs and reg_convs) that a cross-head '
                      'pass could enter')
+
+
+def _blocks(level: nn.Module, path: str) -> List[str]:
+    """Paths of the blocks of one level of a tower: it is one block, or holds some, with a bare predictor after them."""
+    if hasattr(level, 'activate') or hasattr(level, 'pointwise_conv'):
+        return [path]
+    return [found for index, part in enumerate(level.children()) for found in _blocks(part, f'{path}.{index}')]
 
 
 def default_index(head: nn.Module) -> int:
@@ -97,7 +110,7 @@ def held_features(taps: Mapping[str, Sequence[str]],
 
 def cross_head_outputs(head: nn.Module, inputs: Any, student: Mapping[str, Sequence[Tensor]],
                        teacher: Mapping[str, Sequence[Tensor]], index: int, align: bool = True,
-                       eps: float = 1e-6) -> Any:
+                       eps: float = 1e-6, numbers: Optional[List[Tensor]] = None) -> Any:
     """What the teacher's head makes of a student's tower features: the same kind of output as its ``forward``.
 
     The features are given the teacher's moments (``align``), go through the teacher's activation, then through the
@@ -111,6 +124,7 @@ def cross_head_outputs(head: nn.Module, inputs: Any, student: Mapping[str, Seque
         index: convolutions that the features have behind them.
         align: whether to rescale, see :func:`align_moments`.
         eps: see there.
+        numbers: gets what the head gives at :func:`kd_mm.hosts.heads.dense.box_paths`.
 
     Raises:
         ValueError: the features do not fit.
@@ -130,10 +144,25 @@ def cross_head_outputs(head: nn.Module, inputs: Any, student: Mapping[str, Seque
                 forwards[head.get_submodule(path)] = _hand_on
             block = head.get_submodule(paths[index - 1])
             forwards[block] = _hand_out(block, list(zip(features, others)), align, eps)
+    for path in box_paths(head) if numbers is not None else ():
+        module = head.get_submodule(path)
+        forwards[module] = _noting(module.forward, numbers)
     with ExitStack() as stack:
         for module, forward in forwards.items():
             stack.enter_context(swapped(module, 'forward', forward))
         return head(inputs)
+
+
+def _noting(forward: Any, found: Optional[List[Tensor]]) -> Any:
+    """A forward that notes what it returns."""
+
+    def noted(value: Tensor) -> Tensor:
+        output = forward(value)
+        if found is not None:
+            found.append(output)
+        return output
+
+    return noted
 
 
 def _hand_on(value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from mmengine.runner import find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
 from kd_mm.hosts.pictures import check_readable, find_pictures
-from kd_mm.hosts.table import host_of_config
+from kd_mm.hosts.table import Host, host_of_config
 from kd_mm.lab.commands import fail
 from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.distill import quiet
@@ -66,14 +66,16 @@ def teacher_of(text: str) -> Any:
     return content.teacher.to_dict() if 'teacher' in content and 'model' not in content else path
 
 
-def pipeline(pack: str, size: Tuple[int, int]) -> List[Dict[str, Any]]:
-    """Transforms of a host for pictures without labels: a random scale, crop and flip; ``pack`` is its last one."""
+def pipeline(host: Host, size: Tuple[int, int]) -> List[Dict[str, Any]]:
+    """Transforms of a host for pictures without labels: a random scale, crop and flip."""
     height, width = size
+    scope = host.parent or host.scope  # a host that builds on another one packs by its transforms
     keys = ('img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
     return [dict(type='LoadImageFromFile'),
             dict(type='RandomResize', scale=(width, height), ratio_range=(0.75, 2.0), keep_ratio=True),
-            dict(type='RandomCrop', crop_size=size), dict(type='RandomFlip', prob=0.5),
-            dict(type=pack, meta_keys=keys)]
+            dict(type=f'{scope}.RandomCrop', crop_size=size),
+            dict(type=f'{scope}.RandomFlip', prob=0.5),
+            dict(type=f'{scope}.{host.pack}', meta_keys=keys)]
 
 
 def make_config(student: str, teacher: Any, weights: Optional[str], images: str, part: str, size: Tuple[int, int],
@@ -88,6 +90,9 @@ def make_config(student: str, teacher: Any, weights: Optional[str], images: str,
         raise ValueError(f'{student} distils already. Give the plain config of the student')
     found = host_of_config(cfg)
     assert found is not None  # read_config has looked
+    if found.host.batch is not None:
+        raise ValueError(f'{student}: the data preprocessors of {found.host.scope} take labelled batches alone, and '
+                         'pictures have no labels. Pre-train the backbone in a config of another host')
     model: Any = cfg.model
     if part == 'neck' and not model.get('neck'):
         raise ValueError(f'{student} has no neck: take --part backbone')
@@ -110,7 +115,7 @@ def make_config(student: str, teacher: Any, weights: Optional[str], images: str,
             batch_size=batch, num_workers=workers, persistent_workers=workers > 0, drop_last=True,
             sampler=dict(type='InfiniteSampler', shuffle=True),
             dataset=dict(type='kd_mm.ImageFolder', root=osp.abspath(osp.expanduser(images)),
-                         pipeline=pipeline(found.host.pack, size))),
+                         pipeline=pipeline(found.host, size))),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=iters + 1),
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
                            clip_grad=dict(max_norm=3.0)),

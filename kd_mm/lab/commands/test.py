@@ -75,10 +75,10 @@ def use_tta(cfg: Config) -> None:
         pipeline = copy.deepcopy(sets[-1].pipeline)
         meta = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
         pipeline[-1] = dict(type='TestTimeAug', transforms=[
-            [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)],
-            [dict(type='PackDetInputs', meta_keys=meta)]])
+            [dict(type='mmdet.RandomFlip', prob=1.), dict(type='mmdet.RandomFlip', prob=0.)],
+            [dict(type='mmdet.PackDetInputs', meta_keys=meta)]])
     tta_model = copy.deepcopy(cfg.get('tta_model') or dict(
-        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+        type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
     for dataset in sets:
         dataset.pipeline = copy.deepcopy(pipeline)
     cfg.model = dict(tta_model, module=cfg.model)

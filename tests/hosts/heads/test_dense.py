@@ -6,7 +6,8 @@ import pytest
 import torch
 from heads import CLASSES, CONFIGS, batch_of, build_head, recorded_step
 
-from kd_mm.hosts.heads.dense import assignment_tap, dense_view, read_assignment
+from kd_mm.hosts.heads.assigned import assignment_taps, read_assignment
+from kd_mm.hosts.heads.dense import dense_view
 from kd_mm.ops.boxes import around
 from kd_mm.types.dense import Assignment, DenseView, rows
 from kd_mm.types.records import Call
@@ -111,7 +112,7 @@ def test_assignment_is_the_hosts(models, name):
             del assigner.assign
     assert assigner is None or len(calls) == 2  # the host alone, once an image
     view = dense_view(head, records[''].calls[0].output)
-    found = read_assignment(head, records[assignment_tap(head)].calls, [level.shape[1] for level in view.logits])
+    found = read_assignment(head, records[assignment_taps(head)[0]].calls, [level.shape[1] for level in view.logits])
     assert found.background == CLASSES
     counts = torch.zeros(2)
     for level, logits in enumerate(view.logits):
@@ -137,7 +138,7 @@ def test_positives_lie_at_their_objects(models, name):
     data = batch_of(model, seed=5)
     _, records = recorded_step(model, data)
     view = dense_view(model.bbox_head, records[''].calls[0].output)
-    found = read_assignment(model.bbox_head, records[assignment_tap(model.bbox_head)].calls,
+    found = read_assignment(model.bbox_head, records[assignment_taps(model.bbox_head)[0]].calls,
                             [level.shape[1] for level in view.logits])
     for level, prior in enumerate(view.priors):
         points = prior if prior.shape[1] == 2 else (prior[:, :2] + prior[:, 2:]) / 2
@@ -156,7 +157,7 @@ def test_images_without_objects(models):
             sample.gt_instances = sample.gt_instances[:0]
         _, records = recorded_step(model, data)
         view = dense_view(model.bbox_head, records[''].calls[0].output)
-        found = read_assignment(model.bbox_head, records[assignment_tap(model.bbox_head)].calls,
+        found = read_assignment(model.bbox_head, records[assignment_taps(model.bbox_head)[0]].calls,
                                 [level.shape[1] for level in view.logits])
         assert not any(found.positive(level).any() for level in range(len(view))) and found.num_pos == 2
 
@@ -184,7 +185,7 @@ def test_what_is_no_dense_head(models):
     with pytest.raises(ValueError, match='FPN is not a dense head'):
         dense_view(model.neck, [[torch.zeros(1, 3, 2, 2)]] * 2)
     with pytest.raises(ValueError, match='does not assign ground truth prior by prior'):
-        assignment_tap(model.neck)
+        assignment_taps(model.neck)
     with pytest.raises(ValueError, match='predicts no boxes'):
         DenseView([torch.zeros(1, 2, 3)], name='RepPointsHead').boxes  # noqa: B018
     with pytest.raises(ValueError, match='target assignment is not understood'):

@@ -1,0 +1,128 @@
+"""MMRotate: detectors with rotated boxes (``make test STACK=rotate``)."""
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from foundation import require
+
+if importlib.util.find_spec('mmrotate') is None:
+    pytest.skip('MMRotate is not installed: make test STACK=rotate', allow_module_level=True)
+require('mmrotate')  # it imports torchvision, for which this declares what the CPU's torch lacks
+
+from rotate import CONFIGS, as_teacher, rotate_config, trainable, write_dota  # noqa: E402
+from stock import hook, train  # noqa: E402
+
+from kd_mm.engine.distiller import Distiller  # noqa: E402
+from kd_mm.hosts.heads.dense import dense_view, has_angle_bins, is_rotated  # noqa: E402
+from kd_mm.hosts.models import build_model  # noqa: E402
+from kd_mm.hosts.places import find  # noqa: E402
+from kd_mm.hosts.samples import Samples  # noqa: E402
+from kd_mm.hosts.table import host_of  # noqa: E402
+from kd_mm.lab.models import random_batch, scope_of  # noqa: E402
+from kd_mm.ops.boxes import envelope  # noqa: E402
+from kd_mm.ops.problems import ConfigProblems  # noqa: E402
+
+pytestmark = pytest.mark.rotate
+LOGITS = {'retinanet': 'retina_cls', 'retinanet_csl': 'retina_cls', 'fcos': 'conv_cls', 'fcos_csl': 'conv_cls',
+          'rtmdet': 'rtm_cls.*'}
+#: Families whose angle is a distribution -> its bins.
+BINS = {'retinanet_csl': 45, 'fcos_csl': 180}
+
+
+def build(family, seed=0):
+    torch.manual_seed(seed)
+    cfg = rotate_config(family)
+    with scope_of(cfg):
+        model = build_model(cfg, None)
+        model.init_weights()
+    head = model.bbox_head if hasattr(model, 'bbox_head') else model.rpn_head
+    for module in head.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.normal_(module.weight, std=0.1)
+    return cfg, model.train()
+
+
+def losses_of(model, distiller, data):
+    distiller.attach()
+    try:
+        return model(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
+    finally:
+        distiller.detach()
+
+
+@pytest.mark.parametrize('family', CONFIGS)
+def test_features_and_logits(family):
+    cfg, model = build(family)
+    assert host_of(model).scope == 'mmrotate'
+    if family in LOGITS:
+        assert find(model, '@logits').paths == (f'bbox_head.{LOGITS[family]}', )
+    losses = dict(loss_fgd=dict(type='FGDLoss', at='@neck'),
+                  loss_fgfi=dict(type='FGFILoss', at='@neck', region=dict(
+                      type='FineGrainedRegion', strides=[8, 16, 32, 64, 128] if family != 'rtmdet' else [8, 16, 32])),
+                  loss_logits=dict(type='SigmoidKDLoss', at='@logits'))
+    if family == 'oriented_rcnn':
+        losses['loss_fgfi']['region']['strides'] = [4, 8, 16, 32, 64]
+    with scope_of(cfg):
+        distiller = Distiller(model, as_teacher(cfg), losses, teacher_ckpt='random', scope='mmrotate', seed=1)
+        data = random_batch(model, 2, (128, 128))
+        found = losses_of(model, distiller, data)
+    assert all(torch.isfinite(found[name]) and found[name] > 0 for name in losses)
+    boxes = Samples(data['data_samples'])
+    assert all(level.shape[1] == 5 for level in boxes.rotated())
+    assert all(torch.equal(envelope(a), b) for a, b in zip(boxes.rotated(), boxes.boxes()))
+
+
+@pytest.mark.parametrize('family', LOGITS)
+def test_views_of_rotated_heads(family):
+    """The angle is neither a quality nor a side of a box, and boxes with an angle are not decoded as upright ones."""
+    _, model = build(family)
+    head = model.eval().bbox_head
+    assert is_rotated(head) and has_angle_bins(head) == (family in BINS)
+    with torch.no_grad():
+        output = head(model.extract_feat(torch.rand(2, 3, 128, 128)))
+    view = dense_view(head, output)
+    assert (view.quality is not None) == family.startswith('fcos')
+    if view.quality is not None:
+        assert torch.equal(view.quality[0].flatten(), output[3][0].permute(0, 2, 3, 1).flatten())
+    assert all(level.shape[1] == 2 for level in view.priors)
+    with pytest.raises(ValueError, match='predicts no boxes that could be decoded'):
+        view.boxes  # noqa: B018
+    if family in BINS:
+        assert view.distributions[0].shape[2:] == (1, BINS[family])
+        anchors = head.num_base_priors if family == 'retinanet_csl' else 1
+        first = output[2][0].permute(0, 2, 3, 1).reshape(2, -1, BINS[family])
+        assert first.shape[1] == output[2][0].shape[2] * output[2][0].shape[3] * anchors
+        assert torch.equal(view.distributions[0][:, :, 0], first)
+    else:
+        assert view.distributions is None
+
+
+@pytest.mark.parametrize('family', BINS)
+def test_localization_distillation_of_the_angle(family):
+    cfg, model = build(family)
+    losses = dict(loss_ld=dict(type='LDLoss', at='bbox_head', valuable_weight=0, tau=2.0))
+    with scope_of(cfg):
+        distiller = Distiller(model, build(family, 4)[1], losses, scope='mmrotate')
+        found = losses_of(model, distiller, random_batch(model, 2, (128, 128)))
+    found['loss_ld'].backward()
+    predictor = model.bbox_head.retina_angle_cls if family == 'retinanet_csl' else model.bbox_head.conv_angle
+    assert found['loss_ld'] > 0 and predictor.weight.grad.abs().sum() > 0
+
+
+def test_without_a_distribution_it_is_refused():
+    cfg, model = build('retinanet')
+    with scope_of(cfg), pytest.raises(ConfigProblems, match='predicts no box distributions'):
+        Distiller(model, as_teacher(cfg), dict(loss_ld=dict(type='LDLoss', at='bbox_head', valuable_weight=0)),
+                  teacher_ckpt='random', scope='mmrotate')
+
+
+def test_a_real_run_on_files_of_dota(tmp_path):
+    root = write_dota(tmp_path / 'dota')
+    cfg = trainable(rotate_config('retinanet'), root, tmp_path / 'work')
+    losses = dict(loss_fgd=dict(type='FGDLoss', at='@neck'), loss_logits=dict(type='SigmoidKDLoss', at='@logits'),
+                  loss_mimic=dict(type='PKDLoss', at='@neck', region=dict(type='GTBoxRegion')))
+    runner, recorder = train(cfg, [hook(as_teacher(cfg), losses)])
+    assert len(recorder.losses) == 2 and all(step[name] > 0 for step in recorder.losses for name in losses)
+    assert list(runner.model.state_dict()) == list(build('retinanet')[1].state_dict())
