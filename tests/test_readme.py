@@ -57,6 +57,8 @@ def test_configs_of_the_pages_load(name, tmp_path, monkeypatch):
         file = tmp_path / (found.group(1) if found else f'block_{count}.py')
         file.write_text(text)
         base = re.search(r"_base_ = '(\w+)::(.*)'", text)
+        if base and package_folder(base.group(1)) is None:  # a host with an environment of its own
+            continue
         if base and package_folder('mmseg') and base.group(1) == 'mmseg':
             file.write_text(text.replace(base.group(0), f'_base_ = {str(zoo_config("::".join(base.groups())))!r}'))
         if '_base_ = ' in text:
@@ -103,7 +105,7 @@ def test_command_exists(command, monkeypatch, capsys):
         shown = CliRunner().invoke(cli, ['train', '--help'], prog_name='kd-mm').output
         assert '--launcher' in words and f'--launcher {words[-1]}' in shown
     else:
-        assert command == 'pip install -e .' and (ROOT / 'setup.py').is_file()
+        assert words[:2] == ['pip', 'install'] and (ROOT / 'setup.py').is_file()
 
 
 def test_tools_and_flags_in_the_text():

@@ -154,8 +154,8 @@ def without_operation(text: str) -> str:
     """A sentence for an error of mmcv that has no operation for the device; '' for any other.
 
     Example:
-        >>> without_operation('carafe_forward_impl: implementation for device cpu not found.')[:68]
-        '. mmcv has no such operation for cpu: train on a GPU, with an mmcv tha'
+        >>> without_operation('carafe_forward_impl: implementation for device cpu not found.')[:52]
+        '. mmcv has no such operation for cpu: train on a GPU'
     """
     found = re.search(r'implementation for device (\w+) not found', text)
     if found is None:

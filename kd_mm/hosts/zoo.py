@@ -61,7 +61,8 @@ def zoo_config(name: str) -> Path:
 
 
 def _closest(name: str, names: List[str]) -> List[str]:
-    return difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5]
+    inside = [other for other in names if name.removesuffix('.py') in other]
+    return (inside or difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names)[:5]
 
 
 def zoo_weights(config_path: str) -> Optional[str]:

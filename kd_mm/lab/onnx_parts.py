@@ -83,6 +83,7 @@ def flatten(value: Any, found: List[Tensor]) -> Any:
     """The tensors of nested lists, appended to ``found``; the lists with their numbers instead.
 
     Example:
+        >>> import torch
         >>> tensors = []
         >>> flatten(([torch.zeros(1)], None, torch.ones(2)), tensors), len(tensors)
         (([0], None, 1), 2)

@@ -173,7 +173,7 @@ def test_transforms_that_remember_images_do_not_remember_these(det):
 
 def test_wrong_arguments_are_refused_before_the_first_step(det):
     for arguments, said in ((dict(interval=0), 'interval=0'), (dict(images=-1), 'images=-1'),
-                            (dict(images=[1, -2]), 'images=-2'), (dict(score_thr=2), 'score_thr=2')):
+                            (dict(images=[1, -2]), r'images\[1\]=-2'), (dict(score_thr=2), 'score_thr=2')):
         with pytest.raises(ValueError, match=said):
             DistillVisHook(**arguments)
     with pytest.raises(ValueError, match='custom_hooks has none'):

@@ -201,7 +201,7 @@ def test_what_cannot_be_written_is_said(tmp_path, monkeypatch, capsys):
             ([path, '--onnx', out, '--size', '100', '64'], 'multiples of 32.*Take --size 128 64'),
             ([path, '--onnx', out, '--size', '0', '64'], 'multiples of 32'),
             ([path, '--onnx', tmp_path / 'no' / 'x.onnx'], 'no such folder'),
-            ([path, '--onnx', path], 'exists'),
+            ([path, '--onnx', path], 'checkpoint itself'),
             ([path, '--onnx', path, '--overwrite'], 'checkpoint itself'),
             ([path, '--onnx', out, '--size', '64', '64', '--check', tmp_path / 'no'], 'no such folder of pictures'),
             ([queries, '--onnx', out, '--size', '64', '96'], 'DDQDETR cannot be written as ONNX'),

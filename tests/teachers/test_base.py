@@ -174,10 +174,11 @@ def test_class_names(det):
     assert class_names(coco)[:2] == ['person', 'bicycle']
     assert class_names(coco, dict(meta=dict(dataset_meta=dict(CLASSES=('a', 'b'))))) == ['a', 'b']
     assert class_names(det) == ['square', 'disc']
-    parts = [dict(type='CocoDataset', metainfo=dict(classes=('a', ))), dict(type='CocoDataset')]
-    several = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(
-        type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=parts)))))
-    assert class_names(several) == ['a']
+    own = dict(type='CocoDataset', metainfo=dict(classes=('a', )))
+    for parts, names in (([own, own], ['a']), ([own, dict(type='CocoDataset')], None)):  # the other has those of COCO
+        several = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(
+            type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=parts)))))
+        assert class_names(several) == names
     assert class_names(Config(dict(model=dict()))) is None
 
 

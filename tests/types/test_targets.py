@@ -48,7 +48,7 @@ def test_boxes_of_data_samples():
     assert [tuple(found.shape) for found in targets.gt_boxes(batch)] == [(1, 4), (0, 4), (2, 4)]
     element = SimpleNamespace(gt_instances=Instances(wrapped))
     assert torch.equal(targets.gt_boxes(sampled([element]))[0], BOXES)
-    assert targets.gt_boxes(KDBatch(boxes=[BOXES]))[0] is BOXES
+    assert targets.gt_boxes(KDBatch(boxes=[BOXES]))[0].data_ptr() == BOXES.data_ptr()
 
 
 class Instances(dict):

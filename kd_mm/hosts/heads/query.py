@@ -89,7 +89,8 @@ def query_taps(model: nn.Module, at: str) -> Dict[str, str]:
     """
     if has_steps(model):
         return {'head': at, **{name: name for name in STEPS}}
-    if query_count(model.get_submodule(at)) is None:
+    head = dict(model.named_modules()).get(at)
+    if head is None or query_count(head) is None:
         missing = [name for name in STEPS if not callable(getattr(model, name, None))]
         raise ValueError(f'{type(model).__name__} is no DETR-type detector: it has no {", ".join(missing)}, and its '
                          f'{at} no {" or ".join(COUNTS)}')
