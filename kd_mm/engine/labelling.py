@@ -11,7 +11,7 @@ from kd_mm.engine.term import STUDENT
 from kd_mm.hosts import labelled
 from kd_mm.hosts.models import task_of
 from kd_mm.hosts.predict import TRUNK, predict, prediction_taps, why_not
-from kd_mm.hosts.samples import Samples
+from kd_mm.hosts.samples import is_table, samples_of
 from kd_mm.hosts.semi import labelled_sample
 from kd_mm.ops.classes import COMMON, ClassPair, map_classes
 from kd_mm.ops.modes import preserved_random_state
@@ -158,11 +158,18 @@ class Labelling:
     def dry(self, inputs: Tensor, samples: Any, records: Mapping[str, Mapping[str, Recorded]], batch: KDBatch) -> List[
             str]:
         """Ask every teacher once, on random images; what is wrong, as sentences."""
+        if is_table(samples):
+            return ['labels: the labels of a batch are one tensor here (MMYOLO), to which nothing can be added. Leave '
+                    'labels out']
         problems: List[str] = []
         for name, labeller in self.labellers.items():
             where = f'labels[{name!r}]: ' if name else 'labels: '
             try:
                 found = self._predictions(name, labeller, inputs, samples, records, batch, {})
+                unfit = labeller.fits(found)
+                if unfit is not None:
+                    problems.append(f'{where}{unfit}')
+                    continue
                 self._dry[name] = found  # the random samples do not tell whether the data have masks
                 again = [teacher for teacher in labeller.teachers if TRUNK not in records.get(teacher, {})]
                 self.notes += [f'{where}what the teacher {teacher!r} computes cannot be kept for its predictions: '
@@ -206,7 +213,8 @@ class Labelling:
         asked: Dict[Tuple[str, Any], Predictions] = {}
         for name, labeller in self.labellers.items():
             found = self._predictions(name, labeller, inputs, data_samples, records, batch, asked)
-            seen = KDBatch(replace(batch.targets, source=Samples(samples), ignore_index=self.ignore_index), batch.info)
+            targets = replace(batch.targets, source=samples_of(samples), ignore_index=self.ignore_index)
+            seen = KDBatch(targets, batch.info)
             with torch.no_grad():
                 additions = labeller.label(seen, found)
             samples = self._write(labeller, samples, additions)

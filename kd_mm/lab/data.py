@@ -67,7 +67,7 @@ def open_set(cfg: Config, section: Any) -> Any:
     return DATASETS.build(section)
 
 
-def evaluation_problems(evaluator: Any) -> List[str]:
+def evaluation_problems(evaluator: Any, phase: str = 'val') -> List[str]:
     """What would stop an evaluation in COCO's form after its predictions, so at the end of an epoch."""
     problems = []
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
@@ -81,8 +81,8 @@ def evaluation_problems(evaluator: Any) -> List[str]:
         except ValueError:  # the data set that reads it says so
             continue
         if isinstance(content, dict) and 'info' not in content and _info_is_needed():
-            problems.append(f"val_evaluator: {file} has no 'info', and the pycocotools that is installed stops without "
-                            "it at the first evaluation (KeyError: 'info'). Add \"info\": {} to the file")
+            problems.append(f"{phase}_evaluator: {file} has no 'info', and the installed pycocotools stops without it "
+                            "at the first evaluation (KeyError: 'info'). Add \"info\": {} to the file")
     return problems
 
 

@@ -322,6 +322,24 @@ def test_a_labeller_of_ones_own(det, middle):
 # ---------------------------------------------------------------------- what is refused
 
 
+class Painter(Labeller):
+    """Labels pixels alone."""
+
+    def pixels(self, batch, predictions):
+        return None
+
+
+def test_a_labeller_of_the_other_task(det):
+    student = build_model(det, 'mmdet')
+    MODELS.register_module(module=Painter)
+    try:
+        with pytest.raises(ValueError, match=r'labels: Painter has no method objects\(\), so it labels nothing of det'):
+            Distiller(student, wide(det), {}, teacher_ckpt='random', scope='mmdet', classes=['square', 'disc'],
+                      labels=dict(type='Painter', classes='positional'))
+    finally:
+        MODELS.module_dict.pop('Painter')
+
+
 REFUSED = [
     (5, r'labels=5: write labels=dict\(type='),
     (dict(loss_a=dict(type='PseudoLabels')), 'a name must be an identifier without `loss`'),

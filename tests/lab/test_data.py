@@ -9,6 +9,7 @@ from pairs import kd_mm, message
 from pycocotools.coco import COCO
 from stock import detector, hook, segmentor, wide
 
+from kd_mm.lab.commands.train import check_data
 from kd_mm.lab.data import look_at_data
 from kd_mm.lab.models import build_student, scope_of
 
@@ -68,6 +69,11 @@ def test_annotations_that_cannot_be_evaluated(det, tmp_path):
         problems = look_at_data(det, 1).problems
         assert len(problems) == said and all("has no 'info'" in problem for problem in problems)
         assert not (present and said)
+        if said:  # a training says it too, before its first step
+            with pytest.raises(SystemExit, match="val_evaluator: .*has no 'info'"):
+                check_data(det, ['val'])
+        else:
+            check_data(det, ['val'])
 
 
 def test_a_file_that_ends_too_early(det, tmp_path):

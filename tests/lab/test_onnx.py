@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from detrs import detr_config
@@ -28,9 +29,6 @@ from kd_mm.lab.models import random_batch, scope_of
 from kd_mm.lab.onnx_export import export
 from kd_mm.lab.onnx_parts import find_parts, flatten, restore
 from kd_mm.lab.onnx_run import Agreement, Runtime, compare, difference, on_runtime, parity, prediction_pipeline
-
-onnx = pytest.importorskip('onnx', reason='ONNX files need onnx: pip install onnx onnxruntime')
-pytest.importorskip('onnxruntime', reason='ONNX files need onnxruntime: pip install onnx onnxruntime')
 
 HEIGHT, WIDTH = 128, 160
 ROOT = Path(__file__).resolve().parents[2]

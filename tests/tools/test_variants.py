@@ -65,9 +65,10 @@ def test_what_is_better_is_said_by_the_interval():
             for name, scores in dict(plain=[10.0, 12.0, 11.0], up=[12.1, 14.0, 13.0], same=[11.0, 11.0, 11.0]).items()}
     content = dict(title='', metric='COCO mAP', runs=runs, against=dict(plain='', up='plain', same='plain'))
     lines = variants.table(content).splitlines()
-    assert '| up | 13.0 ± 1.0 | 3 |' in lines[3] and '| better |' in lines[3] and '+2.0 ± 0.1' in lines[3]
+    assert '| up | 13.0 ± 1.0 | 3 |' in lines[3] and lines[3].endswith('| plain | +2.0 [+1.9, +2.2] | better |')
     assert lines[4].endswith('| no difference shown |')
-    assert variants.verdict([-1.0, -1.1]) == 'worse'
+    assert variants.compared(runs, 'plain', 'up')[2] == 'worse'
+    assert variants.compared(runs, 'up', 'none') == ['', '', '']
 
 
 def test_the_page_has_what_the_results_have():

@@ -25,7 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 
 import stages as engine  # noqa: E402
+from benchmark_table import METRICS, gain_text, mean_text  # noqa: E402
 from machine import installed, processor  # noqa: E402
+
+from kd_mm.lab.commands.compare import Group, difference, verdict  # noqa: E402
 
 HOME = ROOT / 'configs' / 'benchmark'
 RESULTS, PAGE = HOME / 'variants.json', ROOT / 'docs' / 'variants.md'
@@ -187,73 +190,35 @@ class Collecting(engine.Progress):
         super().show(done, running, force)
 
 
-def differences(runs: Dict[str, Any], name: str, against: str) -> List[float]:
-    """Scores minus those of the other with the same seed.
+def compared(runs: Dict[str, Any], name: str, against: str) -> List[str]:
+    """Cells on a training beside another one: its name, difference with interval, verdict.
+
+    Over the seeds that both have.
 
     Example:
-        >>> differences({'a': {'0': {'score': 2.0}, '1': {'score': 5.0}}, 'b': {'0': {'score': 1.5}}}, 'a', 'b')
-        [0.5]
+        >>> seeds = {'a': {'0': {'score': 2.0}, '1': {'score': 5.0}}, 'b': {'0': {'score': 1.5}}}
+        >>> compared(seeds, 'a', 'b'), compared(seeds, 'a', '')
+        (['b', '+0.5', 'one seed'], ['', '', ''])
     """
-    other = runs.get(against, {})
-    return [record['score'] - other[seed]['score'] for seed, record in sorted(runs.get(name, {}).items())
-            if seed in other]
-
-
-def mean_text(values: Sequence[float], sign: str = '') -> str:
-    """Mean and sample standard deviation.
-
-    Example:
-        >>> mean_text([1.0, 3.0], '+'), mean_text([])
-        ('+2.0 ± 1.4', '-')
-    """
-    if not values:
-        return '-'
-    spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-    return f'{statistics.fmean(values):{sign}.1f}{spread}'
-
-
-def interval(values: Sequence[float]) -> Optional[Tuple[float, float]]:
-    """95 % interval of the mean by Student's t; None for fewer than two values.
-
-    Example:
-        >>> [round(edge, 2) for edge in interval([1.0, 2.0, 3.0])]
-        [-0.48, 4.48]
-    """
-    from scipy.stats import t
-    if len(values) < 2:
-        return None
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values)**0.5
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
-
-
-def verdict(values: Sequence[float]) -> str:
-    """*better*, *worse* or *no difference shown*, by the interval.
-
-    Example:
-        >>> verdict([1.0, 1.1, 0.9]), verdict([1.0, -1.0]), verdict([1.0])
-        ('better', 'no difference shown', 'one seed')
-    """
-    found = interval(values)
-    if found is None:
-        return 'one seed'
-    return 'better' if found[0] > 0 else 'worse' if found[1] < 0 else 'no difference shown'
+    both = sorted(runs.get(name, {}).keys() & runs.get(against, {}).keys())
+    if not both:
+        return ['', '', '']
+    groups = [Group(one, [(int(seed), runs[one][seed]['score']) for seed in both]) for one in (against, name)]
+    mean, half, _ = difference(*groups)
+    return [against, gain_text(mean, half), 'one seed' if half is None else verdict(mean, half)]
 
 
 def table(content: Dict[str, Any]) -> str:
     """One pair of one study, in Markdown."""
     runs = content['runs']
-    lines = ['| training | ' + content['metric'] + ' | seeds | KD/task | against | difference | 95 % interval | |',
-             '|---' * 8 + '|']
+    lines = [f'| training | {content["metric"]} | seeds | KD/task | against | difference | |', '|---' * 7 + '|']
     for name, against in content['against'].items():
         scores = [record['score'] for _, record in sorted(runs.get(name, {}).items())]
         if not scores:
             continue
         ratios = [record['kd_task_ratio'] for record in runs[name].values() if 'kd_task_ratio' in record]
-        cells = [name, mean_text(scores), str(len(scores)), f'{statistics.fmean(ratios):.2g}' if ratios else '']
-        found = differences(runs, name, against) if against else []
-        edges = interval(found)
-        cells += [against, mean_text(found, '+'), f'{edges[0]:+.1f} to {edges[1]:+.1f}' if edges else '-',
-                  verdict(found)] if found else ['', '', '', '']
+        cells = [name, mean_text(scores), str(len(scores)), f'{statistics.fmean(ratios):.2g}' if ratios else '',
+                 *compared(runs, name, against)]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -267,7 +232,7 @@ def tables(results: Dict[str, Any]) -> str:
         for content in results.get(study, {}).values():
             parts.append(f'{head}: {content["title"]}\n\n{table(content)}\n`{content["command"]}`: '
                          f'{content["versions"]}; {content["machine"]}.\n')
-    return '\n'.join(parts)
+    return '\n'.join(parts) or 'No seed is finished yet.\n'
 
 
 def page(text: str, results: Dict[str, Any]) -> str:
@@ -312,7 +277,7 @@ def run(args: argparse.Namespace, results: Dict[str, Any]) -> None:
             args.study, settings.methods.to_dict())}}
         old = study.get(pair, {}).get('runs', {})
         study[pair] = dict(
-            title=settings.title, metric={'coco/bbox_mAP': 'COCO mAP'}.get(settings.metric, settings.metric),
+            title=settings.title, metric=METRICS.get(settings.metric, settings.metric),
             command=f'python tools/studies/variants.py {args.study} --seeds {args.seeds} --data-root PATH',
             versions=versions(), machine=f'{processor()}, one thread a training', against=against, runs=old)
         metrics[pair] = settings.metric

@@ -234,7 +234,7 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], images: str
         with quiet():
             training.train(trained, args)
         out = save_parts(folder, run, part, dict(student=student, teacher=teacher, part=part, iterations=iters))
-    except (FileExistsError, FileNotFoundError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         fail(error)
     click.echo(f'{out}: {part}. Start an ordinary training from it with\n'
                f'  --cfg-options load_from={out} model.backbone.init_cfg=None\n'

@@ -77,10 +77,9 @@ def use_tta(cfg: Config) -> None:
         pipeline[-1] = dict(type='TestTimeAug', transforms=[
             [dict(type='mmdet.RandomFlip', prob=1.), dict(type='mmdet.RandomFlip', prob=0.)],
             [dict(type='mmdet.PackDetInputs', meta_keys=meta)]])
-    # The host's registry does not find its own class under its own prefix.
-    kind = 'DetTTAModel' if cfg.get('default_scope') == 'mmdet' else 'mmdet.DetTTAModel'
+    # Its class is registered with mmengine: every scope finds it, and under the prefix of mmdet none does.
     tta_model = copy.deepcopy(cfg.get('tta_model') or dict(
-        type=kind, tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
     for dataset in sets:
         dataset.pipeline = copy.deepcopy(pipeline)
     cfg.model = dict(tta_model, module=cfg.model)

@@ -36,6 +36,7 @@ from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import fail
 from kd_mm.lab.configs import apply_options, faults, hook_entries, no_host, read_file
+from kd_mm.lab.data import evaluation_problems
 from kd_mm.ops.problems import ConfigProblems
 
 #: What data sets and evaluators read besides pictures, below ``data_root``; all but the first are Open Images'.
@@ -193,6 +194,9 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
                     missing.append(f'  {key}: {path} (looked at {osp.abspath(path)})')
                 seen.add(path)
     if not missing:
+        stops = [text for phase in phases for text in evaluation_problems(cfg.get(f'{phase}_evaluator'), phase)]
+        if stops:
+            fail('; '.join(stops))
         return
     first = missing[0].split(':')[0].strip()
     mend = f'--cfg-options {first}=...'

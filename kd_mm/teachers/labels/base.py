@@ -17,9 +17,9 @@ class Labeller:
     """Says what is added to the labels of a batch before the student sees them.
 
     Derive from it, register the class by ``@MODELS.register_module()`` of :mod:`kd_mm.registry`, and implement
-    :meth:`objects`, :meth:`pixels` or both.  Neither knows a host: what teachers predict is there in the student's
-    classes and in pixels of its batch, ground truth is read by :mod:`kd_mm.types.targets`.  Tensors that are given must
-    not be changed.
+    :meth:`objects` (detectors), :meth:`pixels` (segmentors) or both.  Neither knows a host: what teachers predict is
+    there in the student's classes and in pixels of its batch, ground truth is read by :mod:`kd_mm.types.targets`.
+    Tensors that are given must not be changed.
 
     Args:
         teacher: name of one teacher, or of several. Default: the only one.
@@ -46,6 +46,15 @@ class Labeller:
             texts(self.name, 'prompts', prompts, 'the name of a class')
         self.prompts: Tuple[str, ...] = (prompts, ) if isinstance(prompts, str) else tuple(prompts or ())
         self.counts: Dict[str, Tensor] = {}
+
+    def fits(self, predictions: Mapping[str, Predictions]) -> Optional[str]:
+        """Why it labels nothing of what its teachers predict; None where it does."""
+        maps = any(isinstance(found, Pixels) for found in predictions.values())
+        wanted, what = ('pixels', 'segmentors') if maps else ('objects', 'detectors')
+        if getattr(type(self), wanted) is not getattr(Labeller, wanted):
+            return None
+        return (f'{self.name} has no method {wanted}(), so it labels nothing of {what}. Write it, or take another '
+                "labeller, such as dict(type='PseudoLabels')")
 
     def check(self, masks: bool, predictions: Mapping[str, Predictions]) -> Optional[str]:
         """What is wrong with what the teachers predict on random images, before the first step; None for nothing.
@@ -74,12 +83,12 @@ class Labeller:
         return self.objects(batch, {name: part for name, part in predictions.items() if isinstance(part, list)})
 
     def objects(self, batch: KDBatch, predictions: Mapping[str, List[Detections]]) -> List[Optional[Detections]]:
-        """The objects that are added to each image of a detector's batch."""
-        raise NotImplementedError(f'{self.name} labels no objects, only pixels')
+        """The objects that are added to each image of a detector's batch.  Default: none; :meth:`fits` refuses that."""
+        return [None for _ in next(iter(predictions.values()))]
 
     def pixels(self, batch: KDBatch, predictions: Mapping[str, Pixels]) -> Optional[Tensor]:
-        """The whole new maps (N, Hin, Win) of a segmentor's batch; None if nothing changes."""
-        raise NotImplementedError(f'{self.name} labels no pixels, only objects')
+        """The whole new maps (N, Hin, Win) of a segmentor's batch; None, the default, if nothing changes."""
+        return None
 
     def count(self, name: str, value: Tensor) -> None:
         """Note a number for the log (``kd_labels_NAME``)."""

@@ -95,8 +95,10 @@ def test_bad_options(options, message):
 
 def test_what_a_labeller_cannot():
     MODELS.import_from_location()
-    with pytest.raises(NotImplementedError, match='Labeller labels no objects'):
-        Labeller().label(KDBatch(), dict(a=[]))
     part = [found((0., 0., 9., 9., 0, 0.9))]
+    assert 'Labeller has no method objects(), so it labels nothing of detectors' in Labeller().fits(dict(a=part))
+    assert 'no method pixels(), so it labels nothing of segmentors' in Labeller().fits(
+        dict(a=Pixels(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))))
+    assert PseudoLabels().fits(dict(a=part)) is None
     assert Labeller().check(False, dict(a=part)) is None
     assert "the teacher 'a' predicts boxes alone" in Labeller().check(True, dict(a=part))
