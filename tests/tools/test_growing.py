@@ -70,6 +70,17 @@ def test_a_run_that_goes_on(task, tmp_path, monkeypatch):
     assert TOOL.main(words) == 0 and started == ['ERD_seed0']  # other settings, another training
 
 
+def test_two_processes_with_a_task_each_keep_the_results_of_both(tmp_path):
+    path = tmp_path / 'results.json'
+    first, second = (dict(command='python', tasks={key: dict(seeds={})}) for key in ('camvid', 'bccd'))
+    TOOL.save(path, first, 'camvid')
+    TOOL.save(path, second, 'bccd')
+    first['tasks']['camvid']['seeds']['0'] = dict(old=1)
+    TOOL.save(path, first, 'camvid')
+    assert json.loads(path.read_text())['tasks'] == dict(bccd=dict(seeds={}), camvid=dict(seeds={'0': dict(old=1)}))
+    assert list(json.loads(path.read_text())['tasks']) == ['bccd', 'camvid']  # in the order of the page
+
+
 def entry(**seeds):
     return dict(title='Drawn', metric='mAP', iters=5, trainings=['old', 'ERD'], seeds=seeds, steps=[
         dict(new=['disc'], images=[4, 8]), dict(new=['square'], images=[3, 8])])

@@ -10,11 +10,13 @@ the new ones alone labelled: by itself (`fine-tuning`), and with each method; an
 classes (`joint`), which is what there is to reach.
 
 Results go to docs/growing.json as they come, seed after seed, and the tables to docs/growing.md.  The same command goes
-on where it was interrupted: what is in the results with the same settings is not trained again.
+on where it was interrupted: what is in the results with the same settings is not trained again.  Two processes, each
+with a --task of its own, may write to the same results.
 """
 
 import argparse
 import copy
+import fcntl
 import json
 import math
 import shutil
@@ -208,11 +210,16 @@ def load(path: Path) -> Dict[str, Any]:
     return dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
 
 
-def save(path: Path, results: Dict[str, Any]) -> None:
+def save(path: Path, results: Dict[str, Any], task: str) -> None:
+    """Write what is new of a task; a second process may be at another one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    part.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
-    part.replace(path)
+    with open(path.with_suffix('.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tasks = {**results['tasks'], **load(path).get('tasks', {}), task: results['tasks'][task]}
+        results['tasks'] = {known.key: tasks.pop(known.key) for known in TASKS if known.key in tasks} | tasks
+        part = path.with_suffix('.part')
+        part.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+        part.replace(path)
 
 
 def versions() -> Dict[str, str]:
@@ -324,11 +331,11 @@ def run_all(tasks: Sequence[Task], args: argparse.Namespace) -> Dict[str, Any]:
             seconds = train(cfg)
             runs[name] = dict(scores(task, cfg, weights, run, steps[task.key][0].new), settings=wanted,
                               seconds=round(seconds, 1))
-            save(args.results, results)
+            save(args.results, results, task.key)
             print(f'[growing] {task.key}, seed {seed}, {name}: ' + ', '.join(
                 f'{part} {runs[name][part]:.1f}' for part in PARTS if part in runs[name]) + f' ({seconds:.0f} s)',
                 flush=True)
-    return results
+    return {**results, 'tasks': load(args.results).get('tasks', entries)}
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
