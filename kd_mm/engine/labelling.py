@@ -100,18 +100,20 @@ class Labelling:
         if task is None:
             raise ValueError(f'the student {type(self.student).__name__} is of no host that is known, whose labels '
                              'could be read')
-        wrong = [teacher for teacher in labeller.teachers if teacher not in self.teachers]
-        known = ', '.join(map(repr, self.teachers)) or 'none'
+        peers = [teacher for teacher, model in self.teachers.items() if isinstance(model, PeerTeacher)]
+        able = [teacher for teacher in self.teachers if teacher not in peers]
+        wrong = [teacher for teacher in labeller.teachers if teacher not in able]
+        known = ', '.join(map(repr, able)) or 'none'
+        if peers and (set(wrong) & set(peers) or not able):
+            raise ValueError(f'the peer {(wrong or peers)[0]!r} is in training like the student, and learns from these '
+                             'labels itself. Let a fixed teacher or an EMATeacher label: '
+                             f"teachers=dict(NAME=..., ...) and labels=dict(..., teacher=NAME), one of: {known}")
         if wrong:
             raise ValueError(f'teacher={wrong[0]!r} is not among the teachers that are models of their own: {known}')
         if not labeller.teachers:
-            if len(self.teachers) != 1:
+            if len(able) != 1:
                 raise ValueError(f'which teacher? Give teacher=NAME (or a list of names): {known}')
-            labeller.teachers = tuple(self.teachers)
-        peers = [teacher for teacher, model in self.teachers.items() if isinstance(model, PeerTeacher)]
-        if peers:
-            raise ValueError(f'the peer {peers[0]!r} is a student, too, and would be trained without these labels. Use '
-                             'a fixed teacher or an EMATeacher')
+            labeller.teachers = tuple(able)
         for teacher in labeller.teachers:
             model = self.teachers[teacher].model
             reason = why_not(model)

@@ -292,6 +292,52 @@ def test_labels_are_the_teachers_own_predictions(det):
         step.clear()
 
 
+# ---------------------------------------------------------------------- with a peer
+
+
+def with_a_peer(cfg, labeller, labels, losses=CWD):
+    """A hook with a peer and somebody else, who labels."""
+    return labels_hook(None, labels, {name: dict(loss, teacher='peer') for name, loss in losses.items()}, teachers=dict(
+        peer=dict(teacher=dict(type='PeerTeacher', config=wide(cfg)), teacher_ckpt='random'),
+        big=dict(teacher=labeller, teacher_ckpt='own')))
+
+
+def test_a_peer_learns_the_same_labels(det):
+    """A third model labels; without a name it is the one that is no peer."""
+    box = [2., 3., 12., 13.]
+    seen = []
+
+    def look(runner):
+        model = distill_hook(runner).distiller.teachers['peer'].model
+        if 'loss' not in vars(model):
+            original = model.loss
+
+            def loss(inputs, data_samples):
+                seen.append([sample.gt_instances.bboxes.tolist() for sample in data_samples])
+                return original(inputs, data_samples)
+            model.loss = loss
+
+    det.train_dataloader.dataset.pipeline = [step for step in det.train_dataloader.dataset.pipeline
+                                             if step['type'] != 'LoadAnnotations']
+    _, record = train(det, [with_a_peer(det, Oracle([[*box, 0, 0.9]]), dict(type='PseudoLabels', classes={0: 0}))], look)
+    assert seen and all(boxes == [box] for batch in seen for boxes in batch)
+    assert all(step['peer_task'] > 0 and step['loss_cwd'] > 0 for step in record.losses)
+
+
+def test_a_peer_whose_labeller_is_sure_of_nothing_trains_as_ever(det):
+    _, without = train(det, [with_a_peer(det, Oracle([[0.] * 6]), None)])
+    runner, record = train(det, [with_a_peer(det, Oracle([[0.] * 6]), dict(
+        type='PseudoLabels', score=1.0, teacher='big', classes={0: 0}))])
+    assert record.losses == without.losses
+
+
+def test_a_peer_does_not_label(det):
+    entry = with_a_peer(det, Oracle([[0.] * 6]), dict(type='PseudoLabels', teacher='peer'))
+    with pytest.raises(ValueError, match=r"the peer 'peer' is in training like the student, .*one of: 'big'"):
+        Distiller(build_model(det, 'mmdet'), None, entry['losses'], teachers=entry['teachers'], scope='mmdet',
+                  labels=entry['labels'])
+
+
 # ---------------------------------------------------------------------- a labeller of one's own
 
 
@@ -367,7 +413,7 @@ def test_bad_values(det, labels, message):
 
 @pytest.mark.parametrize('source, message', [
     ('self', 'teacher=.* among|which teacher'),
-    ('peer', r"the peer 'teacher' is a student, too"),
+    ('peer', r"the peer 'teacher' is in training like the student, .* one of: none"),
     (nn.Conv2d(3, 3, 1), 'Conv2d predicts nothing')])
 def test_teachers_that_cannot_label(det, source, message):
     student = build_model(det, 'mmdet')
