@@ -10,6 +10,7 @@ from stock import (
     Recorder,
     detector,
     distill_hook,
+    labels_hook,
     make_runner,
     retinanet_model,
     same,
@@ -78,13 +79,6 @@ class OracleMap(nn.Module):
             logits[self.label, ::2] = self.sure
             sample.seg_logits = PixelData(data=logits)
         return samples
-
-
-def labels_hook(teacher, labels, losses=None, **extra):
-    entry = dict(type='kd_mm.DistillHook', labels=labels, losses=losses, **extra)
-    if 'teachers' not in extra:
-        entry.update(teacher=teacher, teacher_ckpt=extra.get('teacher_ckpt', 'random'))
-    return entry
 
 
 class Watch(Recorder):
@@ -319,7 +313,8 @@ def test_a_peer_learns_the_same_labels(det):
 
     det.train_dataloader.dataset.pipeline = [step for step in det.train_dataloader.dataset.pipeline
                                              if step['type'] != 'LoadAnnotations']
-    _, record = train(det, [with_a_peer(det, Oracle([[*box, 0, 0.9]]), dict(type='PseudoLabels', classes={0: 0}))], look)
+    hook = with_a_peer(det, Oracle([[*box, 0, 0.9]]), dict(type='PseudoLabels', classes={0: 0}))
+    _, record = train(det, [hook], look)
     assert seen and all(boxes == [box] for batch in seen for boxes in batch)
     assert all(step['peer_task'] > 0 and step['loss_cwd'] > 0 for step in record.losses)
 
