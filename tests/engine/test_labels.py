@@ -286,6 +286,31 @@ def test_labels_are_the_teachers_own_predictions(det):
         step.clear()
 
 
+def test_a_map_of_another_size_and_its_padding(seg):
+    """A segmentor that sees twice the size, padded: what it says of its padding is nothing that the student has."""
+    class Edge(OracleMap):
+        def predict(self, inputs, samples):
+            assert tuple(inputs.shape[-2:]) == (160, 160)
+            for sample in samples:
+                logits = torch.zeros(self.classes, *inputs.shape[-2:])
+                logits[5, :128, :128] = logits[2, 128:] = logits[2, :, 128:] = self.sure
+                sample.seg_logits = PixelData(data=logits)
+            return samples
+
+    student = build_model(seg, 'mmseg')
+    distiller = Distiller(student, Edge(5), None, teacher_ckpt='own', scope='mmseg',
+                          view=dict(scale=2.0, multiple_of=160, fit='pad'),
+                          labels=dict(type='PseudoLabels', score=0.6, classes={5: 5, 2: 2}))
+    data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), True)
+    for sample in data['data_samples']:
+        sample.gt_sem_seg.data[:] = 255
+    step = distiller.current
+    step.begin(**data)
+    step.teach(**data)
+    assert all((sample.gt_sem_seg.data == 5).all() for sample in step.label(**data))
+    step.clear()
+
+
 # ---------------------------------------------------------------------- with a peer
 
 
