@@ -29,12 +29,13 @@ def hook_of(path: Path) -> Tuple[str, List[str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Call):
             entry = {keyword.arg: keyword.value for keyword in node.keywords}
-            if {'teacher', 'teachers'} & set(entry) and 'losses' in entry:
+            source = entry.get('teacher', entry.get('teachers'))
+            if source is not None and 'losses' in entry:
                 losses = [str(loss.value.value) for inner in ast.walk(entry['losses']) if isinstance(inner, ast.keyword)
                           and (inner.arg or '').startswith('loss_') and isinstance(inner.value, ast.Call)
                           for loss in inner.value.keywords
                           if loss.arg == 'type' and isinstance(loss.value, ast.Constant)]
-                return (teacher_name(entry.get('teacher', entry.get('teachers'))),
+                return (teacher_name(source),
                         [loss for loss in losses if loss.endswith('Loss')])
     raise ValueError(f'{path}: no entry with teacher and losses')
 
