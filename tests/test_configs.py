@@ -61,6 +61,8 @@ REQUIRED = {
     'configs/seg/kd/kd_pspnet_r18_from_upernet_swin_b_80k_cityscapes.py',
     'configs/seg/skd_holistic/skd_holistic_pspnet_r18_from_r101_80k_cityscapes.py',
 }
+#: Sources of teachers that are packages of their own.
+FOUNDATION = ('timm', 'transformers', 'mmpretrain')
 #: The config that each shipped one extends, by what stands between method and teacher in its file name (and the data,
 #: if there are several).
 BASES = {
@@ -131,19 +133,23 @@ def test_config_is_sound(path):
     for loss in hook.losses.values():
         assert loss.type in MODELS.module_dict or loss.type in card.read_text()
 
-    if isinstance(hook.teacher, dict):  # a foundation model: nothing is downloaded, the card says what to put where
-        assert not urlparse(hook.teacher_ckpt).scheme and hook.teacher_ckpt in card.read_text()
-        assert 'licence' in card.read_text()
-    else:
-        _listed(hook)
+    for entry in (hook.get('teachers') or dict(only=hook)).values():
+        if 'teacher_ckpt' not in entry:  # it comes from the student, or trains beside it
+            assert entry.teacher == 'self' or entry.teacher.type in ('EMATeacher', 'PeerTeacher')
+        elif isinstance(entry.teacher, dict) or not urlparse(entry.teacher_ckpt).scheme:
+            # Nothing is downloaded for a foundation model: the card says what to put where, and on which terms.
+            assert not urlparse(entry.teacher_ckpt).scheme and entry.teacher_ckpt in card.read_text()
+            assert 'licence' in card.read_text() or not isinstance(entry.teacher, dict)
+        else:
+            _listed(entry, path)
     _is_the_base(path, cfg)
 
 
-def _listed(hook):
+def _listed(entry, path):
     # The teacher is an installed config, and its weights are those that the installed model index lists (the forks'
     # index has the same files on another server).
-    listed = zoo_weights(str(zoo_config(hook.teacher)))
-    assert listed and urlparse(listed).path == urlparse(hook.teacher_ckpt).path
+    listed = zoo_weights(str(base_of(path) if entry.teacher == 'student' else zoo_config(entry.teacher)))
+    assert listed and urlparse(listed).path == urlparse(entry.teacher_ckpt).path
 
 
 def _is_the_base(path, cfg):
@@ -151,7 +157,11 @@ def _is_the_base(path, cfg):
     base = base_config(base_of(path))
     kept = [item['type'] for item in cfg.custom_hooks if item['type'] != 'kd_mm.DistillHook']
     assert kept == [item['type'] for item in base.get('custom_hooks') or []]
-    for part in ('model', 'train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg', 'default_hooks'):
+    given = plain(cfg['train_dataloader'])
+    if cfg.custom_hooks[kd_index(cfg)].get('input_key'):  # its pipeline carries one more picture along
+        given['dataset']['pipeline'] = plain(base['train_dataloader']['dataset']['pipeline'])
+    assert given == plain(base['train_dataloader'])
+    for part in ('model', 'val_dataloader', 'param_scheduler', 'train_cfg', 'default_hooks'):
         assert plain(cfg[part]) == plain(base[part]), part
 
 
@@ -167,8 +177,9 @@ def keys_of(base):
 def test_one_training_step(path, tmp_path, monkeypatch):
     cfg = load(path)
     learns_the_task = cfg.custom_hooks[kd_index(cfg)].get('task_loss_weight', 1) != 0
-    if isinstance(cfg.custom_hooks[kd_index(cfg)].teacher, dict):
-        require(cfg.custom_hooks[kd_index(cfg)].teacher.type)
+    source = cfg.custom_hooks[kd_index(cfg)].get('teacher')
+    if isinstance(source, dict) and source.type in FOUNDATION:
+        require(source.type)
     # mmseg 1.2.2 looks up the class weight of the label 255 and fails, with its own PIDNet configs and without us
     # (open-mmlab/mmsegmentation#3734).
     ignored = 'pidnet' not in path

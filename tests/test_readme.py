@@ -14,6 +14,7 @@ from stock import tool
 
 from kd_mm.hosts.zoo import package_folder, zoo_config
 from kd_mm.lab.commands.app import cli
+from tools.dev.docs_pages import survey_commands
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -150,12 +151,31 @@ def test_every_name_in_the_log_is_explained():
 def test_the_survey_names_what_there_is():
     from kd_mm.losses.base.loss import KDLoss
     from kd_mm.registry import choices
-    from tools.dev.docs_pages import first_config
     survey = PAGES['docs/survey.md']
     assert set(re.findall(r'`(\w+Loss)`', survey)) <= set(choices(KDLoss))
-    assert all(first_config(folder) for folder in re.findall(r'\{train\}`([^`]+)`', survey))
-    # Whatever stays out says why.
-    assert all(re.search(r'out: \w+ \w+', line) for line in survey.splitlines() if line.endswith('|  |'))
+    rows = [line.strip('| ').split(' | ') for line in survey.splitlines() if re.match(r'\| (?!branch)', line)]
+    assert len(rows) > 60
+    for branch, stands, *command in rows:  # whatever stays out says why, all others can be seen
+        assert re.match(r'out: \w+ \w+', stands) if not command else survey_commands(command[0]), branch
+
+
+@pytest.mark.parametrize('command', sorted(set(survey_commands(PAGES['docs/survey.md']))))
+def test_every_command_of_the_survey_can_be_typed(command, monkeypatch):
+    """Without a placeholder: the sub-command has these flags, its configs are there, and its overrides fit."""
+    _, name, *words = command.split()
+    assert not re.search(r'\b[A-Z]{3,}\b', command)
+    monkeypatch.setattr(sys, 'argv', ['kd-mm'])
+    result = CliRunner().invoke(cli, [name, '--help'], prog_name='kd-mm')
+    assert not result.exit_code and all(word in result.output for word in words if word.startswith('--'))
+    for word in words:
+        if word.endswith('.py'):
+            file = zoo_config(word) if '::' in word else ROOT / word
+            cfg = Config.fromfile(str(file))
+            for option in words[words.index('--cfg-options') + 1:] if '--cfg-options' in words else ():
+                key, value = option.split('=')
+                cfg.merge_from_dict({key: int(value)})
+                dataset = cfg.train_dataloader.dataset
+                assert dataset.indices == int(value) and dataset.type == 'CocoDataset'  # an argument of BaseDataset
 
 
 PLACES = [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'configs').rglob('*.md')]

@@ -62,6 +62,9 @@ methods = dict(
     kd=dict(losses=dict(loss_kd=loss_kd)),
     ktaad=dict(learn=200, losses=dict(loss_ktaad=dict(
         type='KTAADLoss', at=hidden, code=32, kta_weight=50.0, affinity_weight=1.0, p=1))),
+    local_pod=dict(losses=dict(loss_pod=dict(
+        type='LocalPODLoss', at='backbone', adapter=dict(type='ConvAdapter', bias=False, always=True),
+        loss_weight=0.01 / 4))),
     maskd=dict(learn=200, losses=dict(loss_maskd=dict(
         type='MasKDLoss', at=logits, num_tokens=8, token_weights='mean', student_mask_after=None, loss_weight=0.5))),
     mgd=dict(losses=dict(
@@ -87,7 +90,7 @@ methods = dict(
 left_out = dict(
     mib='is for a student that knows more classes than its teacher, with a background class; this data has none',
     plop='its labels are for a student that knows more classes than its teacher, with a background class; this data '
-         'has none',
+         'has none. Its features are `local_pod`',
     mask_query='compares queries of mask transformers; the student here has none',
 )
 # {label.seed} are scores of `trials` in benchmark.json, {run.seed} those of the table.

@@ -364,6 +364,7 @@ class Distiller(nn.Module):
         if label:
             data_samples = self.current.label(inputs, data_samples)
             self._log.update(self.labelling.log)
+        self.current.pair(inputs, data_samples)
         paths = self.current.listen()
         self._opened = True
         if (self.task_loss_weight == 0 and self.may_skip and self.current.active

@@ -1,7 +1,7 @@
 """The ``label`` phase of a step: what teachers predict becomes labels before the student sees them."""
 
 from dataclasses import replace
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from kd_mm.engine.naming import Names, names_text
 from kd_mm.engine.term import STUDENT
 from kd_mm.hosts import labelled
 from kd_mm.hosts.models import task_of
-from kd_mm.hosts.predict import TRUNK, predict, prediction_taps, why_not
+from kd_mm.hosts.predict import TRUNK, predict, prediction_taps, reads_text, why_not
 from kd_mm.hosts.samples import is_table, samples_of
 from kd_mm.hosts.semi import labelled_sample
 from kd_mm.ops.classes import COMMON, ClassPair, map_classes
@@ -100,18 +100,20 @@ class Labelling:
         if task is None:
             raise ValueError(f'the student {type(self.student).__name__} is of no host that is known, whose labels '
                              'could be read')
-        wrong = [teacher for teacher in labeller.teachers if teacher not in self.teachers]
-        known = ', '.join(map(repr, self.teachers)) or 'none'
+        peers = [teacher for teacher, model in self.teachers.items() if isinstance(model, PeerTeacher)]
+        able = [teacher for teacher in self.teachers if teacher not in peers]
+        wrong = [teacher for teacher in labeller.teachers if teacher not in able]
+        known = ', '.join(map(repr, able)) or 'none'
+        if peers and (set(wrong) & set(peers) or not able):
+            raise ValueError(f'the peer {(wrong or peers)[0]!r} is in training like the student, and learns from these '
+                             'labels itself. Let a fixed teacher or an EMATeacher label: '
+                             f"teachers=dict(NAME=..., ...) and labels=dict(..., teacher=NAME), one of: {known}")
         if wrong:
             raise ValueError(f'teacher={wrong[0]!r} is not among the teachers that are models of their own: {known}')
         if not labeller.teachers:
-            if len(self.teachers) != 1:
+            if len(able) != 1:
                 raise ValueError(f'which teacher? Give teacher=NAME (or a list of names): {known}')
-            labeller.teachers = tuple(self.teachers)
-        peers = [teacher for teacher, model in self.teachers.items() if isinstance(model, PeerTeacher)]
-        if peers:
-            raise ValueError(f'the peer {peers[0]!r} is a student, too, and would be trained without these labels. Use '
-                             'a fixed teacher or an EMATeacher')
+            labeller.teachers = tuple(able)
         for teacher in labeller.teachers:
             model = self.teachers[teacher].model
             reason = why_not(model)
@@ -165,7 +167,7 @@ class Labelling:
         for name, labeller in self.labellers.items():
             where = f'labels[{name!r}]: ' if name else 'labels: '
             try:
-                found = self._predictions(name, labeller, inputs, samples, records, batch, {})
+                found = self._predictions(name, labeller, inputs, samples, records, batch, {}, self._stand_in)
                 unfit = labeller.fits(found)
                 if unfit is not None:
                     problems.append(f'{where}{unfit}')
@@ -196,12 +198,32 @@ class Labelling:
             return
         with preserved_random_state():
             sample = labelled_sample(dataset[0]['data_samples'])
-        fault = labelled.fault_of(sample, self.detector)
+        fault = labelled.fault_of(sample, self.detector) or self._without_text(sample)
         for name, found in self._dry.items():
             fault = fault or self.labellers[name].check(labelled.has_masks([sample]), found)
         self._dry = {}
         if fault is not None:
             raise ValueError(f'labels: {fault}')
+
+    def _stand_in(self, teacher: str) -> Sequence[str]:
+        """What a teacher that reads texts is asked for on random images, whose samples have none."""
+        if not reads_text(self.teachers[teacher].model):
+            return ()
+        return tuple(self.names.classes_of(teacher) or ('object', ))[:20]
+
+    def _without_text(self, sample: Any) -> Optional[str]:
+        """Why a sample does not say what a teacher is asked for; None if it does, or none is asked so."""
+        if 'text' in sample:
+            return None
+        for labeller in self.labellers.values():
+            for teacher in labeller.teachers:
+                model = self.teachers[teacher].model
+                if reads_text(model) and not labeller.prompts:
+                    return (f'the teacher {teacher!r} ({type(model).__name__}) finds what it is asked for, and the '
+                            "samples have no `text`. Give labels=dict(..., prompts=('a name', 'another')); or let the "
+                            "data give their own classes: return_classes=True of the data set, 'text' and "
+                            "'custom_entities' among the meta_keys of PackDetInputs, and classes='positional'")
+        return None
 
     # ------------------------------------------------------------------ a step
 
@@ -238,14 +260,16 @@ class Labelling:
 
     def _predictions(self, name: str, labeller: Labeller, inputs: Tensor, samples: Any,
                      records: Mapping[str, Mapping[str, Recorded]], batch: KDBatch,
-                     asked: Dict[Tuple[str, Any], Predictions]) -> Dict[str, Predictions]:
+                     asked: Dict[Tuple[str, Any], Predictions],
+                     text: Callable[[str], Sequence[str]] = lambda teacher: ()) -> Dict[str, Predictions]:
+        """What each teacher of a labeller says; ``text`` of a teacher is what it is asked for without ``prompts``."""
         found: Dict[str, Predictions] = {}
         for teacher in labeller.teachers:
             pair = self._pairs[name, teacher]
             key = teacher, repr((pair, labeller.prompts))
             if key not in asked:
                 asked[key] = self._ask(self.teachers[teacher], inputs, samples, records.get(teacher, {}), pair, batch,
-                                       labeller.prompts)
+                                       labeller.prompts or text(teacher))
             found[teacher] = asked[key]
         kinds = {isinstance(part, Pixels) for part in found.values()}
         if kinds != {not self.detector}:

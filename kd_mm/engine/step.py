@@ -6,6 +6,7 @@
       begin      the facts of the batch, the terms that have a weight at this step
       teach      every teacher runs, keeps what its taps recorded, and frees the rest
       label      what teachers predict is added to the labels that the student will see
+      pair       every peer makes its training forward, with the same labels
       listen     the student's taps are armed
     the host's own forward with its losses
     after it
@@ -189,19 +190,24 @@ class Step:
         self.batch = self.batch_of(inputs, data_samples)
 
     def teach(self, inputs: Tensor, data_samples: Any) -> None:
-        """Run every teacher that an active term reads, as far as its last tap; a peer always, with its losses.
+        """Run every teacher that does not train and that an active term or a labeller reads, as far as its last tap.
 
         Whatever a teacher draws, the student draws what it would have drawn without it.
         """
+        for name in self.teachers:
+            if name not in self.peers:
+                self._run(name, inputs, data_samples)
+
+    def _run(self, name: str, inputs: Tensor, data_samples: Any) -> None:
+        """The pass of one teacher, if anything wants it."""
         assert self.batch is not None
         wanted = [*self.keys(self.active), *self._label_taps]
-        for name, teacher in self.teachers.items():
-            taps = {path: self.taps[name, path] for owner, path in wanted if owner == name}
-            if not taps and name not in self.peers:
-                continue
-            with preserved_random_state(self._peer_seed(name), inputs.device):
-                teacher.run(inputs, data_samples, list(taps.values()), self.batch)
-            self.records[name] = teacher.records(list(taps.values()), inputs)
+        taps = [self.taps[owner, path] for owner, path in dict.fromkeys(wanted) if owner == name]
+        if not taps and name not in self.peers:
+            return
+        with preserved_random_state(self._peer_seed(name), inputs.device):
+            self.teachers[name].run(inputs, data_samples, taps, self.batch)
+        self.records[name] = self.teachers[name].records(taps, inputs)
 
     def use_labels(self, labelling: Labelling) -> None:
         """Let labels be made in every step: once, when all terms have their taps."""
@@ -228,6 +234,16 @@ class Step:
         if samples is not data_samples:
             self.batch = self.batch_of(inputs, samples)
         return samples
+
+    def pair(self, inputs: Tensor, data_samples: Any) -> None:
+        """Let every peer make its training forward, whose losses it keeps.
+
+        Args:
+            inputs: the student's batch.
+            data_samples: what the student is to be given, :meth:`label` included: both learn the same labels.
+        """
+        for name in self.peers:
+            self._run(name, inputs, data_samples)
 
     def _peer_seed(self, name: str) -> Optional[int]:
         """A peer drops other units than the student: it has a stream of its own, the same in a resumed run."""
@@ -264,6 +280,7 @@ class Step:
             self.begin(inputs, data_samples)
             self.teach(inputs, data_samples)
             self.samples = self.label(inputs, data_samples)
+            self.pair(inputs, self.samples)
             self.listen()
             yield self
         finally:

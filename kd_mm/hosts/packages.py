@@ -18,11 +18,12 @@ INSTALL: Dict[str, str] = {
     'panopticapi': 'pip install git+https://github.com/cocodataset/panopticapi.git',
     'timm': 'pip install timm',
     'torchvision': 'pip install torchvision, of the version that belongs to the installed torch',
+    'transformers': 'pip install "transformers<5"',
 }
 #: A ``type`` in a config -> the package that it needs.
 OF_TYPES: Dict[str, str] = {
-    'CocoPanopticMetric': 'panopticapi', 'Detectron2Wrapper': 'detectron2', 'LoadPanopticAnnotations': 'panopticapi',
-    'TIMMBackbone': 'timm', 'VPD': 'ldm'}
+    'BertModel': 'transformers', 'CocoPanopticMetric': 'panopticapi', 'Detectron2Wrapper': 'detectron2',
+    'LoadPanopticAnnotations': 'panopticapi', 'TIMMBackbone': 'timm', 'VPD': 'ldm'}
 #: A key that is set in a config -> the package that it needs when it runs (CrowdDet's RoI layer; an assigner).
 OF_KEYS: Dict[str, str] = {'perm_repeat_gt_cfg': 'torchvision', 'use_torchvision': 'torchvision'}
 #: Scope in front of a ``type`` -> the package that has it.

@@ -35,6 +35,11 @@ def why_not(model: nn.Module) -> Optional[str]:
             'or a segmentor, not a backbone')
 
 
+def reads_text(model: nn.Module) -> bool:
+    """Whether a model finds what a sample's ``text`` names, instead of classes of its own."""
+    return isinstance(getattr(model, 'language_model', None), nn.Module)
+
+
 def prediction_taps(model: nn.Module, wanted: Sequence[str] = ()) -> List[str]:
     """What to keep of a forward pass so that a prediction runs nothing again.
 

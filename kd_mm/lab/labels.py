@@ -90,7 +90,7 @@ def _row(picture: np.ndarray, before: Any, after: Any, names: Optional[Sequence[
 
 def _annotated(canvas: np.ndarray, samples: Any, before: Any, shape: Tuple[int, int],
                names: Optional[Sequence[str]]) -> np.ndarray:
-    """The canvas with the labels of its sample; objects that were not there before in another colour."""
+    """The canvas with the labels of its sample, masks as areas; new objects in another colour."""
     drawn = canvas.copy()
     found = Samples(samples)
     boxes, classes = found.boxes(), found.labels()
@@ -98,6 +98,10 @@ def _annotated(canvas: np.ndarray, samples: Any, before: Any, shape: Tuple[int, 
         old = Samples(before).boxes()  # None for a picture without labels
         known = 0 if old is None else len(old[0])
         scale = canvas.shape[1] / shape[1], canvas.shape[0] / shape[0]
+        masks = found.masks()
+        for index, mask in enumerate(masks[0] if masks is not None else ()):
+            inside = _as_drawn(mask[:shape[0], :shape[1]], canvas) > 0
+            drawn[inside] = drawn[inside] * 0.5 + np.array(TRUE if index < known else NEW) * 0.5
         for index, (box, label) in enumerate(zip(boxes[0].tolist(), classes[0].tolist())):
             colour = TRUE if index < known else NEW
             left, top, right, bottom = (round(edge * scale[side % 2]) for side, edge in enumerate(box))
@@ -109,11 +113,15 @@ def _annotated(canvas: np.ndarray, samples: Any, before: Any, shape: Tuple[int, 
     maps = found.seg_map()
     if maps is None:
         return drawn
-    labels = maps[0][:shape[0], :shape[1]].cpu()
-    area = torch.nn.functional.interpolate(labels[None, None].float(), size=canvas.shape[:2], mode='nearest')[0, 0]
-    values = area.numpy().astype(int)
+    values = _as_drawn(maps[0][:shape[0], :shape[1]], canvas)
     palette = cv2.applyColorMap(((np.arange(256) * 67) % 256).astype(np.uint8), cv2.COLORMAP_HSV)[:, 0, ::-1]
     inside = (values >= 0) & (values < 255)
     drawn[inside] = (drawn[inside] * 0.4 + palette[values[inside]] * 0.6).astype(np.uint8)
     drawn[~inside] = drawn[~inside] // 3
     return drawn
+
+
+def _as_drawn(area: torch.Tensor, canvas: np.ndarray) -> np.ndarray:
+    """(H, W) whole numbers of a map or mask of the picture, at the size of the canvas."""
+    resized = torch.nn.functional.interpolate(area.cpu()[None, None].float(), size=canvas.shape[:2], mode='nearest')
+    return resized[0, 0].numpy().astype(int)

@@ -100,10 +100,17 @@ def test_what_is_refused(semi):
 def test_labels_are_added_to_labelled_images(semi):
     labels = dict(type='PseudoLabels', score=0.0, iou=1.0, classes='positional')
     teacher = teacher_of_semi(semi)
-    counts = []
+    counts, found = [], []
 
     def look(runner):
         if not counts:
+            project = runner.model.project_pseudo_instances
+
+            def projected(*args):
+                samples = project(*args)
+                found.append([len(sample.gt_instances) for sample in samples])
+                return samples
+            runner.model.project_pseudo_instances = projected
             for name in ('loss_by_gt_instances', 'loss_by_pseudo_instances'):
                 original = getattr(runner.model, name)
 
@@ -112,12 +119,13 @@ def test_labels_are_added_to_labelled_images(semi):
                     return original(inputs, samples, *args)
                 vars(runner.model)[name] = method
 
-    plain, plain_record = train(semi, with_mean_teacher())
+    _, plain_record = train(semi, with_mean_teacher())
     runner, record = train(semi, with_mean_teacher(hook(teacher, None, labels=labels)), look)
     assert runner.message_hub.log_scalars['train/kd_labels_boxes'].current() > 0
-    (first, labelled), (second, _) = counts
+    (first, labelled), (second, pseudo) = counts[:2]
     assert (first, second) == ('loss_by_gt_instances', 'loss_by_pseudo_instances')
     assert all(count > 10 for count in labelled)
+    assert pseudo == found[0]  # what the host's mean teacher has found, and nothing else
     assert record.losses[0]['sup_loss_bbox'] != plain_record.losses[0]['sup_loss_bbox']
 
 

@@ -10,6 +10,7 @@ from stock import (
     Recorder,
     detector,
     distill_hook,
+    labels_hook,
     make_runner,
     retinanet_model,
     same,
@@ -78,13 +79,6 @@ class OracleMap(nn.Module):
             logits[self.label, ::2] = self.sure
             sample.seg_logits = PixelData(data=logits)
         return samples
-
-
-def labels_hook(teacher, labels, losses=None, **extra):
-    entry = dict(type='kd_mm.DistillHook', labels=labels, losses=losses, **extra)
-    if 'teachers' not in extra:
-        entry.update(teacher=teacher, teacher_ckpt=extra.get('teacher_ckpt', 'random'))
-    return entry
 
 
 class Watch(Recorder):
@@ -292,6 +286,78 @@ def test_labels_are_the_teachers_own_predictions(det):
         step.clear()
 
 
+def test_a_map_of_another_size_and_its_padding(seg):
+    """A segmentor that sees twice the size, padded: what it says of its padding is nothing that the student has."""
+    class Edge(OracleMap):
+        def predict(self, inputs, samples):
+            assert tuple(inputs.shape[-2:]) == (160, 160)
+            for sample in samples:
+                logits = torch.zeros(self.classes, *inputs.shape[-2:])
+                logits[5, :128, :128] = logits[2, 128:] = logits[2, :, 128:] = self.sure
+                sample.seg_logits = PixelData(data=logits)
+            return samples
+
+    student = build_model(seg, 'mmseg')
+    distiller = Distiller(student, Edge(5), None, teacher_ckpt='own', scope='mmseg',
+                          view=dict(scale=2.0, multiple_of=160, fit='pad'),
+                          labels=dict(type='PseudoLabels', score=0.6, classes={5: 5, 2: 2}))
+    data = student.data_preprocessor(synthetic_batch(student, 2, (64, 64)), True)
+    for sample in data['data_samples']:
+        sample.gt_sem_seg.data[:] = 255
+    step = distiller.current
+    step.begin(**data)
+    step.teach(**data)
+    assert all((sample.gt_sem_seg.data == 5).all() for sample in step.label(**data))
+    step.clear()
+
+
+# ---------------------------------------------------------------------- with a peer
+
+
+def with_a_peer(cfg, labeller, labels, losses=CWD):
+    """A hook with a peer and somebody else, who labels."""
+    return labels_hook(None, labels, {name: dict(loss, teacher='peer') for name, loss in losses.items()}, teachers=dict(
+        peer=dict(teacher=dict(type='PeerTeacher', config=wide(cfg)), teacher_ckpt='random'),
+        big=dict(teacher=labeller, teacher_ckpt='own')))
+
+
+def test_a_peer_learns_the_same_labels(det):
+    """A third model labels; without a name it is the one that is no peer."""
+    box = [2., 3., 12., 13.]
+    seen = []
+
+    def look(runner):
+        model = distill_hook(runner).distiller.teachers['peer'].model
+        if 'loss' not in vars(model):
+            original = model.loss
+
+            def loss(inputs, data_samples):
+                seen.append([sample.gt_instances.bboxes.tolist() for sample in data_samples])
+                return original(inputs, data_samples)
+            model.loss = loss
+
+    det.train_dataloader.dataset.pipeline = [step for step in det.train_dataloader.dataset.pipeline
+                                             if step['type'] != 'LoadAnnotations']
+    hook = with_a_peer(det, Oracle([[*box, 0, 0.9]]), dict(type='PseudoLabels', classes={0: 0}))
+    _, record = train(det, [hook], look)
+    assert seen and all(boxes == [box] for batch in seen for boxes in batch)
+    assert all(step['peer_task'] > 0 and step['loss_cwd'] > 0 for step in record.losses)
+
+
+def test_a_peer_whose_labeller_is_sure_of_nothing_trains_as_ever(det):
+    _, without = train(det, [with_a_peer(det, Oracle([[0.] * 6]), None)])
+    runner, record = train(det, [with_a_peer(det, Oracle([[0.] * 6]), dict(
+        type='PseudoLabels', score=1.0, teacher='big', classes={0: 0}))])
+    assert record.losses == without.losses
+
+
+def test_a_peer_does_not_label(det):
+    entry = with_a_peer(det, Oracle([[0.] * 6]), dict(type='PseudoLabels', teacher='peer'))
+    with pytest.raises(ValueError, match=r"the peer 'peer' is in training like the student, .*one of: 'big'"):
+        Distiller(build_model(det, 'mmdet'), None, entry['losses'], teachers=entry['teachers'], scope='mmdet',
+                  labels=entry['labels'])
+
+
 # ---------------------------------------------------------------------- a labeller of one's own
 
 
@@ -367,7 +433,7 @@ def test_bad_values(det, labels, message):
 
 @pytest.mark.parametrize('source, message', [
     ('self', 'teacher=.* among|which teacher'),
-    ('peer', r"the peer 'teacher' is a student, too"),
+    ('peer', r"the peer 'teacher' is in training like the student, .* one of: none"),
     (nn.Conv2d(3, 3, 1), 'Conv2d predicts nothing')])
 def test_teachers_that_cannot_label(det, source, message):
     student = build_model(det, 'mmdet')

@@ -4,6 +4,7 @@ import copy
 import uuid
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
@@ -84,8 +85,12 @@ def smallest_overrides(cfg, work_dir):
         'visualizer': dict(_delete_=True, type='Visualizer', name=name),
         'experiment_name': name, 'work_dir': str(work_dir), 'log_level': 'WARNING',
         'model.backbone.init_cfg': None, 'model.pretrained': None,
-        f'{hook}.teacher_ckpt': 'random',
     }
+    teachers = cfg.custom_hooks[kd_index(cfg)].get('teachers')
+    for where, entry in ([(hook, cfg.custom_hooks[kd_index(cfg)])] if teachers is None else
+                         [(f'{hook}.teachers.{one}', part) for one, part in teachers.items()]):
+        if entry.teacher != 'self':
+            options[f'{where}.teacher_ckpt'] = 'random'
     if cfg.model.get('pretrained', 'absent') == 'absent':
         options.pop('model.pretrained')
     options['train_cfg.max_epochs' if 'max_epochs' in cfg.train_cfg else 'train_cfg.max_iters'] = 1
@@ -93,7 +98,8 @@ def smallest_overrides(cfg, work_dir):
         options['model.data_preprocessor.batch_augments'] = None
     if 'size' in (cfg.model.get('data_preprocessor') or {}):
         options['model.data_preprocessor.size'] = SHAPE
-    teacher = lighter(cfg.custom_hooks[kd_index(cfg)].teacher)
+    named = cfg.custom_hooks[kd_index(cfg)].get('teacher')
+    teacher = None if named in (None, 'self', 'student') or not isinstance(named, str) else lighter(named)
     if teacher is not None:
         options[f'{hook}.teacher'] = dict(teacher, _delete_=True)
     # How much of everything, not what: proposals, queries and points of a loss.
@@ -200,6 +206,9 @@ def train_one_step(cfg, work_dir, ignored=True, gradients=True):
     for sample in () if ignored else SAMPLES[key]['data_samples']:
         labels = sample.gt_sem_seg.data
         labels[labels == 255] = 0
+    beside = cfg.custom_hooks[kd_index(cfg)].get('input_key')
+    for sample in SAMPLES[key]['data_samples'] if beside else ():
+        sample.set_metainfo({beside: np.full((*sample.img_shape, 3), 90, np.uint8)})
     names = list(cfg.custom_hooks[kd_index(cfg)].losses)
     look = LookAtStep(names if gradients else ())
     runner.register_hook(look)

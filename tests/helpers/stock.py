@@ -166,6 +166,13 @@ def hook(teacher: Any, losses: Dict[str, Any], **extra: Any) -> Dict[str, Any]:
                 teacher_ckpt=extra.pop('teacher_ckpt', 'random'), **extra)
 
 
+def labels_hook(teacher: Any, labels: Any, losses: Any = None, **extra: Any) -> Dict[str, Any]:
+    entry = dict(type='kd_mm.DistillHook', labels=labels, losses=losses, **extra)
+    if 'teachers' not in extra:
+        entry.update(teacher=teacher, teacher_ckpt=extra.get('teacher_ckpt', 'random'))
+    return entry
+
+
 def make_runner(cfg: Config, hooks: Optional[list] = None) -> Runner:
     cfg = copy.deepcopy(cfg)
     # The Runner of the forks writes its config as text, which objects have none of.

@@ -25,6 +25,8 @@ LACKING = {
     CONVNEXT: 'mmpretrain', TIMM: 'mmpretrain', POOLFORMER: 'mmpretrain',
     'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py': 'mmpretrain',
     'mmseg::vpd/vpd_sd_4xb8-25k_nyu-480x480.py': 'ldm',
+    'mmdet::glip/glip_atss_swin-t_a_fpn_dyhead_pretrain_obj365.py': 'transformers',
+    'mmdet::grounding_dino/grounding_dino_swin-t_pretrain_obj365_goldg_cap4m.py': 'transformers',
     'mmdet::misc/d2_mask-rcnn_r50-caffe_fpn_ms-90k_coco.py': 'detectron2',
     'mmdet::crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py': 'torchvision'}
 

@@ -3,10 +3,14 @@
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData
 from pairs import kd_mm, message
 from stock import detector, segmentor, teacher_of, wide
 
-from kd_mm.lab.labels import NEW
+from kd_mm.lab.labels import NEW, TRUE, _annotated
 
 
 def written(cfg, teacher, folder, losses=None, **labels):
@@ -30,6 +34,23 @@ def test_objects(coco_root, tmp_path):
     orange = (picture == np.array(NEW)).all(axis=-1)
     half = picture.shape[1] // 2
     assert orange[:, half:].sum() > 100 and not orange[:, :half].any()
+
+
+def test_masks_are_areas():
+    """Of what was there in one colour, of what is new in another; padding is not drawn."""
+    def sample(count):
+        masks = np.zeros((count, 32, 48), dtype=np.uint8)
+        masks[0, 4:8, 4:8] = 1
+        masks[1:, 20:, 20:] = 1
+        boxes = torch.tensor([[4., 4., 8., 8.], [20., 20., 40., 32.]])[:count]
+        return [DetDataSample(metainfo=dict(img_shape=(32, 40)), gt_instances=InstanceData(
+            bboxes=boxes, labels=torch.zeros(count, dtype=torch.long), masks=BitmapMasks(masks, 32, 48)))]
+
+    drawn = _annotated(np.zeros((64, 80, 3), np.uint8), sample(2), sample(1), (32, 40), None)
+    assert np.abs(drawn[60, 60].astype(int) - np.array(NEW) // 2).max() <= 1
+    assert np.abs(drawn[12, 12].astype(int) - np.array(TRUE) // 2).max() <= 1
+    assert not drawn[30, 10].any()
+    assert not _annotated(np.zeros((64, 80, 3), np.uint8), sample(1), sample(1), (32, 40), None)[60, 60].any()
 
 
 def test_pixels(cityscapes_root, tmp_path):

@@ -1,6 +1,9 @@
 """Backbones of timm as teachers: token maps, their own normalisation, files, and what they refuse."""
 
+import fnmatch
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,3 +156,14 @@ def test_no_timm_is_told(student, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'timm', None)
     with pytest.raises(ValueError, match='needs the package timm, which is not installed.*pip install timm'):
         build_teacher(spec_of(student, tiny()))
+
+
+def test_the_licences_of_the_card_are_those_that_timm_names():
+    card = (Path(__file__).resolve().parents[2] / 'configs' / 'det' / 'dsi' / 'README.md').read_text()
+    assert f'as timm {timm.__version__} names it' in card
+    rows = re.findall(r'^\| (`[^|]+) \| ([\w.-]+) \|', card.split('| licence, as timm')[1], re.MULTILINE)
+    assert len(rows) == 7
+    for patterns, licence in rows:
+        for pattern in re.findall(r'`([^`]+)`', patterns):
+            names = fnmatch.filter(timm.list_pretrained(), pattern)
+            assert names and {timm.get_pretrained_cfg(name).license for name in names} == {licence}, pattern

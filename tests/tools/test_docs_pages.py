@@ -74,6 +74,12 @@ def test_a_folder_without_configs_is_refused():
         docs_pages.first_config('det/nothing')
 
 
+def test_commands_of_the_survey():
+    config = 'configs/seg/cwd/cwd_pspnet_r18_from_r101_80k_cityscapes.py'
+    text = '| a | `CWDLoss` | {train}`seg/cwd/cwd_pspnet_r18_from_r101_80k_cityscapes --amp`, `kd-mm methods` |'
+    assert docs_pages.survey_commands(text) == [f'kd-mm train {config} --amp', 'kd-mm methods']
+
+
 def test_links_that_lead_nowhere_are_found(tmp_path):
     (tmp_path / 'docs').mkdir()
     (tmp_path / 'docs' / 'index.html').write_text(

@@ -43,16 +43,37 @@ def card_link(task: str, method: str, up: str = '..') -> str:
     return f'[{task}/{method}]({up}/configs/{task}/{method}/README.md)'
 
 
-def first_config(folder: str) -> str:
-    """Path of the first config of a folder such as ``det/fgd``.
+def first_config(name: str) -> str:
+    """Path of the first config of a folder such as ``det/fgd``, or of the one that is named, without ``.py``.
 
     Raises:
         ValueError: there is none.
     """
-    found = sorted((ROOT / 'configs' / folder).glob('*.py'))
+    path = ROOT / 'configs' / f'{name}.py'
+    found = [path] if path.is_file() else sorted((ROOT / 'configs' / name).glob('*.py'))
     if not found:
-        raise ValueError(f'configs/{folder} has no config')
+        raise ValueError(f'configs/{name} has no config')
     return found[0].relative_to(ROOT).as_posix()
+
+
+def train_command(text: str) -> str:
+    """The command that trains a config: its name for :func:`first_config`, and options behind it.
+
+    Raises:
+        ValueError: there is no such config.
+
+    Example:
+        >>> train_command('det/golsd --resume')
+        'kd-mm train configs/det/golsd/golsd_gfl_r50_from_r101_1x_coco.py --resume'
+    """
+    name, *options = text.split()
+    return ' '.join(['kd-mm train', first_config(name), *options])
+
+
+def survey_commands(text: str) -> List[str]:
+    """Every command of ``docs/survey.md``, as it stands on the page."""
+    return [train_command(found) if role else found
+            for role, found in re.findall(r'(\{train\})?`([^`]+)`', text) if role or found.startswith('kd-mm ')]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,13 +356,14 @@ def spread_reductions(app: Any, what: str, name: str, obj: Any, options: Any, li
 def setup(app: Any) -> None:
     """Connect to Sphinx: the pages, and the role ``train`` that names the first config of a folder.
 
-    The text of ``{train}`det/fgd` `` is the command that trains it, so that no path is written by hand.
+    The text of ``{train}`det/fgd` `` is the command that trains it, so that no path is written by hand; options may
+    follow the folder, or the config in it.
     """
     from docutils import nodes
 
     def train(name: str, rawtext: str, text: str, lineno: int, inliner: Any, *_: Any) -> Any:
         try:
-            command = re.sub(r'([/_])', r'\1<wbr>', html.escape(f'kd-mm train {first_config(text)}'))
+            command = re.sub(r'([/_])', r'\1<wbr>', html.escape(train_command(text)))
             literal = f'<code class="docutils literal notranslate">{command}</code>'
             return [nodes.raw(rawtext, literal, format='html')], []
         except ValueError as error:

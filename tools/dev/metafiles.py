@@ -29,19 +29,25 @@ def hook_of(path: Path) -> Tuple[str, List[str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Call):
             entry = {keyword.arg: keyword.value for keyword in node.keywords}
-            if 'teacher' in entry and 'losses' in entry:
+            source = entry.get('teacher', entry.get('teachers'))
+            if source is not None and 'losses' in entry:
                 losses = [str(loss.value.value) for inner in ast.walk(entry['losses']) if isinstance(inner, ast.keyword)
                           and (inner.arg or '').startswith('loss_') and isinstance(inner.value, ast.Call)
                           for loss in inner.value.keywords
                           if loss.arg == 'type' and isinstance(loss.value, ast.Constant)]
-                return teacher_name(entry['teacher']), [loss for loss in losses if loss.endswith('Loss')]
+                return (teacher_name(source),
+                        [loss for loss in losses if loss.endswith('Loss')])
     raise ValueError(f'{path}: no entry with teacher and losses')
 
 
 def teacher_name(value: ast.expr) -> str:
-    """``teacher=`` in words: a config, or the kind and the name of a foundation model."""
+    """``teacher=`` or ``teachers=`` in words: configs, or the kind and the name of a foundation model."""
     if isinstance(value, ast.Call):  # dict(type='timm', name='...')
         parts = {keyword.arg: keyword.value for keyword in value.keywords}
+        if 'type' not in parts:  # several, by names of the user's own
+            entries = [{part.arg: part.value for part in one.keywords} for one in parts.values()
+                       if isinstance(one, ast.Call)]
+            return ', '.join(teacher_name(one['teacher']) for one in entries)
         return ' '.join(teacher_name(parts[key]) for key in ('type', 'name', 'config') if key in parts)
     assert isinstance(value, ast.Constant)
     return str(value.value)

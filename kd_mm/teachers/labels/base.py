@@ -22,7 +22,7 @@ class Labeller:
     Tensors that are given must not be changed.
 
     Args:
-        teacher: name of one teacher, or of several. Default: the only one.
+        teacher: name of one teacher, or of several; no peer. Default: the only one that is none.
         classes: which classes of the teachers are which of the student's, see
             :func:`kd_mm.ops.classes.map_classes`. Default that of each teacher, else ``'common'``.
         prompts: of open-vocabulary detectors, what they are asked for: names, which are then the teachers' classes.

@@ -9,13 +9,19 @@ import torch
 from foundation import DINOV2, TINY, require
 from mmengine.config import Config
 from pairs import detection_pair, kd_mm, message, segmentation_pair
+from shipped import quick_init
 from stock import train
 
 from kd_mm.hosts.checkpoint import load_file
+from kd_mm.hosts.models import build_model, load_config
 from kd_mm.hosts.pictures import ImageFolder
 from kd_mm.lab.commands.pretrain import teacher_of
 
 timm = require('timm')
+STUDENTS = (
+    'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py', 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
+    'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+    'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py')
 
 
 @pytest.fixture(scope='module')
@@ -107,6 +113,24 @@ def test_a_segmentor_from_a_model_of_the_host(cityscapes_root, tmp_path):
                    '--work-dir', tmp_path / 'run')
     assert result.exit_code == 0, message(result)
     assert (tmp_path / 'run' / 'pretrained.pth').is_file()
+
+
+@pytest.mark.parametrize('student', STUDENTS)
+def test_the_students_of_the_cards(student, vit, coco_root, tmp_path):
+    """As they are in the zoo: what comes out is the whole backbone of the stock model, which it fits."""
+    result = pretrain(student, vit, coco_root / 'images', tmp_path / 'run', '--iters', 1, '--from-scratch')
+    assert result.exit_code == 0, message(result)
+    learned = load_file(tmp_path / 'run' / 'pretrained.pth')['state_dict']
+    cfg, _, _ = load_config(student)
+    cfg.model.pop('pretrained', None)
+    cfg.model.backbone.init_cfg = None
+    with quick_init():
+        own = build_model(cfg, cfg.default_scope).state_dict()
+    assert set(learned) == {key for key in own if key.startswith('backbone.')}
+    assert all(own[key].shape == value.shape for key, value in learned.items())
+    for card in ('det', 'seg'):
+        text = (Path(__file__).resolve().parents[3] / 'configs' / card / 'dsi' / 'README.md').read_text()
+        assert (f'kd-mm pretrain {student} ' in text) == (student.startswith('mmdet') == (card == 'det'))
 
 
 def test_wrong_use_is_told(det, vit, coco_root, tmp_path):
