@@ -35,7 +35,7 @@ from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import fail
-from kd_mm.lab.configs import apply_options, faults, hook_entries, no_host, read_file
+from kd_mm.lab.configs import apply_options, faults, hook_entries, lost_weights, no_host, read_file
 from kd_mm.lab.data import evaluation_problems
 from kd_mm.ops.problems import ConfigProblems
 
@@ -337,6 +337,9 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     check_folder(cfg.work_dir)
     set_ranks(cfg.launcher)
     set_start(cfg, args.resume, args.overwrite)
+    lost = [] if cfg.get('resume') else lost_weights(cfg)
+    if lost:
+        fail('\n'.join(lost))
     allow_mmengine_checkpoints()
     init_cpu_processes(cfg)
     try:
