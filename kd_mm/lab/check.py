@@ -32,7 +32,7 @@ from kd_mm.lab.configs import (
     training_length,
     without_download,
 )
-from kd_mm.lab.models import build_whole, make_distiller, probe_step, random_batch, scope_of
+from kd_mm.lab.models import build_whole, hint_of, make_distiller, probe_step, random_batch, scope_of
 from kd_mm.lab.step import StepReport, dry_step
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
@@ -86,19 +86,12 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
     if host is not None and host.note is not None:
         report.warnings.append(host.note)
     entries = hook_entries(cfg)
-    if not entries and plain:
-        report.warnings.append(f'{NO_HOOK}. Only the model and the data were looked at')
-        report.problems += lost_weights(cfg)
-        with scope_of(cfg), preserved_random_state(0):
-            try:
-                report.whole = build_whole(cfg, device)
-                report.student = inner_student(report.whole)
-            except Exception as error:  # the registry and the models raise anything
-                report.problems.append(f'{UNBUILT}: {type(error).__name__}: {error}')
+    if not entries and not plain:
+        report.problems.append(f"{NO_HOOK}. Add dict(type='kd_mm.DistillHook', teacher=..., losses=...) to "
+                               'custom_hooks')
         return report
     if not entries:
-        report.problems.append(f"{NO_HOOK}. Add dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks")
-        return report
+        report.warnings.append(f'{NO_HOOK}. Only the model and the data were looked at')
     dataset: Any = (cfg.get('train_dataloader') or {}).get('dataset')
     names = None
     while names is None and hasattr(dataset, 'get'):
@@ -187,7 +180,7 @@ def _try_step(report: Report, cfg: Config, shape: Tuple[int, int], batch: int, d
                                autocast(wrapper, device))
     except Exception as error:
         problems.add(f'a training step on random images of {shape[0]}x{shape[1]} fails: {type(error).__name__}: '
-                     f'{error} (if the model needs another size, give --shape H W)')
+                     f'{error} ({hint_of(error)})')
         return
     for term in report.step.terms:
         if term.loss is None:

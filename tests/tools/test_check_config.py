@@ -14,6 +14,7 @@ from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab import check as inspection
 from kd_mm.lab.configs import dropped_hooks, faults, lost_weights, read_config
 from kd_mm.lab.curves import curves_of
+from kd_mm.lab.models import hint_of
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_check_config', TOOLS / 'check_config.py')
@@ -156,6 +157,11 @@ def test_a_step_that_fails_is_a_problem(folder):
     assert len(problems) == 1 and "already has a loss named 'loss_bbox'" in problems[0]
 
 
+def test_a_batch_that_is_too_small_says_so():
+    assert 'larger --batch' in hint_of(ValueError('Expected more than 1 value per channel when training, got ...'))
+    assert '--shape H W' in hint_of(ValueError('sizes of tensors must match'))
+
+
 def test_no_distillation_hook(folder, capsys):
     assert TOOL.main([str(folder / 'student.py')]) == 1
     assert 'custom_hooks has no kd_mm.DistillHook' in capsys.readouterr().out
@@ -167,7 +173,7 @@ def test_weights_to_start_from_that_are_not_there(folder):
     """Of the student: the training would stop at them after everything was built."""
     config = read_config(write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'}}), extra=(
         "load_from = 'lost.pth'\n"
-        "model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='gone/resnet.pth')))")))
+        "model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='gone/resnet.pth')))")))
     problems = inspection.check(config, (64, 64)).problems
     assert problems[0].startswith("load_from='lost.pth': no such file (looked at /")
     assert problems[0].endswith('or load_from=None to start without them')

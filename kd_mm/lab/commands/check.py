@@ -187,7 +187,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for number, problem in enumerate(report.problems, 1):
             print(f'  {number}. {problem}')
         return 1
-    if args.plot:
+    if args.plot and report.distiller is None:
+        print('\nNothing to draw for --plot: there are no losses')
+    elif args.plot:
         try:
             if report.distiller is not None and report.distiller.terms:
                 draw(args.plot, cfg, report, None if data is None else data.length)

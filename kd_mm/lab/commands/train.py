@@ -309,6 +309,14 @@ def end_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
+def check_processes(cfg: Config) -> None:
+    """Refuse a strategy of several processes where nothing has started them: mmengine would stop without a mend."""
+    kind = str((cfg.get('strategy') or {}).get('type')).split('.')[-1]
+    if 'runner_type' in cfg and cfg.launcher == 'none' and kind in ('DDPStrategy', 'FSDPStrategy'):
+        fail(f'strategy={kind!r} is for several processes, and this is one. Start them: torchrun --nproc_per_node N -m '
+             "kd_mm train CONFIG --launcher pytorch; or take strategy=dict(type='SingleDeviceStrategy')")
+
+
 def build_runner(cfg: Config) -> Any:
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
@@ -333,6 +341,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     found = faults(cfg)
     if found:
         fail('\n'.join(found))
+    check_processes(cfg)
     check_data(cfg, phases(cfg))
     check_folder(cfg.work_dir)
     set_ranks(cfg.launcher)
