@@ -99,8 +99,8 @@ class DistillVisHook(Hook):
         with preserved_random_state(0):
             self._given = fixed_images(runner.train_dataloader.dataset, self.images, hook.distiller.student)
         self._lookout = Lookout(hook.distiller.current)
-        print_log(f'kd_mm.DistillVisHook: {count(len(self._given), "image")} every {count(self.interval, "iteration")}, '
-                  f'in {os.path.join(runner.work_dir, FOLDER)}', 'current')
+        print_log(f'kd_mm.DistillVisHook: {count(len(self._given), "image")} every '
+                  f'{count(self.interval, "iteration")}, in {os.path.join(runner.work_dir, FOLDER)}', 'current')
         self._draw(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

@@ -385,6 +385,7 @@ def test_levels_meet_by_stride(det, coco_root):
 @pytest.mark.parametrize('at, levels, said', [
     ('neck', None, 'levels by index'), ('backbone.layer4', None, 'one level'), ('neck', [0], 'one level'),
     ('neck', dict(student=[2], teacher=[0]), 'one level: student 2 with teacher 0'),
+    ('neck', [-1], 'one level: student last with teacher last'),
     ('neck', dict(student=[1, 2], teacher=[0, 1]), 'levels as chosen: student 1 with teacher 0, student 2 with '
                                                    'teacher 1')])
 def test_the_log_says_which_levels_meet(det, at, levels, said):

@@ -160,4 +160,5 @@ class MapReader(Reader):
         if pairs is None or all(s == t == index for index, (s, t) in enumerate(pairs)):
             return way or 'levels by index'
         way = way or ('levels as chosen' if chosen else 'levels by stride')
-        return f'{way}: ' + ', '.join(f'student {s} with teacher {t}' for s, t in pairs)
+        return f'{way}: ' + ', '.join('student {} with teacher {}'.format(*('last' if index == -1 else index
+                                                                            for index in pair)) for pair in pairs)
