@@ -103,7 +103,7 @@ def print_places(model: nn.Module) -> None:
             found = find(model, name).paths
         except (AttributeError, KeyError, ValueError):  # it has none
             continue
-        print(f'  {name:<10} {", ".join(filter(None, [found] if isinstance(found, str) else found)) or "the output"}')
+        print(f'  {name:<10} {", ".join(filter(None, found)) or "the output"}')
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
