@@ -179,10 +179,14 @@ class Labelling:
                 for teacher in labeller.teachers:
                     (_, own), (count, theirs) = self._pairs[name, teacher]
                     ours, others = self.names.classes_of(STUDENT), labeller.prompts or self.names.classes_of(teacher)
-                    pairs = [f'{_named(others, index)} as {_named(ours, target)}'
-                             for target, index in list(zip(own, theirs))[:20]]
-                    self.notes.append(f'{where}teacher {teacher!r} labels {", ".join(pairs)}'
-                                      + (', ...' if len(own) > 20 else '') + f' ({len(own)} classes of its {count})')
+                    named = [(_named(others, index), _named(ours, target)) for target, index in zip(own, theirs)]
+                    # Of classes that are called the same a number says enough.
+                    pairs = [f'{name} as {other}' for name, other in named if name != other]
+                    same = len(named) - len(pairs)
+                    pairs = pairs[:20] + (['...'] if len(pairs) > 20 else [])
+                    pairs += [f'{same} classes by their own names'] if same else []
+                    self.notes.append(f'{where}teacher {teacher!r} labels {", ".join(pairs)} '
+                                      f'({len(own)} classes of its {count})')
             except Exception as error:  # models raise anything
                 text = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
                 problems.append(f'{where}the teacher cannot be asked for labels: {text}')

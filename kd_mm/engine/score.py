@@ -1,5 +1,6 @@
 """What the teachers of a training score on its validation data, once, beside what the student will."""
 
+import re
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -14,6 +15,9 @@ from kd_mm.ops.modes import eval_mode, preserved_random_state
 PRIMARY = ('bbox_mAP', 'mIoU', 'mAP', 'bbox_AP', 'AP50', 'mDice', 'mFscore', 'PQ')
 #: Of these a lower one is better.
 LOWER = ('mMR', 'abs_rel', 'sq_rel', 'rmse', 'rmse_log', 'log10', 'silog')
+#: Average precisions, which the hosts give from 0 to 1, and what they give in per cent.
+FRACTIONS = ('mAP', 'AP')
+PERCENT = ('aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall', 'PQ', 'SQ', 'RQ')
 #: Before the names of what others than the validated student score.
 OTHERS = ('teacher_', 'student_')
 
@@ -42,6 +46,29 @@ def sign(key: str) -> int:
         (1, -1)
     """
     return -1 if key.split('/')[-1] in LOWER else 1
+
+
+def span(key: str) -> Optional[int]:
+    """The highest value that a metric can have: 1, 100 where the host gives per cent, None where that is not known.
+
+    Example:
+        >>> span('coco/bbox_mAP_50'), span('mIoU'), span('rmse')
+        (1, 100, None)
+    """
+    name = key.split('/')[-1].removeprefix('teacher_').removeprefix('student_')
+    if any(part in FRACTIONS for part in re.split(r'_|(?=\d)', name)):
+        return 1
+    return 100 if name in PERCENT else None
+
+
+def with_span(key: str) -> str:
+    """A metric with what its values can be.
+
+    Example:
+        >>> with_span('coco/bbox_mAP'), with_span('mIoU'), with_span('rmse')
+        ('coco/bbox_mAP (0 to 1)', 'mIoU (0 to 100)', 'rmse')
+    """
+    return key if span(key) is None else f'{key} (0 to {span(key)})'
 
 
 def numbers(metrics: Mapping[str, Any]) -> Dict[str, float]:

@@ -3,6 +3,7 @@
 import copy
 import os
 import tempfile
+import time
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, IterTimerHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -24,12 +25,15 @@ from kd_mm.ops import distributed, drawing
 from kd_mm.ops.checks import entries, number, whole
 from kd_mm.ops.modes import eval_mode, preserved_random_state
 from kd_mm.ops.problems import ConfigProblems
+from kd_mm.ops.words import count
 from kd_mm.registry import HOOKS
 
 #: Tiles in a row of maps, and their width in pixels.
 COLUMNS, TILE = 5, 220
 #: Predicted objects of a model that are drawn, the best ones.
 BOXES = 20
+#: Where the pictures are, below the work dir.
+FOLDER = 'distill_vis'
 NOTHING_TO_DRAW = ('kd_mm.DistillVisHook draws what a kd_mm.DistillHook distils, and custom_hooks has none. Add it, or '
                    'take this hook out')
 #: Width of everything.
@@ -95,12 +99,15 @@ class DistillVisHook(Hook):
         with preserved_random_state(0):
             self._given = fixed_images(runner.train_dataloader.dataset, self.images, hook.distiller.student)
         self._lookout = Lookout(hook.distiller.current)
+        print_log(f'kd_mm.DistillVisHook: {count(len(self._given), "image")} every '
+                  f'{count(self.interval, "iteration")}, in {os.path.join(runner.work_dir, FOLDER)}', 'current')
         self._draw(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.iter + 1
         if self.interval and (done % self.interval == 0 or done == runner.max_iters):
-            self._draw(runner, done)
+            with off_the_clock(runner):
+                self._draw(runner, done)
 
     def after_train(self, runner: Runner) -> None:
         """Forget the images."""
@@ -124,7 +131,7 @@ class DistillVisHook(Hook):
                 if distributed.rank():
                     continue
                 drawn = sheet(f'step {step}, image {index}', tops, levels, missing, picture.shape[:2])
-            folder = os.path.join(runner.work_dir, 'distill_vis')
+            folder = os.path.join(runner.work_dir, FOLDER)
             os.makedirs(folder, exist_ok=True)
             cv2.imwrite(os.path.join(folder, f'image_{index}_step_{step}.png'), drawn[..., ::-1])
             runner.visualizer.add_image(f'distill_image_{index}', drawn, step)
@@ -177,6 +184,21 @@ class DistillVisHook(Hook):
         return canvas if drawn is None else drawn[..., ::-1]
 
 
+@contextmanager
+def off_the_clock(runner: Runner) -> Iterator[None]:
+    """What is done inside counts neither as time of a step nor as waiting for data: the Runner's clock stands still.
+
+    Its timer takes everything from the end of an iteration to the next one for ``data_time``.
+    """
+    start = time.time()
+    try:
+        yield
+    finally:
+        for hook in runner.hooks:
+            if isinstance(hook, IterTimerHook) and hasattr(hook, 't'):
+                hook.t += time.time() - start
+
+
 def _index(owner: str, name: str, value: Any) -> int:
     return whole(owner, name, value, 0)
 
@@ -191,12 +213,12 @@ def fixed_images(dataset: Any, chosen: Any, student: nn.Module) -> List[Tuple[np
     if not hasattr(dataset, '__len__') or not hasattr(dataset, '__getitem__'):
         raise ConfigProblems(f'{owner}: the training data ({type(dataset).__name__}) has no indices, from which '
                              'images could be chosen. Take the hook out')
-    count = len(dataset)
+    length = len(dataset)
     if isinstance(chosen, int):
-        chosen = [index * count // min(chosen, count) for index in range(min(chosen, count))]
-    beyond = [index for index in chosen if index >= count]
+        chosen = [index * length // min(chosen, length) for index in range(min(chosen, length))]
+    beyond = [index for index in chosen if index >= length]
     if beyond:
-        raise ConfigProblems(f'{owner}: images={list(chosen)!r}: there are {count} images, so no index {beyond[0]}')
+        raise ConfigProblems(f'{owner}: images={list(chosen)!r}: there are {length} images, so no index {beyond[0]}')
     # Mosaics and their like remember images in their transforms, and with num_workers=0 the loader uses these, too.
     own = light_copy(dataset)
     found = []

@@ -28,13 +28,17 @@ from kd_mm.lab.configs import (
     faults,
     hook_arguments,
     hook_entries,
+    lost_weights,
     training_length,
     without_download,
 )
-from kd_mm.lab.models import build_whole, make_distiller, probe_step, random_batch, scope_of
+from kd_mm.lab.models import build_whole, hint_of, make_distiller, probe_step, random_batch, scope_of
 from kd_mm.lab.step import StepReport, dry_step
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
+
+NO_HOOK = 'custom_hooks has no kd_mm.DistillHook: this config trains without distillation'
+UNBUILT = 'the student of this config cannot be built'
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Report:
 
 
 def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, device: Any = 'cpu',
-          teacher_random: bool = False) -> Report:
+          teacher_random: bool = False, plain: bool = False) -> Report:
     """Everything that the hook checks before the first step, and one training step on random images.
 
     Opens no data set and downloads nothing.
@@ -71,6 +75,7 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         batch: their number.
         device: where the models go.
         teacher_random: random teacher weights, whatever the config names.
+        plain: a config without distillation will do: its model is built, and no step is tried.
     """
     report = Report()
     try:
@@ -81,10 +86,12 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
     if host is not None and host.note is not None:
         report.warnings.append(host.note)
     entries = hook_entries(cfg)
-    if not entries:
-        report.problems.append("custom_hooks has no kd_mm.DistillHook: this config trains without distillation. Add "
-                               "dict(type='kd_mm.DistillHook', teacher=..., losses=...) to custom_hooks")
+    if not entries and not plain:
+        report.problems.append(f"{NO_HOOK}. Add dict(type='kd_mm.DistillHook', teacher=..., losses=...) to "
+                               'custom_hooks')
         return report
+    if not entries:
+        report.warnings.append(f'{NO_HOOK}. Only the model and the data were looked at')
     dataset: Any = (cfg.get('train_dataloader') or {}).get('dataset')
     names = None
     while names is None and hasattr(dataset, 'get'):
@@ -92,14 +99,14 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
     if isinstance(names, str):
         report.warnings.append(one_text(names))
     problems = Problems()
-    for problem in faults(cfg):
+    for problem in [*faults(cfg), *lost_weights(cfg)]:
         problems.add(problem)
     with scope_of(cfg), preserved_random_state(0):
         try:
             whole = build_whole(cfg, device)
             report.whole, report.student = whole, inner_student(whole)
         except Exception as error:  # the registry and the models raise anything
-            problems.add(f'the student of this config cannot be built: {type(error).__name__}: {error}')
+            problems.add(f'{UNBUILT}: {type(error).__name__}: {error}')
         else:
             _look_at_training(cfg, whole, problems)
         for entry in entries:
@@ -173,7 +180,7 @@ def _try_step(report: Report, cfg: Config, shape: Tuple[int, int], batch: int, d
                                autocast(wrapper, device))
     except Exception as error:
         problems.add(f'a training step on random images of {shape[0]}x{shape[1]} fails: {type(error).__name__}: '
-                     f'{error} (if the model needs another size, give --shape H W)')
+                     f'{error} ({hint_of(error)})')
         return
     for term in report.step.terms:
         if term.loss is None:

@@ -280,6 +280,33 @@ def faults(cfg: Config) -> List[str]:
     return problems.found
 
 
+def lost_weights(cfg: Config) -> List[str]:
+    """Files that the student starts from and that are not there, as sentences; no address is asked.
+
+    Those are ``load_from``, ``model.pretrained`` and each ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+    """
+    found: List[Tuple[str, Any]] = [('load_from', cfg.get('load_from'))]
+
+    def visit(part: Any, where: str) -> None:
+        if isinstance(part, (list, tuple)):
+            for index, item in enumerate(part):
+                visit(item, f'{where}.{index}')
+        elif hasattr(part, 'items'):
+            if part.get('type') == 'Pretrained':
+                found.append((f'{where}.checkpoint', part.get('checkpoint')))
+            for key, value in part.items():
+                if key == 'pretrained':
+                    found.append((f'{where}.{key}', value))
+                else:
+                    visit(value, f'{where}.{key}')
+
+    visit(cfg.get('model'), 'model')
+    return [f'{where}={file!r}: no such file (looked at {os.path.abspath(file)}). The student starts from these '
+            f'weights: mend the path, or {where.removesuffix(".checkpoint")}=None to start without them'
+            for where, file in found if isinstance(file, str) and file and '://' not in file
+            and not os.path.isfile(os.path.expanduser(file))]
+
+
 def _built_alone(cls: Any, entry: Dict[str, Any]) -> None:
     accepted = accepted_arguments(cls)
     unknown = [key for key in entry if key not in ('type', 'priority', *accepted)]

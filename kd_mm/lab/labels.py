@@ -22,6 +22,9 @@ from kd_mm.ops.modes import preserved_random_state
 
 #: Width of one picture of a row.
 WIDTH = 480
+#: What labellers count, in words.
+WORDS = {'boxes': '{:.0f} objects added', 'pixels': '{:.0f} pixels added', 'share': '{:.0f} % of those without a label',
+         'score': 'mean score {:.2f}'}
 TRUE, NEW = (60, 200, 80), (255, 140, 0)
 
 
@@ -66,7 +69,7 @@ def draw_labels(file: str, cfg: Config, whole: nn.Module, distiller: Distiller, 
             finally:
                 step.clear()
             log = {name.removeprefix('kd_labels_'): float(value) for name, value in distiller.labelling.log.items()}
-            text = ', '.join(f'{name} {value:.4g}' for name, value in log.items())
+            text = ', '.join(_said(name, value) for name, value in log.items())
             lines.append(f'image {index}: {text}')
             rows.append(_row(picture, samples, found, distiller.classes, f'image {index}: {text}'))
     extension = os.path.splitext(file)[1].lower()
@@ -75,6 +78,19 @@ def draw_labels(file: str, cfg: Config, whole: nn.Module, distiller: Distiller, 
         raise ValueError(f'--plot: {file} cannot be written (looked at {os.path.abspath(file)}); labels are drawn as '
                          '.png or .jpg')
     return lines
+
+
+def _said(name: str, value: float) -> str:
+    """A number of the log in words: of several labellers with the name before; what is not known stays as it is.
+
+    Example:
+        >>> _said('boxes', 3.0), _said('sure_score', 0.68), _said('hits', 2.0)
+        ('3 objects added', 'sure: mean score 0.68', 'hits 2')
+    """
+    owner, _, word = name.rpartition('_')
+    if word not in WORDS:
+        return f'{name} {value:.4g}'
+    return (f'{owner}: ' if owner else '') + WORDS[word].format(100 * value if word == 'share' else value)
 
 
 def _row(picture: np.ndarray, before: Any, after: Any, names: Optional[Sequence[str]], text: str) -> Tuple[

@@ -69,6 +69,13 @@ def random_batch(model: nn.Module, batch: int, shape: Tuple[int, int], device: A
             preprocessor.size = size
 
 
+def hint_of(error: Exception) -> str:
+    """What to change on the command line where a model does not take some random images."""
+    if 'more than 1 value per channel' in str(error):
+        return 'a batch norm needs more than one value of each channel: give a larger --batch'
+    return 'if the model needs another size, give --shape H W'
+
+
 def make_distiller(cfg: Config, student: nn.Module, arguments: Dict[str, Any]) -> Distiller:
     """The distiller as the hook builds it, except that the class names come from the config and not from the data.
 

@@ -3,10 +3,12 @@
 import inspect
 import json
 import os
+import re
+import sys
 import tempfile
 import warnings
-from contextlib import ExitStack
-from typing import Any, Dict, List, Sequence, Tuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ OPSET = 17
 OPSETS = (11, 20)
 #: Operations that every onnxruntime has.
 PLAIN_DOMAINS = ('', 'ai.onnx', 'ai.onnx.ml')
+#: What the exporter cannot write -> the mend.
+MENDS = {'adaptive_avg_pool2d': 'Its bins must divide the map: PSPNet (1, 2, 3 and 6 bins, stride 8) needs sides that '
+                                'are multiples of 48, by --size HEIGHT WIDTH'}
 #: Least height and width; smaller ones leave nothing after the strides of a backbone.
 LEAST = 16
 
@@ -131,6 +136,25 @@ def _see_rows(model: Any, parts: Sequence[Part], images: Tensor, samples: Sequen
         raise ValueError(f'{" and ".join(silent)} did not run on a random image: the model found nothing in it')
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Nothing from the inside reaches the console: where torch's exporter fails, its C++ prints the whole graph."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            for stream in kept:
+                os.dup2(nowhere.fileno(), stream)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, place in kept.items():
+            os.dup2(place, stream)
+            os.close(place)
+
+
 def _write(network: nn.Module, part: Part, opset: int, meta: Dict[str, Any]) -> None:
     onnx, inputs = need('onnx'), part.example
     network.eval()  # the exporter puts back what it finds here, and the model below follows
@@ -142,7 +166,7 @@ def _write(network: nn.Module, part: Part, opset: int, meta: Dict[str, Any]) -> 
         dynamic = None if part.name == 'network' else {key: {0: 'rows'} for key in (*part.inputs, *part.outputs)}
         # The newer exporter of torch traces no deformable attention (torch 2.13: "data is not allocated yet").
         older: Dict[str, Any] = {'dynamo': False} if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unheard():
             warnings.simplefilter('ignore')  # each size that becomes a constant; the comparison finds a wrong one
             try:
                 torch.onnx.export(network, inputs, part.file, opset_version=opset, dynamic_axes=dynamic,
@@ -150,9 +174,11 @@ def _write(network: nn.Module, part: Part, opset: int, meta: Dict[str, Any]) -> 
             except OSError:
                 raise
             except Exception as error:  # the exporter raises anything
-                lines = [line for line in str(error).splitlines() if line.strip()]
+                lines = [line for line in str(error).splitlines() if line.strip()] or ['no message']
+                said = re.split(r' (?:Please feel free|\[Caused by)', lines[0])[0].rstrip('. ')
+                mend = next((f'. {text}' for word, text in MENDS.items() if word in said), '')
                 raise ValueError(f'{name} cannot be written as ONNX (opset {opset}), at {part.path}: '
-                                 f'{type(error).__name__}: {lines[0] if lines else "no message"}') from error
+                                 f'{type(error).__name__}: {said}{mend}') from error
     graph = onnx.load(part.file)
     foreign = sorted({f'{node.domain}::{node.op_type}' for node in graph.graph.node
                       if node.domain not in PLAIN_DOMAINS})

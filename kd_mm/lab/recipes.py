@@ -144,8 +144,10 @@ class Recipe:
         if kind not in self.evidence:
             return f'not measured by us for a {kind}'
         row, score, plain, spread = self.evidence[kind]
-        table = 'BCCD, COCO mAP' if self.task == 'detection' else 'CamVid, mIoU'
-        return f'{score} against {plain} of the plain student ({table}, two seeds, spread {spread}; row `{row}`)'
+        metric, folder = (('COCO mAP in % on BCCD', 'det') if self.task == 'detection'
+                          else ('mIoU in % on CamVid', 'seg'))
+        return (f'{score} against {plain} of the plain student ({metric}, two seeds, spread {spread}; row `{row}` of '
+                f'configs/{folder}/README.md)')
 
 
 def register(recipe: Recipe) -> Recipe:

@@ -235,7 +235,7 @@ class _Boxes:
     def _read(phase: str, file: str) -> Dict[str, Any]:
         where = f'{phase}_dataloader.dataset: the annotation file {file!r}'
         if not osp.isfile(file):
-            raise FileNotFoundError(f'{where} is not there')
+            raise FileNotFoundError(f'{where} is not there (looked at {osp.abspath(file)})')
         try:
             with open(file, encoding='utf-8') as stream:
                 content = json.load(stream)

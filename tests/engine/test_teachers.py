@@ -382,6 +382,19 @@ def test_levels_meet_by_stride(det, coco_root):
     assert all(step['loss_pkd'] > 0 for step in record.losses)
 
 
+@pytest.mark.parametrize('at, levels, said', [
+    ('neck', None, 'levels by index'), ('backbone.layer4', None, 'one level'), ('neck', [0], 'one level'),
+    ('neck', dict(student=[2], teacher=[0]), 'one level: student 2 with teacher 0'),
+    ('neck', [-1], 'one level: student last with teacher last'),
+    ('neck', dict(student=[1, 2], teacher=[0, 1]), 'levels as chosen: student 1 with teacher 0, student 2 with '
+                                                   'teacher 1')])
+def test_the_log_says_which_levels_meet(det, at, levels, said):
+    student = build_model(Config(dict(model=det.model, default_scope='mmdet')), 'mmdet')
+    found = Distiller(student, wide(det), dict(loss_fit=dict(type='FitNetLoss', at=at, levels=levels)),
+                      teacher_ckpt='random', scope='mmdet')
+    assert found.terms['loss_fit'].describe_levels() == said
+
+
 def test_yolox_student_of_retinanet(det, coco_root):
     cfg = Config.fromfile(str(zoo_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')))
     model = cfg.model

@@ -1,6 +1,7 @@
 """Pictures while it trains: what they show, and that the training does not know of them."""
 
 import copy
+import time
 from pathlib import Path
 
 import cv2
@@ -91,6 +92,27 @@ def test_a_detector_with_three_kinds_of_teachers(det):
     kept = [path.name for path in Path(first[0].work_dir).rglob('vis_data/vis_image/**/*.png')]
     assert len(kept) == 3  # what every backend of the visualizer got
     assert not pictures_of(second[0])
+
+
+def test_drawing_is_no_waiting_for_data(det, monkeypatch):
+    """Nor is it part of a step: the times in the log are those of a training without pictures."""
+    draw = DistillVisHook._draw
+
+    def slowly(self, runner, step):
+        draw(self, runner, step)
+        time.sleep(3)
+
+    monkeypatch.setattr(DistillVisHook, '_draw', slowly)
+    times = []
+
+    def look(runner):
+        hub = runner.message_hub
+        times.append([hub.get_scalar(f'train/{name}').current() for name in ('time', 'data_time')])
+
+    det.train_cfg.max_iters = 4
+    train(det, [hook(wide(det), dict(loss_fit=dict(type='FitNetLoss', at='neck', levels=[0]))), dict(VIS, images=1)],
+          look)
+    assert len(times) == 4 and max(sum(times, [])) < 3
 
 
 def test_a_segmentor_with_a_memory_bank(seg):

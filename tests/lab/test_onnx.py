@@ -26,8 +26,8 @@ from kd_mm.hosts.pictures import find_pictures
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands.export import main
 from kd_mm.lab.models import random_batch, scope_of
-from kd_mm.lab.onnx_export import export
-from kd_mm.lab.onnx_parts import find_parts, flatten, restore
+from kd_mm.lab.onnx_export import _write, export
+from kd_mm.lab.onnx_parts import Part, find_parts, flatten, restore
 from kd_mm.lab.onnx_run import Agreement, Runtime, compare, difference, on_runtime, parity, prediction_pipeline
 
 HEIGHT, WIDTH = 128, 160
@@ -314,3 +314,19 @@ def test_a_distilled_student_runs_without_kd_mm(coco_root, tmp_path):
     assert len(own) == len(rows) > 10
     assert torch.equal(rows[:, 0].long(), own.labels)
     assert torch.allclose(rows[:, 1], own.scores, atol=1e-4) and torch.allclose(rows[:, 2:], own.bboxes, atol=0.05)
+
+
+class Bins(torch.nn.Module):
+    """What PSPNet does: a map pooled into bins that do not divide it."""
+
+    def forward(self, maps):
+        return torch.nn.functional.adaptive_avg_pool2d(maps, 3),
+
+
+def test_what_the_exporter_cannot_write_is_said_in_a_sentence(tmp_path, capfd):
+    """Without the whole graph on the console, and with the size that would do."""
+    part = Part('network', 'decode_head', str(tmp_path / 'x.onnx'), inputs=['images'],
+                example=(torch.zeros(1, 2, 8, 8), ))
+    with pytest.raises(ValueError, match='at decode_head: .*adaptive_avg_pool2d.*multiples of 48, by --size') as error:
+        _write(Bins(), part, 17, {})
+    assert 'graph(' not in ''.join(capfd.readouterr()) and 'github.com' not in str(error.value)

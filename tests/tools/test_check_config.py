@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_coco
 from mmengine.config import Config
-from stock import NARROW_FCN
+from stock import NARROW_FCN, coco_data
 
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab import check as inspection
-from kd_mm.lab.configs import dropped_hooks, faults, read_config
+from kd_mm.lab.configs import dropped_hooks, faults, lost_weights, read_config
 from kd_mm.lab.curves import curves_of
+from kd_mm.lab.models import hint_of
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SPEC = importlib.util.spec_from_file_location('kd_mm_tool_check_config', TOOLS / 'check_config.py')
@@ -71,7 +73,7 @@ def test_a_good_config_prints_every_term(folder, capsys):
         ['2x16x8x8', '2x24x8x8', '1'], ['2x16x4x4', '2x24x4x4', '2'], ['2x16x2x2', '2x24x2x2', '3'],
         ['2x16x1x1', '2x24x1x1', '0'], ['2x16x1x1', '2x24x1x1', '0.5']]
     assert '2x64x2x2' in hint
-    assert text.rstrip().endswith('ok') and 'WARNING' not in text
+    assert text.endswith(f'\nok\nNext: kd-mm train {config}\n') and 'WARNING' not in text
 
 
 def test_a_hook_that_is_no_list(folder):
@@ -155,11 +157,45 @@ def test_a_step_that_fails_is_a_problem(folder):
     assert len(problems) == 1 and "already has a loss named 'loss_bbox'" in problems[0]
 
 
+def test_a_batch_that_is_too_small_says_so():
+    assert 'larger --batch' in hint_of(ValueError('Expected more than 1 value per channel when training, got ...'))
+    assert '--shape H W' in hint_of(ValueError('sizes of tensors must match'))
+
+
 def test_no_distillation_hook(folder, capsys):
     assert TOOL.main([str(folder / 'student.py')]) == 1
     assert 'custom_hooks has no kd_mm.DistillHook' in capsys.readouterr().out
     assert TOOL.main([str(folder / 'missing.py')]) == 1
     assert 'no such config' in capsys.readouterr().err
+
+
+def test_weights_to_start_from_that_are_not_there(folder):
+    """Of the student: the training would stop at them after everything was built."""
+    config = read_config(write(folder, distil({'loss_cwd': {'type': 'CWDLoss', 'at': 'neck'}}), extra=(
+        "load_from = 'lost.pth'\n"
+        "model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='gone/resnet.pth')))")))
+    problems = inspection.check(config, (64, 64)).problems
+    assert problems[0].startswith("load_from='lost.pth': no such file (looked at /")
+    assert problems[0].endswith('or load_from=None to start without them')
+    assert problems[1].startswith("model.backbone.init_cfg.checkpoint='gone/resnet.pth': no such file")
+    assert problems[1].endswith('or model.backbone.init_cfg=None to start without them')
+    (folder / 'there.pth').write_text('')
+    config.load_from, config.model.backbone.init_cfg = str(folder / 'there.pth'), dict(
+        type='Pretrained', checkpoint='torchvision://resnet18')
+    assert not lost_weights(config)
+
+
+def test_a_plain_config_with_its_data(folder, capsys):
+    """Data are looked at before there is a distillation; without --data there would be nothing to look at."""
+    extra = Config(coco_data(write_coco(folder / 'coco', size=(64, 64)))).pretty_text
+    (folder / 'plain.py').write_text(f"_base_ = './student.py'\n{extra}")
+    assert TOOL.main([str(folder / 'plain.py'), '--data', '2']) == 0
+    text = capsys.readouterr().out
+    assert 'samples of train_dataloader.dataset' in text and 'Only the model and the data were looked at' in text
+    assert text.endswith('\nok\n')
+    (folder / 'plain.py').write_text(f"_base_ = './student.py'\n{extra}\nmodel = dict(bbox_head=dict(num_classes=1))")
+    assert TOOL.main([str(folder / 'plain.py'), '--data', '8']) == 1
+    assert 'beyond the 1 classes of the student' in capsys.readouterr().out
 
 
 def test_a_weight_that_starts_at_zero_is_tried_where_it_is_not(folder, capsys):

@@ -59,6 +59,25 @@ def test_modules_that_return_nothing_are_listed_on_demand(capsys):
     assert TOOL.main([*DETECTOR, '--filter', 'nowhere']) == 1
 
 
+def test_places_and_what_hands_on(capsys):
+    """The names that fit any model, with their paths in this one; a Dropout gives what it gets."""
+    from kd_mm.lab.commands import taps
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Conv2d(1, 1, 1)
+    taps.print_places(model)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        'places:', '  @backbone  backbone', '  @neck      backbone', '  @output    the output']
+    assert TOOL.main(DETECTOR) == 0
+    text = capsys.readouterr().out
+    assert text.endswith('  @logits    bbox_head.retina_cls\n') and '  @neck      neck\n' in text
+    config = str(zoo_config('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'))
+    small = [config, '--shape', '64', '64', '--cfg-options', 'model.pretrained=None']
+    assert TOOL.main(small) == 0
+    assert 'decode_head.dropout' not in rows(capsys.readouterr().out)
+    assert TOOL.main([*small, '--all']) == 0
+    assert rows(capsys.readouterr().out)['decode_head.dropout'][0] == 'Dropout2d'
+
+
 def test_auxiliary_heads_and_the_teacher(tmp_path, capsys):
     (tmp_path / 'teacher.py').write_text(NARROW_FCN)
     (tmp_path / 'student.py').write_text('''

@@ -234,6 +234,16 @@ def test_wrong_calls_are_told_what_to_do(tasks, tmp_path):
     assert other.optim_wrapper.type == 'AmpOptimWrapper' and other.optim_wrapper.loss_scale == 'dynamic'
 
 
+def test_what_stops_at_the_start_is_said_with_the_mend(tasks, tmp_path):
+    """Weights to start from that are not there; a strategy of several processes in one."""
+    task, work = tasks['det'], ['--work-dir', str(tmp_path / 'run')]
+    data = ['--cfg-options', f"data_root={task['root']}"]
+    with pytest.raises(SystemExit, match="load_from='lost.pth': no such file .looked at /.*or load_from=None to start"):
+        TRAIN.main([task['kd'], *work, *data, 'load_from=lost.pth'])
+    with pytest.raises(SystemExit, match="strategy='DDPStrategy' is for several processes.*torchrun"):
+        TRAIN.main([task['kd'], *work, *data, 'runner_type=FlexibleRunner', 'strategy.type=DDPStrategy'])
+
+
 def test_two_folders_do_not_share_a_work_dir():
     names = [TRAIN.relative_stem(f'configs/det/{method}/same.py') for method in ('fgd', 'pkd')]
     assert names == ['det/fgd/same', 'det/pkd/same']

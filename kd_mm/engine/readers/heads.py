@@ -67,6 +67,12 @@ class HeadReader(Reader):
         self.paths[side] = list(self._named[side].values())
         return self.paths[side]
 
+    def where(self, side: str) -> str:
+        return repr(self.at[side])  # what is recorded below it is nothing that a user wrote
+
+    def describe(self) -> str:
+        return super().describe() if self.loss.compares is DenseView else 'the queries of both heads'
+
     def _taps(self, side: str, model: nn.Module, at: str, head: Any) -> Dict[str, str]:
         """Name -> path of everything to record."""
         if self.loss.compares is QueryView:

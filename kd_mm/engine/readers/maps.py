@@ -154,6 +154,11 @@ class MapReader(Reader):
         return list(self._paired(side, found))
 
     def describe(self) -> str:
-        if self.pairs is None or all(s == t == index for index, (s, t) in enumerate(self.pairs)):
-            return 'levels by index'
-        return 'levels by stride: ' + ', '.join(f'student {s} with teacher {t}' for s, t in self.pairs)
+        chosen = [indices for indices in self.levels.values() if indices is not None]
+        pairs = list(zip(*chosen)) if len(chosen) == 2 else self.pairs
+        way = 'one level' if 1 in (len(pairs or ()), *map(len, chosen)) else None
+        if pairs is None or all(s == t == index for index, (s, t) in enumerate(pairs)):
+            return way or 'levels by index'
+        way = way or ('levels as chosen' if chosen else 'levels by stride')
+        return f'{way}: ' + ', '.join('student {} with teacher {}'.format(*('last' if index == -1 else index
+                                                                            for index in pair)) for pair in pairs)

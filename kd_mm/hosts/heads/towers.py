@@ -108,6 +108,18 @@ def held_features(taps: Mapping[str, Sequence[str]],
     return {name: [tensor for path in paths for tensor in records[path]] for name, paths in taps.items()}
 
 
+def _unlike(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> str:
+    """In what two lists of maps differ, in words; the first thing of number, width and size."""
+    if len(student) != len(teacher):
+        return f'the student has {len(student)} levels and the teacher {len(teacher)}'
+    level = next(index for index, (s, t) in enumerate(zip(student, teacher)) if s.shape != t.shape)
+    own, theirs = student[level].shape, teacher[level].shape
+    if own[1] != theirs[1]:
+        return f'the student has {own[1]} channels and the teacher {theirs[1]}'
+    return (f'level {level} has {"x".join(map(str, own[2:]))} cells in the student and '
+            f'{"x".join(map(str, theirs[2:]))} in the teacher')
+
+
 def cross_head_outputs(head: nn.Module, inputs: Any, student: Mapping[str, Sequence[Tensor]],
                        teacher: Mapping[str, Sequence[Tensor]], index: int, align: bool = True,
                        eps: float = 1e-6, numbers: Optional[List[Tensor]] = None) -> Any:
@@ -134,9 +146,8 @@ def cross_head_outputs(head: nn.Module, inputs: Any, student: Mapping[str, Seque
         own, theirs = list(student[name]), list(teacher[name])
         if len(own) != len(theirs) or any(s.shape != t.shape for s, t in zip(own, theirs)):
             raise ValueError(
-                f'cross-head pass, {name}: student {[tuple(s.shape) for s in own]} and teacher '
-                f'{[tuple(t.shape) for t in theirs]} differ. The heads must have the same feat_channels, strides and '
-                'number of levels')
+                f'cross-head pass, {name}: {_unlike(own, theirs)}. The heads must have the same feat_channels, strides '
+                'and number of levels')
         for position, paths in enumerate(levels):
             features = own if len(levels) == 1 else own[position:position + 1]
             others = theirs if len(levels) == 1 else theirs[position:position + 1]

@@ -30,10 +30,26 @@ OWN: Dict[str, str] = {
     'methods': 'Every loss: what it compares, what it needs, where it stands in our tables.',
     'doctor': 'What is installed, what does not fit together, and the mend.',
 }
+#: How what takes long goes on after Ctrl-C.
+CONTINUED: Dict[str, str] = {
+    'distill': 'the same command again continues with what is missing',
+    'train': 'the same command with --resume continues from the last checkpoint',
+    'pretrain': 'the same command with --resume continues from the last checkpoint',
+}
+#: Exit status of what Ctrl-C has ended, as in a shell.
+INTERRUPTED = 130
 
 
 class Commands(click.Group):
     """A group whose members are imported when they are used."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            name = ctx.invoked_subcommand or ''
+            click.echo(f'\nkd-mm {name}: interrupted' + (f'; {CONTINUED[name]}' if name in CONTINUED else ''), err=True)
+            sys.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> List[str]:
         return [*OWN, *FORWARDED]

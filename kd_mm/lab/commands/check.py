@@ -22,15 +22,15 @@ from kd_mm.engine.hook import guesses
 from kd_mm.hosts.growing import COPY
 from kd_mm.lab import check as inspection
 from kd_mm.lab.commands import program
-from kd_mm.lab.configs import read_config, training_length
+from kd_mm.lab.configs import hook_entries, read_config, training_length
 from kd_mm.lab.curves import curves_of, plot
 from kd_mm.lab.data import look_at_data
 from kd_mm.lab.labels import draw_labels
 from kd_mm.lab.observe import shape_text
 from kd_mm.lab.step import StepReport, parameter_count
 
-#: Where the share of a term is so large, a measured weight is offered.
-STRONG = 10.0
+#: Where the share of a term is so large or so small, a measured weight is offered.
+STRONG, WEAK = 10.0, 0.01
 #: So many images are drawn with the labels of teachers.
 LABELLED = 4
 
@@ -106,7 +106,8 @@ def print_step(step: StepReport) -> None:
         if term.share is not None:
             print_row('  share', f"{term.share:.3g} of the task's gradient at its taps" + (
                 ", held there by loss_weight='auto'" if term.measured else
-                " with this random student; loss_weight='auto' holds it at 1" if term.share > STRONG else ''))
+                " with this random student; loss_weight='auto' holds it at 1"
+                if term.share > STRONG or term.share < WEAK else ''))
 
 
 def draw(file: str, cfg: Config, report: inspection.Report, samples: Optional[int]) -> None:
@@ -166,7 +167,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(f'{program()}: {error}', file=sys.stderr)
         return 1
-    report = inspection.check(cfg, tuple(args.shape), args.batch, args.device, args.teacher_random)
+    report = inspection.check(cfg, tuple(args.shape), args.batch, args.device, args.teacher_random,
+                              plain=args.data > 0)
     data = look_at_data(cfg, args.data, report.student) if args.data > 0 else None
     if data is not None:
         report.problems += data.problems
@@ -185,7 +187,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for number, problem in enumerate(report.problems, 1):
             print(f'  {number}. {problem}')
         return 1
-    if args.plot:
+    if args.plot and report.distiller is None:
+        print('\nNothing to draw for --plot: there are no losses')
+    elif args.plot:
         try:
             if report.distiller is not None and report.distiller.terms:
                 draw(args.plot, cfg, report, None if data is None else data.length)
@@ -195,4 +199,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             print(f'{program()}: {error}', file=sys.stderr)
             return 1
     print('\nok')
+    if hook_entries(cfg):
+        print(f'Next: kd-mm train {args.config}')
     return 0

@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.stats import t as student_t
 
 from kd_mm.lab.commands import fail
-from kd_mm.lab.commands.evaluate import OTHERS, primary, sign
+from kd_mm.lab.commands.evaluate import OTHERS, primary, sign, with_span
 
 #: Entries of a config in which two runs of the same training differ.
 OWN = ('randomness', 'work_dir', 'experiment_name', 'load_from', 'resume', 'visualizer', 'launcher', 'filename',
@@ -73,9 +73,11 @@ def read_run(folder: str, metric: Optional[str]) -> List[Tuple[str, str, Optiona
 def _last_metrics(path: Path, metric: Optional[str]) -> Dict[str, float]:
     """The last line of the logs that holds an evaluation."""
     found: Dict[str, float] = {}
-    for log in sorted(path.glob('*/vis_data/scalars.json')):
-        for line in log.read_text(encoding='utf-8').splitlines():
-            found = _metrics(json.loads(line), metric) or found
+    # kd-mm distill scores its students in a folder of their own, which counts where the training has none.
+    for folder in ('', 'evaluation/'):
+        for log in [] if found else sorted(path.glob(f'{folder}*/vis_data/scalars.json')):
+            for line in log.read_text(encoding='utf-8').splitlines():
+                found = _metrics(json.loads(line), metric) or found
     if not found:
         for file in sorted(path.glob('*/*.json')):  # kd-mm test writes one file
             found = _metrics(json.loads(file.read_text(encoding='utf-8').splitlines()[-1]), metric) or found
@@ -192,7 +194,7 @@ def command(runs: Tuple[str, ...], metric: Optional[str]) -> None:
     except ValueError as error:
         fail(error)
     console = Console(width=max(Console().width, 110))
-    table = Table('group', f'{chosen}', 'runs', 'seeds', 'against the first', 'verdict')
+    table = Table('group', with_span(chosen), 'runs', 'seeds', 'against the first', 'verdict')
     for group in groups:
         spread = f' ± {statistics.stdev(group.values):.3g}' if len(group.values) > 1 else ''
         cells: List[Any] = [group.name, f'{statistics.fmean(group.values):.4g}{spread}', str(len(group.values)),

@@ -11,7 +11,7 @@ import tempfile
 import time
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import click
 import torch
@@ -23,7 +23,7 @@ from rich.table import Table
 from kd_mm.lab import check as inspection
 from kd_mm.lab.commands import export, fail
 from kd_mm.lab.commands import train as training
-from kd_mm.lab.commands.evaluate import evaluate, own_name, primary, sign
+from kd_mm.lab.commands.evaluate import evaluate, own_name, primary, sign, span, with_span
 from kd_mm.lab.commands.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
 from kd_mm.lab.cost import profile_config
 from kd_mm.ops.words import count
@@ -33,6 +33,8 @@ from kd_mm.teachers.spec import RANDOM
 STATE = 'distill.json'
 #: What is said where the host's evaluation gives no number.
 NOTHING = 'nothing was detected on the validation data, so that there is no score'
+#: What may be chance on a scale that ends at 1, at 100, or nobody knows where.
+POINTS = {1: '0.01 or 0.02', 100: '1 or 2', None: 'a hundredth or two of the score'}
 #: Flags of train that distill sets itself.
 TAKEN = ('--work-dir', '--resume', '--overwrite', '--force', '--launcher', '--score-teacher', '--score-images')
 
@@ -177,6 +179,12 @@ def cost_text(found: Dict[str, Any]) -> str:
     return text
 
 
+def score_text(metrics: Mapping[str, float]) -> str:
+    """The metric that says it in one number, with its value."""
+    key, value = primary(metrics)
+    return f'{with_span(key)} {value:.4g}'
+
+
 def train_and_score(run: Run, name: str, path: str, plain: Config, flags: Sequence[str]) -> None:
     """Train a config in a folder of its own and score its last checkpoint, if that was not done before."""
     if name in run.results:
@@ -198,7 +206,7 @@ def train_and_score(run: Run, name: str, path: str, plain: Config, flags: Sequen
             found['metrics'] = evaluate(plain, checkpoint, osp.join(folder, 'evaluation'),
                                         images=run.what.get('images'))
         if found['metrics']:
-            click.echo('{}: {} {:.4g}'.format(name, *primary(found['metrics'])))
+            click.echo(f'{name}: {score_text(found["metrics"])}')
         else:
             click.echo(f'{name}: {NOTHING}')
     run.note(name, found)
@@ -214,7 +222,7 @@ def report(run: Run) -> str:
             rows.append((key, label, *primary(metrics)))
     lines = [f'# {run.what["recipe"]}: {run.what["student"]} from {run.what["teacher"]}', '']
     if rows:
-        lines += [f'| model | {rows[0][2]} |', '|---|---|']
+        lines += [f'| model | {with_span(rows[0][2])} |', '|---|---|']
         lines += [f'| {label} | {value:.4g} |' for _, label, _, value in rows]
         if run.what.get('images'):
             lines += ['', f'All scores are those on the first {run.what["images"]} validation images.']
@@ -229,15 +237,16 @@ def report(run: Run) -> str:
     if len(scores) == 3:
         gap, gain = scores['teacher'] - scores['baseline'], scores['distilled'] - scores['baseline']
         closed = f', {100 * gain / gap:.0f} % of the gap to the teacher' if better * gap > 0 else ''
-        lines += ['', f'Against the student without distillation: {gain:+.4g}{closed}. One seed: a difference of a '
-                  'point or two may be chance; kd-mm compare looks at several.']
+        lines += ['', f'Against the student without distillation: {gain:+.4g}{closed}. One seed: a difference of '
+                  f'{POINTS[span(rows[0][2])]} may be chance; kd-mm compare looks at several.']
     elif 'distilled' in scores:
         lines += ['', 'Whether distillation helped is not known without a student of the same seed: --baseline trains '
                   'one.']
     if 'cost' in run.results:
         lines += ['', f'Cost: {cost_text(run.results["cost"])}.']
     lines += ['', f'Plain student: `{run.results["student"]}`, which stock tools load. Config: '
-              f'`{run.results["config"]}`.']
+              f'`{run.results["config"]}`.', '',
+              'Where it still loses against its teacher, with pictures:', f'`kd-mm report {run.folder}`']
     return '\n'.join(lines) + '\n'
 
 
@@ -304,7 +313,7 @@ def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: boo
             raise ValueError(f'the teacher ({plan.source}, {plan.weights}): {NOTHING}. Nothing can be learned from it: '
                              'look at its weights and its preprocessing, or train it longer')
         run.note('teacher', dict(metrics=metrics))
-        click.echo('teacher: {} {:.4g}'.format(*primary(metrics)))
+        click.echo(f'teacher: {score_text(metrics)}')
     if baseline:
         train_and_score(run, 'baseline', plain, stock, flags)
     train_and_score(run, 'distilled', config, stock, flags)

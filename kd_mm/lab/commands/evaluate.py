@@ -9,12 +9,12 @@ from typing import Dict, Optional
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from kd_mm.engine.score import OTHERS, PRIMARY, numbers, primary, sign
+from kd_mm.engine.score import OTHERS, PRIMARY, numbers, primary, sign, span, with_span
 from kd_mm.engine.trial import Trial, Wish
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.weights import load_weights
 
-__all__ = ['OTHERS', 'PRIMARY', 'evaluate', 'own_name', 'primary', 'sign']
+__all__ = ['OTHERS', 'PRIMARY', 'evaluate', 'own_name', 'primary', 'sign', 'span', 'with_span']
 
 
 def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional[Config] = None,

@@ -3,8 +3,9 @@
 import inspect
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Type
+from typing import Any, Dict, List, Optional, Sequence, Type
 
 import click
 
@@ -22,6 +23,10 @@ PAIRS = {
     'det': 'dense detector', 'det_two_stage': 'two-stage detector', 'seg': 'segmenter',
     'lite_gfl': 'dense detector, pretrained', 'lite_rcnn': 'two-stage detector, pretrained',
     'lite_psp': 'segmenter, pretrained', 'segformer': 'transformer segmenter'}
+#: Of these there are columns where many losses are listed.
+COLUMNS = {'dense detector': 'our rank: dense', 'two-stage detector': 'two-stage', 'segmenter': 'segmenter'}
+#: So many losses are described; of more there is a line each.
+FEW = 5
 
 
 def compares(cls: Type[Any]) -> str:
@@ -78,30 +83,78 @@ def tasks(method: str) -> List[str]:
     return found or list(names.values())
 
 
-@click.command('methods')
-@click.option('--compares', 'kind', type=click.Choice(KINDS), help='Only losses that compare this.')
-@click.option('--task', type=click.Choice(['detection', 'segmentation']), help='Only those with configs for this task.')
-@click.option('--no-needs', is_flag=True, help='Only losses that need nothing besides two models.')
-@click.argument('name', required=False)
-def command(kind: Optional[str], task: Optional[str], no_needs: bool, name: Optional[str]) -> None:
-    """List the losses; with NAME those with it in their name or title.
+@dataclass
+class Row:
+    """What is said of a loss.
 
-    Ranks are those of our own tables: tiny students on small sets, two seeds. They are known in a checkout only.
+    Attributes:
+        loss: name of its class.
+        title: of the method, with its paper.
+        compares: one of :data:`KINDS`.
+        needs: see :func:`needs`.
+        tasks: see :func:`tasks`.
+        places: see :func:`ranks`.
     """
-    known, count = ranks(), 0
+
+    loss: str
+    title: str
+    compares: str
+    needs: List[str]
+    tasks: List[str]
+    places: Dict[str, str]
+
+
+def rows() -> List[Row]:
+    """All losses, in the order of the alphabet."""
+    known, found = ranks(), []
     for loss in choices(KDLoss):
         cls = MODELS.module_dict[loss]
         method = cls.__module__.rsplit('.', 1)[1]
         title = ' '.join((cls.__doc__ or '').strip().split('\n\n')[0].split()).rstrip('.')
-        if (kind and compares(cls) != kind) or (task and task not in tasks(method)) or (no_needs and needs(cls)) or (
-                name and name.lower() not in f'{loss} {title}'.lower()):
-            continue
-        count += 1
-        click.secho(loss, bold=True)
-        places = '; '.join(f'{pair}: {text}' for pair, text in known.get(method, {}).items())
-        for what, text in (('', title), ('compares', compares(cls)), ('needs', ', '.join(needs(cls)) or 'nothing more'),
-                           ('tasks', ', '.join(tasks(method))), ('our rank', places or 'not in our tables')):
-            click.echo(click.wrap_text(text, 110, f'  {what:<10}', ' ' * 12))
-    if not count:
+        found.append(Row(loss, title, compares(cls), needs(cls), tasks(method), known.get(method, {})))
+    return sorted(found, key=lambda row: row.loss.lower())
+
+
+def print_whole(row: Row) -> None:
+    """Everything about a loss."""
+    click.secho(row.loss, bold=True)
+    places = '; '.join(f'{pair}: {text}' for pair, text in row.places.items())
+    for what, text in (('', row.title), ('compares', row.compares), ('needs', ', '.join(row.needs) or 'nothing more'),
+                       ('tasks', ', '.join(row.tasks)), ('our rank', places or 'not in our tables')):
+        click.echo(click.wrap_text(text, 110, f'  {what:<10}', ' ' * 12))
+
+
+def print_lines(found: Sequence[Row]) -> None:
+    """A line for each of many losses, with its places in our tables that have most methods."""
+    table = [('loss', 'compares', 'needs', *COLUMNS.values())]
+    table += [(row.loss, row.compares, ', '.join(need.split(' (')[0] for need in row.needs) or '-',
+               *(row.places.get(pair, '-').split(',')[0] for pair in COLUMNS)) for row in found]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for index, cells in enumerate(table):
+        line = '  '.join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip()
+        click.secho(line, bold=not index)
+
+
+@click.command('methods')
+@click.option('--compares', 'kind', type=click.Choice(KINDS), help='Only losses that compare this.')
+@click.option('--task', type=click.Choice(['detection', 'segmentation']), help='Only those with configs for this task.')
+@click.option('--no-needs', is_flag=True, help='Only losses that need nothing besides two models.')
+@click.option('--long', 'whole', is_flag=True, help='Everything about each, also where there are many.')
+@click.argument('name', required=False)
+def command(kind: Optional[str], task: Optional[str], no_needs: bool, whole: bool, name: Optional[str]) -> None:
+    """List the losses; with NAME those with it in their name or title.
+
+    A few are described; of many there is a line each. Ranks are those of our own tables: tiny students on small sets,
+    two seeds. They are known in a checkout only.
+    """
+    found = [row for row in rows() if not (kind and row.compares != kind) and not (task and task not in row.tasks)
+             and not (no_needs and row.needs) and not (name and name.lower() not in f'{row.loss} {row.title}'.lower())]
+    if not found:
         fail('no loss is like that; kd-mm methods lists all')
-    click.echo(f'\n{count} loss{"" if count == 1 else "es"}')
+    if whole or len(found) <= FEW:
+        for row in found:
+            print_whole(row)
+    else:
+        print_lines(found)
+    more = '' if whole or len(found) <= FEW else '. More about one: kd-mm methods NAME'
+    click.echo(f'\n{len(found)} loss{"" if len(found) == 1 else "es"}{more}')

@@ -33,6 +33,7 @@ from mmengine.config import DictAction
 from kd_mm.lab.commands import program
 from kd_mm.lab.configs import read_config
 from kd_mm.lab.cost import profile_config
+from kd_mm.lab.models import hint_of
 from kd_mm.ops.words import count
 
 
@@ -88,7 +89,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         cfg = read_config(args.config, args.cfg_options)
         result = profile_config(cfg, args.batch, tuple(args.shape), args.steps, args.device)
     except (FileNotFoundError, KeyError, ValueError) as error:
-        print(f'{program()}: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
+        more = f' ({hint_of(error)})' if 'per channel' in str(error) else ''
+        print(f'{program()}: {error.args[0] if isinstance(error, KeyError) else error}{more}', file=sys.stderr)
         return 1
     print_result(result)
     if args.json:

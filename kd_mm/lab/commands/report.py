@@ -63,7 +63,7 @@ def change(source: Source, options: Sequence[str]) -> None:
 def summary(report: Any, console: Console) -> None:
     """The scores and what to try, on the console."""
     models = report['models']
-    table = Table('model', report['metric'], 'against the teacher')
+    table = Table('model', f'{report["metric"]} in %', 'against the teacher')
     best = models.get('teacher', {}).get('score')
     for role, entry in models.items():
         table.add_row(ROLES[role], page.percent(entry['score']),

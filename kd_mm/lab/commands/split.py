@@ -42,5 +42,8 @@ def command(config: str, steps: Sequence[str], out: str, protocol: str, unseen: 
         labels = ', '.join(f'{name} {count}' for name, count in step.labels.items())
         images = f'{step.images[0]} of {step.images[1]} images'
         click.echo(f'{osp.join(out, step.name)}.py: {images}; labelled: {labels}')
+    empty = [name for name, count in found[-1].labels.items() if not count]
+    if empty:
+        click.echo(f'Without any label in the training data: {", ".join(empty)}. --occurring leaves such classes out')
     click.echo(f'Train step 1 with kd-mm train {osp.join(out, "step1.py")}; a later step learns from the one before, '
                'see docs/growing.md')

@@ -5,7 +5,8 @@
 
 The model runs once on one random image, in eval mode and without losses.  One line a module, in model order: its path
 (what `at` takes), type, number of calls, and one shape for each tensor that a tap there records.  Modules that only
-run while losses are computed are not called in this pass; --all lists them too.
+run while losses are computed are not called in this pass, and Dropout and the like hand on what they get; --all lists
+them too.  Below stand the places that `at` takes for any model ('@neck') and the paths that they are here.
 """
 
 import argparse
@@ -13,10 +14,12 @@ import sys
 from typing import List, Optional, Sequence, Tuple
 
 from mmengine.config import Config, DictAction
+from torch import nn
 
 from kd_mm.engine.hook import folder_of
 from kd_mm.engine.step import Step
 from kd_mm.hosts.models import scope_of_config
+from kd_mm.hosts.places import PLACES, find
 from kd_mm.lab.commands import program
 from kd_mm.lab.configs import all_random, hook_arguments, hook_entries, read_config
 from kd_mm.lab.models import build_student, random_batch, scope_of
@@ -24,6 +27,9 @@ from kd_mm.lab.observe import Output, matches, observe, shape_text
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
 from kd_mm.teachers.sources import SELF, build_teachers
+
+#: Types of modules that give what they get when a model does not train.
+HANDING_ON = ('Identity', 'Dropout', 'Dropout2d', 'DropPath')
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -40,8 +46,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def teacher_rows(cfg: Config, wanted: str, shape: Tuple[int, int]) -> List[Output]:
-    """What the modules of a teacher give, whatever its source, for an image as the student's pipeline makes it.
+def teacher_rows(cfg: Config, wanted: str, shape: Tuple[int, int]) -> Tuple[nn.Module, List[Output]]:
+    """A teacher, and what its modules give, whatever its source, for an image as the student's pipeline makes it.
 
     Args:
         cfg: config with a distillation hook.
@@ -60,7 +66,7 @@ def teacher_rows(cfg: Config, wanted: str, shape: Tuple[int, int]) -> List[Outpu
     student = build_student(cfg)
     if arguments['teacher'] == SELF and arguments['teachers'] is None:
         print("teacher='self': the student teaches itself, its own modules are listed\n")
-        return observe(student, shape)
+        return student, observe(student, shape)
     built = build_teachers(student, arguments['teacher'], arguments['teacher_ckpt'], True, arguments['teachers'],
                            problems, scope_of_config(cfg), folder=folder_of(cfg), speed='exact',
                            view=arguments['view'], input_key=arguments['input_key'])
@@ -78,7 +84,7 @@ def teacher_rows(cfg: Config, wanted: str, shape: Tuple[int, int]) -> List[Outpu
     batch = Step(student, built, []).batch_of(data['inputs'], data['data_samples'])
     print(f'{name}: {teacher.name} ({type(teacher.model).__name__})\n')
     images, samples = teacher.prepare(data['inputs'], data['data_samples'], batch)
-    return observe(teacher.model, shape, dict(inputs=images, data_samples=samples))
+    return teacher.model, observe(teacher.model, shape, dict(inputs=images, data_samples=samples))
 
 
 def print_table(rows: Sequence[Output]) -> None:
@@ -89,14 +95,28 @@ def print_table(rows: Sequence[Output]) -> None:
         print('  '.join([*(text.ljust(width) for text, width in zip(line, widths)), line[3]]))
 
 
+def print_places(model: nn.Module) -> None:
+    """The places that stand for paths of any model, as far as this one has them."""
+    print('\nplaces:')
+    for name in PLACES:
+        try:
+            found = find(model, name).paths
+        except (AttributeError, KeyError, ValueError):  # it has none
+            continue
+        print(f'  {name:<10} {", ".join(filter(None, found)) or "the output"}')
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
         cfg = read_config(args.config, args.cfg_options)
         with scope_of(cfg):
             shape = tuple(args.shape)
-            rows = (observe(build_student(cfg), shape) if args.teacher is None else
-                    teacher_rows(cfg, args.teacher, shape))
+            if args.teacher is None:
+                model = build_student(cfg)
+                rows = observe(model, shape)
+            else:
+                model, rows = teacher_rows(cfg, args.teacher, shape)
     except (FileNotFoundError, KeyError, ValueError) as error:
         print(f'{program()}: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
         return 1
@@ -105,12 +125,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
               'Give another size with --shape H W', file=sys.stderr)
         return 1
     found = [row for row in rows if matches(row.path, args.filter)]
-    shown = found if args.all else [row for row in found if row.shapes]
+    shown = found if args.all else [row for row in found if row.shapes and (args.filter or row.type not in HANDING_ON)]
     if shown:
         print_table(shown)
     hidden = len(found) - len(shown)
     if hidden:
-        print(f'\n{hidden} more were not called in this pass or return no tensor; --all lists them')
+        print(f'\n{hidden} more were not called in this pass, return no tensor or hand on what they get (Dropout); '
+              '--all lists them')
+    if found and not args.filter:
+        print_places(model)
     if not found:
         print(f'no path with {args.filter!r}; without --filter all are listed', file=sys.stderr)
         return 1

@@ -35,7 +35,7 @@ from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import fail
-from kd_mm.lab.configs import apply_options, faults, hook_entries, no_host, read_file
+from kd_mm.lab.configs import apply_options, faults, hook_entries, lost_weights, no_host, read_file
 from kd_mm.lab.data import evaluation_problems
 from kd_mm.ops.problems import ConfigProblems
 
@@ -309,6 +309,14 @@ def end_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
+def check_processes(cfg: Config) -> None:
+    """Refuse a strategy of several processes where nothing has started them: mmengine would stop without a mend."""
+    kind = str((cfg.get('strategy') or {}).get('type')).split('.')[-1]
+    if 'runner_type' in cfg and cfg.launcher == 'none' and kind in ('DDPStrategy', 'FSDPStrategy'):
+        fail(f'strategy={kind!r} is for several processes, and this is one. Start them: torchrun --nproc_per_node N -m '
+             "kd_mm train CONFIG --launcher pytorch; or take strategy=dict(type='SingleDeviceStrategy')")
+
+
 def build_runner(cfg: Config) -> Any:
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
@@ -333,10 +341,14 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     found = faults(cfg)
     if found:
         fail('\n'.join(found))
+    check_processes(cfg)
     check_data(cfg, phases(cfg))
     check_folder(cfg.work_dir)
     set_ranks(cfg.launcher)
     set_start(cfg, args.resume, args.overwrite)
+    lost = [] if cfg.get('resume') else lost_weights(cfg)
+    if lost:
+        fail('\n'.join(lost))
     allow_mmengine_checkpoints()
     init_cpu_processes(cfg)
     try:

@@ -280,10 +280,14 @@ RULES: Tuple[Rule, ...] = (
     Rule('small_segments', SEGMENTATION, 'in small segments the student loses at least 5 points more than in large '
          'ones', small_segments,
          'Train on larger crops or a finer output (a smaller stride), and imitate a finer stage as well (`levels=`).'),
-    Rule('one_class', BOTH, 'some classes of at least three lie 10 points further below the teacher than the average',
-         one_class,
-         'Look at these classes in the pictures below first: few or wrong annotations look the same. Then '
-         "`region=dict(type='SegClassRegion')` (segmentation), or more pictures of them.", ('SegClassRegion', )),
+    Rule('one_class', DETECTION, 'some classes of at least three lie 10 points further below the teacher than the '
+         'average', one_class,
+         'Look at these classes in the pictures of the page first: few or wrong annotations look the same. Then more '
+         'pictures of them.'),
+    Rule('one_class', SEGMENTATION, 'some classes of at least three lie 10 points further below the teacher than the '
+         'average', one_class,
+         'Look at these classes in the pictures of the page first: few or wrong annotations look the same. Then '
+         "`region=dict(type='SegClassRegion')`, or more pictures of them.", ('SegClassRegion', )),
     Rule('uncalibrated', DETECTION, 'the calibration error is 3 points above that of the teacher', uncalibrated,
          "Add a loss on class scores: `CrossKDLoss`, or `BCKDLoss` at `'@logits'`.", ('CrossKDLoss', 'BCKDLoss')),
     Rule('uncalibrated', SEGMENTATION, 'the calibration error is 3 points above that of the teacher', uncalibrated,

@@ -16,6 +16,9 @@ OTHERS = ('#4c78a8', '#b5499b', '#c2a300', '#6b5bd2', '#3aa7b8', '#a8543a', '#70
 #: Stands for the page's own colour of text in what matplotlib writes.
 _INK = '#010203'
 
+#: Names in a row of the key below a chart.
+KEYS = 3
+
 #: (name, colour, [(x, y)]); y may be None.
 Line = Tuple[str, str, Sequence[Tuple[Any, Any]]]
 
@@ -93,7 +96,8 @@ def lines(title: str, curves: Sequence[Line], x: str, y: str = '', low: Optional
     if not kept:
         return ''
     found: List[str] = []
-    with _figure(title, (5.2, 3.1), found) as axis:
+    names = len({name for name, _, _ in kept}) if key else 0
+    with _figure(title, (5.2, 3.1 + 0.22 * (-(-names // KEYS) if names > 1 else 0)), found) as axis:
         shown = set()
         for name, colour, points in kept:
             axis.plot(*zip(*points), color=colour, linewidth=1.8, marker='o' if marks else None, markersize=4,
@@ -113,8 +117,8 @@ def lines(title: str, curves: Sequence[Line], x: str, y: str = '', low: Optional
         axis.set_xlabel(x)
         axis.set_ylabel(y)
         axis.grid(True)
-        if key and len(shown) > 1:
-            axis.legend(fontsize=10)
+        if key and len(shown) > 1:  # inside it would lie over a line
+            axis.figure.legend(loc='outside lower center', ncols=min(len(shown), KEYS), fontsize=10)
     return found[0]
 
 

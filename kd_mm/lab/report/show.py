@@ -284,7 +284,8 @@ def _agreement(report: Dict[str, Any]) -> Section:
         section.plots.append(plots.lines('Over the training, mean of the levels', [
             (place, plots.OTHERS[index % len(plots.OTHERS)],
              [(entry['step'], mean_at(entry['cka'], place)) for entry in history])
-            for index, place in enumerate(places)], 'number of the checkpoint', 'CKA with the teacher', marks=True))
+            for index, place in enumerate(places)], 'checkpoint (epoch or iteration)', 'CKA with the teacher',
+            marks=True))
     logged = {key: points for key, points in (found.get('logged') or {}).items()
               if len({value for _, value in points}) > 1}
     if logged:

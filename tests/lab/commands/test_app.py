@@ -4,12 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from stock import COMMANDS
 
 from kd_mm import __version__
-from kd_mm.lab.commands.app import FORWARDED, OWN, cli
+from kd_mm.lab.commands.app import CONTINUED, FORWARDED, OWN, cli
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,6 +42,17 @@ def test_flags_of_the_host_and_messages_go_through(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['pytest'])
     result = kd_mm('train', 'nowhere.py', '--cfg-options', 'a=1', 'b.c="[2,3]"', '--amp')
     assert result.exit_code == 1 and 'kd-mm train: no such config: nowhere.py' in str(result.exception or result.output)
+
+
+@pytest.mark.parametrize('name', ['distill', 'train', 'methods'])
+def test_after_an_interruption_it_is_said_how_it_goes_on(name, monkeypatch):
+    def stopped(self, ctx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Command, 'invoke', stopped)
+    result = kd_mm(name, *(['a.py', '--teacher', 'b.py'] if name == 'distill' else []))
+    assert result.exit_code == 130 and f'kd-mm {name}: interrupted' in result.output
+    assert ('continues' in result.output) == (name in CONTINUED) and set(CONTINUED) < {*FORWARDED, *OWN}
 
 
 @pytest.mark.parametrize('script, name', COMMANDS.items())

@@ -6,7 +6,7 @@ import pytest
 from pairs import kd_mm, message
 from scipy import stats
 
-from kd_mm.lab.commands.compare import Group, difference, verdict
+from kd_mm.lab.commands.compare import Group, difference, read_run, verdict
 
 
 def run(folder, score, seed=0, metric='mIoU', lr=0.1):
@@ -49,6 +49,19 @@ def test_a_work_dir_of_distill_has_two(tmp_path):
     result = kd_mm('compare', *runs)
     assert 'plain student' in result.output and 'cwd' in result.output and '+3 ± 0 (paired by seed)' in result.output
     assert 'better' in result.output
+
+
+def test_a_part_of_distill_that_was_scored_by_itself(tmp_path):
+    """A training that was continued after its last step has no validation in its own logs."""
+    for name, score in (('baseline', 50.0), ('distilled', 53.0)):
+        log = run(tmp_path / name, 0, lr=score) / '20260101_000000' / 'vis_data' / 'scalars.json'
+        log.write_text(json.dumps(dict(loss=1.0, step=1)))
+        run(tmp_path / name / 'evaluation', score)
+    result = kd_mm('compare', tmp_path / 'baseline', tmp_path / 'distilled', '--metric', 'mIoU')
+    assert result.exit_code == 0 and 'mIoU (0 to 100)' in result.output, message(result)
+    assert 'baseline' in result.output and 'distilled' in result.output
+    found, = read_run(str(tmp_path / 'distilled'), None)
+    assert found[3] == dict(mIoU=53.0)
 
 
 @pytest.mark.parametrize('one, two', [([1.0, 2.0, 4.0], [2.0, 2.5, 5.5]), ([1.0, 2.0], [5.0, 5.5, 9.0])])

@@ -51,7 +51,8 @@ def test_everything_in_one_go(det, tmp_path, monkeypatch):
     assert all(0 <= score <= 1 for score in scores.values())
     text = (work / 'report.md').read_text()
     assert f'| student, distilled | {scores["distilled"]:.4g} |' in text and 'Cost: ' in text
-    assert 'Against the student without distillation: ' in text
+    assert 'Against the student without distillation: ' in text and '| model | coco/bbox_mAP (0 to 1) |' in text
+    assert f'`kd-mm report {work}`' in text and 'One seed: a difference of 0.01 or 0.02 may be chance' in text
     assert '| teacher |' in text and '| student without distillation |' in text
 
     # an ordinary config and a plain student
@@ -152,6 +153,6 @@ def test_a_poor_teacher_is_said_loudly(tmp_path):
                        distilled=dict(metrics=dict(mIoU=15.9)), student='student.pth', config='distilled.py')
     text = module.report(run)
     assert '**The teacher is no better than the student on this data:**' in text
-    assert 'Against the student without distillation: +0.5. One seed' in text
+    assert 'Against the student without distillation: +0.5. One seed: a difference of 1 or 2 may' in text
     run.results['teacher']['metrics']['mIoU'] = 20.4
     assert 'no better' not in module.report(run) and 'distillation: +0.5, 10 % of the gap' in module.report(run)

@@ -15,16 +15,25 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def listed(*words):
-    return re.findall(r'^(\w+Loss)$', kd_mm('methods', *words).output, re.MULTILINE)
+    return re.findall(r'^(\w+Loss)\b', kd_mm('methods', *words).output, re.MULTILINE)
 
 
 def test_all_are_listed():
-    assert listed() == choices(KDLoss)
+    assert listed() == listed('--long') == sorted(choices(KDLoss), key=str.lower)
+
+
+def test_of_many_there_is_a_line_each():
+    text = kd_mm('methods').output
+    assert len(text.splitlines()) == len(choices(KDLoss)) + 3  # a head, an empty line, the sum
+    assert max(map(len, text.splitlines())) <= 120 and text.endswith('More about one: kd-mm methods NAME\n')
+    row = next(line for line in text.splitlines() if line.startswith('FGDLoss'))
+    assert re.fullmatch(r'FGDLoss +features +boxes +\d+ of \d+ .*', row)
+    assert 'CVPR 2022' in kd_mm('methods', '--long').output and 'CVPR 2022' not in text
 
 
 def test_filters():
     assert 'SoftmaxKDLoss' in listed('--compares', 'logits') and 'FGDLoss' not in listed('--compares', 'logits')
-    assert sorted(name for kind in methods.KINDS for name in listed('--compares', kind)) == choices(KDLoss)
+    assert sorted(name for kind in methods.KINDS for name in listed('--compares', kind)) == sorted(choices(KDLoss))
     assert 'LDLoss' in listed('--task', 'detection') and 'LDLoss' not in listed('--task', 'segmentation')
     assert 'FGDLoss' not in listed('--no-needs') and 'PKDLoss' in listed('--no-needs')
     assert listed('receptive') == ['MasKDLoss']

@@ -141,6 +141,8 @@ def test_maps(seg, cityscapes_root, tmp_path):
             dataset = DATASETS.build(cfg.train_dataloader.dataset)
         assert len(dataset) == 8 and Path(dataset[0]['data_samples'].img_path).is_file()
         assert set(dataset[0]['data_samples'].gt_sem_seg.data.unique().tolist()) == {*train_labels.values(), 255}
+    text = split(seg, tmp_path / 'more', 'road,car', 'sidewalk')
+    assert 'Without any label in the training data: car. --occurring leaves such classes out' in text
 
 
 def test_without_a_background_the_rest_is_ignored(seg, tmp_path):

@@ -21,6 +21,7 @@ from kd_mm.lab.report.pictures import (
     place_labels,
     scaled,
 )
+from kd_mm.lab.report.plots import OTHERS, lines
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -89,3 +90,16 @@ def test_names_are_text_and_no_code():
     body = text[text.index('</style>'):]
     assert not re.search(r'<(script|b>|i>|u>)', body.replace('<b>&lt;b&gt;</b>', '').replace('<b>image</b>', ''))
     assert '&lt;script&gt;' in body
+
+
+def test_the_key_of_a_chart_is_below_it():
+    """Inside it would lie over a line; it makes the chart higher, by a row for three names."""
+    curves = [(f'name {index}', OTHERS[index], [(0, index), (1, 1)]) for index in range(4)]
+    heights = [float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', lines('t', curves[:count], 'x')).group(1))
+               for count in (1, 2, 4)]
+    assert heights[0] < heights[1] < heights[2]
+    text = lines('t', curves, 'x')
+    low = max(float(y) for y in re.findall(r'<path d="M [\d.]+ ([\d.]+)', text[text.index('id="line2d_'):])[:4])
+    names = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>name \d<', text)] or [
+        float(y) for y in re.findall(r'translate\([\d.]+ ([\d.]+)\)[^>]*>name \d<', text)]
+    assert len(names) == 4 and min(names) > low
