@@ -15,6 +15,7 @@ from scipy.stats import t as student_t
 
 from kd_mm.lab.commands import fail
 from kd_mm.lab.commands.evaluate import OTHERS, primary, sign, with_span
+from kd_mm.lab.logs import log_rows
 
 #: Entries of a config in which two runs of the same training differ.
 OWN = ('randomness', 'work_dir', 'experiment_name', 'load_from', 'resume', 'visualizer', 'launcher', 'filename',
@@ -74,10 +75,9 @@ def _last_metrics(path: Path, metric: Optional[str]) -> Dict[str, float]:
     """The last line of the logs that holds an evaluation."""
     found: Dict[str, float] = {}
     # kd-mm distill scores its students in a folder of their own, which counts where the training has none.
-    for folder in ('', 'evaluation/'):
-        for log in [] if found else sorted(path.glob(f'{folder}*/vis_data/scalars.json')):
-            for line in log.read_text(encoding='utf-8').splitlines():
-                found = _metrics(json.loads(line), metric) or found
+    for folder in (path, path / 'evaluation'):
+        for row in log_rows(folder) if not found else ():
+            found = _metrics(row, metric) or found
     if not found:
         for file in sorted(path.glob('*/*.json')):  # kd-mm test writes one file
             found = _metrics(json.loads(file.read_text(encoding='utf-8').splitlines()[-1]), metric) or found
@@ -167,6 +167,8 @@ def verdict(mean: float, half: Optional[float], better: int = 1) -> str:
     """In words; ``better`` is -1 where a lower score is."""
     if half is None:
         return 'one run: nothing is shown'
+    if not math.isfinite(mean):
+        return 'a score is no number'
     if abs(mean) <= half or mean == 0:
         return 'no difference shown'
     return 'better' if better * mean > 0 else 'worse'

@@ -84,9 +84,10 @@ def of_image(truth: np.ndarray, predicted: np.ndarray, scores: Optional[np.ndarr
         classes: K.
 
     Returns:
-        ``confusion`` (K, K + 1); ``distance`` (2, D + 1): wrong pixels and all of them by :data:`DISTANCES`; ``boundary``
-        (2, K): intersection and union of the boundaries of each class; ``sizes`` (2, K, 3): right pixels and all of
-        them by class and by the size of their segment; ``scores``, of :func:`kd_mm.lab.report.calibration.counts`.
+        ``confusion`` (K, K + 1); ``distance`` (2, D + 1): wrong pixels and all of them by :data:`DISTANCES`;
+        ``boundary`` (2, K): intersection and union of the boundaries of each class; ``sizes`` (2, K, 3): right pixels
+        and all of them by class and by the size of their segment; ``scores``, of
+        :func:`kd_mm.lab.report.calibration.counts`.
     """
     known = truth < classes
     right = (truth == predicted) & known
