@@ -8,8 +8,6 @@ from typing import Any, Dict, Iterator, Union
 def log_rows(folder: Union[str, Path]) -> Iterator[Dict[str, Any]]:
     """The rows of all ``scalars.json`` of a run, those of its resumed parts after each other.
 
-    A row that is being written just now, or that an interruption has cut off, is left out.
-
     Args:
         folder: the work dir.
 
@@ -18,10 +16,18 @@ def log_rows(folder: Union[str, Path]) -> Iterator[Dict[str, Any]]:
         []
     """
     for log in sorted(Path(folder).glob('*/vis_data/scalars.json')):
-        for line in log.read_text(encoding='utf-8').splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                yield row
+        yield from rows_of(log)
+
+
+def rows_of(file: Path) -> Iterator[Dict[str, Any]]:
+    """The rows of a file with a dict in each line.
+
+    A row that is being written just now, or that an interruption has cut off, is left out, and so is what is none.
+    """
+    for line in file.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            yield row

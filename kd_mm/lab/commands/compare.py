@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student_t
 
-from kd_mm.lab.commands import fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands.evaluate import OTHERS, primary, sign, with_span
-from kd_mm.lab.logs import log_rows
+from kd_mm.lab.logs import log_rows, rows_of
 
 #: Entries of a config in which two runs of the same training differ.
 OWN = ('randomness', 'work_dir', 'experiment_name', 'load_from', 'resume', 'visualizer', 'launcher', 'filename',
@@ -55,7 +55,7 @@ def read_run(folder: str, metric: Optional[str]) -> List[Tuple[str, str, Optiona
         state = json.loads((path / 'distill.json').read_text(encoding='utf-8'))
         found = []
         for name in ('baseline', 'distilled'):
-            metrics = state['results'].get(name, {}).get('metrics')
+            metrics = state.get('results', {}).get(name, {}).get('metrics')
             if metrics:
                 seed, key = _config_of(path / name)
                 label = 'plain student' if name == 'baseline' else state['what']['recipe']
@@ -80,7 +80,8 @@ def _last_metrics(path: Path, metric: Optional[str]) -> Dict[str, float]:
             found = _metrics(row, metric) or found
     if not found:
         for file in sorted(path.glob('*/*.json')):  # kd-mm test writes one file
-            found = _metrics(json.loads(file.read_text(encoding='utf-8').splitlines()[-1]), metric) or found
+            for row in rows_of(file):
+                found = _metrics(row, metric) or found
     return found
 
 
@@ -193,7 +194,7 @@ def command(runs: Tuple[str, ...], metric: Optional[str]) -> None:
     """
     try:
         chosen, groups = gather(list(runs), metric)
-    except ValueError as error:
+    except REFUSALS as error:
         fail(error)
     console = Console(width=max(Console().width, 110))
     table = Table('group', with_span(chosen), 'runs', 'seeds', 'against the first', 'verdict')

@@ -99,6 +99,9 @@ def test_a_score_that_is_no_number_is_no_verdict():
 def test_what_is_no_run(tmp_path):
     assert 'no such run: ' in message(kd_mm('compare', tmp_path / 'gone'))
     assert 'no evaluation in its logs' in message(kd_mm('compare', tmp_path))
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'labels.json').write_text('[\n  1,\n  2\n]')  # of something else
+    assert 'no evaluation in its logs' in message(kd_mm('compare', tmp_path))
     (tmp_path / 'distill.json').write_text(json.dumps(dict(what={}, results={})))
     assert 'has no scores yet' in message(kd_mm('compare', tmp_path))
     first = run(tmp_path / 'one', 1.0)
