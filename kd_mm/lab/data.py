@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from kd_mm.hosts.models import as_names, class_names, classes_of, ignored_label, inner_dataset, scope_of_config
 from kd_mm.hosts.synthetic import find_num_classes
+from kd_mm.lab.configs import type_name
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.modes import preserved_random_state
 
@@ -126,8 +127,8 @@ def evaluation_problems(evaluator: Any, phase: str = 'val') -> List[str]:
     problems = []
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         file = metric.get('ann_file') if isinstance(metric, dict) else None
-        kind = str(metric.get('type')).split('.')[-1] if isinstance(metric, dict) else ''
-        if kind != 'CocoMetric' or not isinstance(file, str) or not file.endswith('.json') or not os.path.isfile(file):
+        if type_name(metric) != 'CocoMetric' or not isinstance(file, str) or not (
+                file.endswith('.json') and os.path.isfile(file)):
             continue
         try:
             with open(file, encoding='utf-8') as stream:

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from mmdet.evaluation import CocoMetric
 from pairs import kd_mm, message
 from pycocotools.coco import COCO
 from stock import detector, hook, segmentor, wide
@@ -70,11 +71,12 @@ def test_data_without_a_sample(det, tmp_path):
     assert 'the data set has no sample' in empty.problems[0]
 
 
-def test_annotations_that_cannot_be_evaluated(det, tmp_path):
+@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric', CocoMetric])
+def test_annotations_that_cannot_be_evaluated(det, tmp_path, kind):
     file = tmp_path / 'coco' / 'annotations.json'
     content = json.loads(file.read_text())
     det.val_cfg, det.val_dataloader = dict(type='ValLoop'), det.train_dataloader
-    det.val_evaluator = dict(type='CocoMetric', ann_file=str(file))
+    det.val_evaluator = dict(type=kind, ann_file=str(file))
     for present in (True, False):
         content.pop('info', None)
         file.write_text(json.dumps(dict(content, info={}) if present else content))

@@ -36,7 +36,7 @@ from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import REFUSALS, fail, words
-from kd_mm.lab.configs import Options, apply_options, faults, hook_entries, lost_weights, no_host
+from kd_mm.lab.configs import Options, apply_options, faults, hook_entries, lost_weights, no_host, type_name
 from kd_mm.lab.data import empty_sets, evaluation_problems, is_empty
 from kd_mm.ops.problems import ConfigProblems
 
@@ -208,8 +208,7 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
 
 
 def use_amp(cfg: Config) -> None:
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    kind = kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+    kind = type_name(cfg.optim_wrapper) if 'type' in cfg.optim_wrapper else 'OptimWrapper'
     if kind == 'AmpOptimWrapper':
         return
     if kind != 'OptimWrapper':
