@@ -99,6 +99,25 @@ def test_heads_whose_outputs_are_kept(name):
     assert 'forward' not in vars(model.bbox_head) and 'extract_feat' not in vars(model)
 
 
+def test_what_else_a_sample_holds_goes_with_it():
+    """Crowds, proposals and facts of the picture: the host and our own regions read them from the new sample."""
+    sample = batch_of(build_two_stage('faster'))['data_samples'][0]
+    sample.ignored_instances = InstanceData(bboxes=torch.tensor([[1., 2., 30., 40.]]), labels=torch.tensor([0]))
+    sample.proposals = InstanceData(bboxes=torch.zeros(3, 4))
+    one = Detections(torch.tensor([[50., 50., 60., 60.]]), torch.tensor([1]), torch.tensor([0.9]))
+    new, = labelled.with_objects([sample], [one])
+    assert new is not sample and new.ignored_instances is sample.ignored_instances
+    assert new.proposals is sample.proposals and new.metainfo == sample.metainfo
+    assert len(new.gt_instances) == len(sample.gt_instances) + 1
+
+
+def test_boxes_of_another_kind_are_refused():
+    sample = batch_of(build_two_stage('faster'))['data_samples'][0]
+    sample.gt_instances = InstanceData(bboxes=torch.zeros(2, 5), labels=torch.zeros(2, dtype=torch.long))
+    assert 'boxes of 5 numbers are not supported, only x1 y1 x2 y2' in labelled.fault_of(sample, True)
+    assert labelled.fault_of(sample, False) is None
+
+
 def test_models_that_predict_nothing():
     assert 'Linear predicts nothing' in why_not(torch.nn.Linear(1, 1))
     assert prediction_taps(torch.nn.Linear(1, 1)) == []
