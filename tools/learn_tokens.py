@@ -15,14 +15,14 @@ import time
 from typing import Dict, List, Optional, Sequence
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.lab import learning
 from kd_mm.lab.commands import train
-from kd_mm.lab.configs import hook_arguments, hook_entries
+from kd_mm.lab.configs import Options, hook_arguments, hook_entries
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.problems import Problems
 
@@ -38,7 +38,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--device', help='cpu, cuda, ... Default: cuda if there is one')
     parser.add_argument('--train', action='store_true', help='train the student afterwards, as tools/train.py does')
     parser.add_argument('--work-dir', help='with --train: folder for logs and checkpoints of the student')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help=train.CFG_OPTIONS_HELP)
+    parser.add_argument('--cfg-options', nargs='+', action=Options, help=train.CFG_OPTIONS_HELP)
     args = parser.parse_args(argv)
     if args.out is not None and args.train:
         parser.error('--train reads the files that the config names: leave --out away')

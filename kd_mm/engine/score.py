@@ -38,6 +38,16 @@ def primary(metrics: Mapping[str, float]) -> Tuple[str, float]:
     return found, metrics[found]
 
 
+def nothing_to_find(metrics: Mapping[str, float]) -> bool:
+    """Whether the data have no object: pycocotools then gives -1 as average precision.
+
+    Example:
+        >>> nothing_to_find({'coco/bbox_mAP': -1.0}), nothing_to_find({'coco/bbox_mAP': 0.0, 'coco/bbox_mAP_s': -1.0})
+        (True, False)
+    """
+    return bool(metrics) and primary(metrics)[1] == -1
+
+
 def sign(key: str) -> int:
     """1 where a higher value of a metric is better, else -1.
 
@@ -134,7 +144,10 @@ class Scores:
                 print_log(f'kd_mm: teacher {name!r} scores ' + ', '.join(
                     f'{key} {value:.4g}' for key, value in self.found[name].items()) + f' on {trial.words}'
                     + (', as the checkpoint says' if known else ''), 'current')
-            if not self.found[name] or primary(self.found[name])[1] <= 0:
+            if nothing_to_find(self.found[name]):
+                print_log(f'kd_mm: there is NOTHING to find in {trial.words}: the validation data have no object of '
+                          'these classes, so no score says anything', 'current', level=30)
+            elif not self.found[name] or primary(self.found[name])[1] <= 0:
                 print_log(f'kd_mm: teacher {name!r} finds NOTHING in {trial.words}: nothing can be learned from '
                           'it. Look at its weights, its preprocessing and its classes', 'current', level=30)
         first = next(iter(self.found), None)
@@ -173,7 +186,8 @@ class Scores:
         own = numbers(metrics or {})
         for name, theirs in self.found.items():
             key = primary(theirs)[0] if theirs else None
-            if key is None or key not in own or name in self._told or sign(key) * (own[key] - theirs[key]) < 0:
+            if (key is None or key not in own or name in self._told or nothing_to_find(theirs)
+                    or sign(key) * (own[key] - theirs[key]) < 0):
                 continue
             self._told.append(name)
             print_log(f'kd_mm: the student ({key} {own[key]:.4g}) is AS GOOD AS its teacher {name!r} '

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 # Names under which older numpy versions pickled the two functions that scalars and arrays need.
 _NUMPY_ALIASES = ('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar',
@@ -20,14 +21,19 @@ _NUMPY_ALIASES = ('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar
 _HASH_IN_NAME = re.compile(r'-([a-f0-9]{8,})\.')
 
 
-def _statistic(owner: Any, name: str) -> Any:
-    """What ``getattr`` may do in a checkpoint: name a statistic of mmengine's log buffer, which holds such references.
+#: Functions that mmengine's objects keep in a checkpoint: statistics of a log buffer, the curve of a one-cycle rate.
+_KEPT = {HistoryBuffer: ('min', 'max', 'mean', 'current'),
+         OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear')}
+
+
+def _function(owner: Any, name: str) -> Any:
+    """What ``getattr`` may do in a checkpoint: name one of :data:`_KEPT`.
 
     Raises:
         ValueError: anything else.
     """
-    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
-        return getattr(HistoryBuffer, name)
+    if any(owner is kind and name in names for kind, names in _KEPT.items()):
+        return getattr(owner, name)
     raise ValueError(f'the checkpoint refers to {owner!r}.{name}, which safe loading does not allow')
 
 
@@ -38,7 +44,7 @@ def mmengine_globals() -> List[Any]:
     aliases = [(functions[name.rsplit('.', 1)[1]], name) for name in _NUMPY_ALIASES]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'float16', 'int64', 'int32', 'uint8', 'bool')]
     # The unpickler is given our narrow function under the name of the builtin, never the builtin itself.
-    return [HistoryBuffer, np.ndarray, np.dtype, *aliases, *dtypes, (_statistic, 'builtins.getattr')]
+    return [*_KEPT, np.ndarray, np.dtype, *aliases, *dtypes, (_function, 'builtins.getattr')]
 
 
 def allow_mmengine_checkpoints() -> None:

@@ -3,6 +3,11 @@
 import os
 from typing import Any, List, Optional, Tuple
 
+from mmengine.config import Config
+
+from kd_mm.hosts.packages import explained
+from kd_mm.hosts.renamed import hint
+
 #: Keys of a hook that name files.
 KEYS = ('teacher', 'teacher_ckpt', 'config', 'repo')
 
@@ -32,6 +37,28 @@ def places(path: Any, folder: Optional[str]) -> List[str]:
     if folder is not None and is_relative(path):
         tried.append(os.path.abspath(os.path.join(folder, path)))
     return list(dict.fromkeys(tried))
+
+
+def read_file(path: Any, owner: str) -> Config:
+    """A config file of the hosts.
+
+    Args:
+        path: of a file that is there.
+        owner: the config, for messages.
+
+    Raises:
+        FileNotFoundError: a file that it inherits from is not there; an old name of one of ours is told the new one.
+        PackageError: a package that it imports is not installed.
+        ValueError: it is no config.
+    """
+    try:
+        return Config.fromfile(os.fspath(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{owner}: {error}{hint(str(error))}') from error
+    except ImportError as error:
+        raise explained(error, owner) from error
+    except Exception as error:  # the file is a program, and mmengine asserts what it does not like
+        raise ValueError(f'{owner} is no config that mmengine can read: {type(error).__name__}: {error}') from error
 
 
 def find(path: Any, folder: Optional[str]) -> Tuple[Optional[str], str]:

@@ -11,8 +11,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.registry import MODELS as ENGINE_MODELS
 from torch import nn
 
-from kd_mm.hosts.files import find, places
-from kd_mm.hosts.packages import explained, require
+from kd_mm.hosts.files import find, places, read_file
+from kd_mm.hosts.packages import require
 from kd_mm.hosts.renamed import hint
 from kd_mm.hosts.table import class_host, host_of_config
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
@@ -66,7 +66,7 @@ def load_config(source: Any, folder: Optional[str] = None) -> Tuple[Config, str,
     Raises:
         FileNotFoundError: no such file or installed config.
         PackageError: a package that the config imports is not installed.
-        ValueError: not a config of a model.
+        ValueError: not a config, or not of a model.
     """
     if isinstance(source, (str, os.PathLike)):
         source = os.fspath(source)
@@ -76,10 +76,7 @@ def load_config(source: Any, folder: Optional[str] = None) -> Tuple[Config, str,
             raise FileNotFoundError(f'teacher config {source!r} does not exist (looked at '
                                     f'{" and ".join(places(source, folder))}; a relative path is taken from the '
                                     f'current folder, {rule} from that of the config){hint(source)}')
-        try:
-            cfg, name, found = Config.fromfile(path), source, path
-        except ImportError as error:
-            raise explained(error, f'teacher config {source}') from error
+        cfg, name, found = read_file(path, f'teacher config {source}'), source, path
     elif isinstance(source, (Config, dict)):
         content = source if isinstance(source, Config) else Config(copy.deepcopy(dict(source)))
         cfg = Config(dict(model=content._cfg_dict)) if 'type' in content and 'model' not in content else content

@@ -106,7 +106,7 @@ def predict(model: Any, images: Tensor, samples: Any, kept: Mapping[str, Recorde
                     _replay(stack, getattr(model, name), kept[name], features)
         if task_of(model) == 'segmentation':
             logits = model.encode_decode(images, [dict(sample.metainfo) for sample in fresh])
-            return _pixels([_shares(model, logits[index]) for index in range(len(logits))], pair, shape, seen)
+            return _pixels([shares(model, logits[index]) for index in range(len(logits))], pair, shape, seen)
         results = model.predict(images, fresh)
     if not isinstance(results, (list, tuple)) or len(results) != len(fresh):
         raise ValueError(f'{type(model).__name__}.predict gives {type(results).__name__}, not one sample an image')
@@ -167,9 +167,15 @@ def _detections(model: Any, result: Any, pair: ClassPair, seen: Optional[Seen], 
     return Detections(boxes, labels, scores, masks)[labels >= 0]
 
 
-def _shares(model: Any, logits: Tensor) -> Tensor:
-    """(K, H, W) scores of one image from what its segmentor gives, as the host predicts with it."""
-    head = model.decode_head[-1] if isinstance(model.decode_head, nn.ModuleList) else model.decode_head
+def shares(model: Any, logits: Tensor) -> Tensor:
+    """(K, H, W) scores of one image from what its segmentor gives, as the host predicts with it.
+
+    Args:
+        model: whose ``decode_head`` says what it gives.
+        logits: (C, H, W); one channel for the second of two classes.
+    """
+    head = getattr(model, 'decode_head', None)
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
     if any(cls.__name__ in SHARES for cls in type(head).__mro__):
         logits = logits.float().clamp(min=0)
         return logits / logits.sum(dim=0, keepdim=True).clamp(min=1e-6)

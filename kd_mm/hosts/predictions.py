@@ -5,8 +5,7 @@ from typing import Any, Dict, Optional, Tuple
 import numpy as np
 from torch import Tensor, nn
 
-from kd_mm.hosts.picks import queries
-from kd_mm.hosts.table import line
+from kd_mm.hosts.predict import shares
 
 
 def true_objects(dataset: Any, index: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,13 +50,5 @@ def predicted_labels(sample: Any, model: nn.Module) -> Tuple[np.ndarray, Optiona
     given: Optional[Tensor] = getattr(getattr(sample, 'seg_logits', None), 'data', None)
     if given is None:
         return labels, None
-    values = given.detach().float()
-    if values.shape[0] == 1:  # the second of two classes, by itself
-        one = values[0].sigmoid().cpu().numpy()
-        return labels, np.where(labels > 0, one, 1 - one)
-    lines = [line(cls, 'logits') for cls in type(getattr(model, 'decode_head', None)).__mro__]
-    if any(known is not None and known[1] is queries for known in lines):  # scores that do not add up to 1
-        shares = values.clamp(min=0) / values.clamp(min=0).sum(dim=0, keepdim=True).clamp(min=1e-12)
-    else:
-        shares = values.softmax(dim=0)
-    return labels, np.take_along_axis(shares.cpu().numpy(), labels[None].astype(np.int64), axis=0)[0]
+    values = shares(model, given.detach()).cpu().numpy()
+    return labels, np.take_along_axis(values, labels[None].astype(np.int64), axis=0)[0]

@@ -53,7 +53,7 @@ def zoo_config(name: str) -> Path:
         raise FileNotFoundError(f'{name}: kd_mm has no such config{hint(relative)}. Closest: '
                                 f'{", ".join(_closest(path.name, sorted(ours)))}')
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob('*.py')) if path.parent.is_dir() else \
+        near = sorted(p.name for p in path.parent.glob('*.py')) or \
             sorted(p.name for p in (root / 'configs').iterdir() if p.is_dir())
         raise FileNotFoundError(f'{name}: no such config in the installed {package}. Closest: '
                                 f'{", ".join(_closest(path.name, near))}')

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from urllib.parse import urlparse
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS as ENGINE_HOOKS
 from mmengine.utils import get_installed_path
 from torch import nn
@@ -17,9 +17,9 @@ from kd_mm.engine.holding import refusal
 from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, DistillHook, listed
 from kd_mm.engine.vis import NOTHING_TO_DRAW, DistillVisHook
 from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts.files import read_file
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
-from kd_mm.hosts.packages import explained
-from kd_mm.hosts.renamed import hint, no_such_config
+from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config, scopes
 from kd_mm.hosts.zoo import package_folder, zoo_config
 from kd_mm.ops.problems import Problems
@@ -36,13 +36,13 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is for no host of kd_mm, or has no model, or an option leads nowhere.
+        ValueError: it is no config, or for no host of kd_mm, or has no model, or an option leads nowhere.
     """
     path = os.fspath(path)
     file = str(zoo_config(path)) if '::' in path else os.path.expanduser(path)
     if not os.path.isfile(file):
         raise FileNotFoundError(no_such_config(path))
-    cfg = read_file(file)
+    cfg = read_file(file, f'the config {path}')
     apply_options(cfg, options or {})
     if not cfg.get('model') or 'type' not in cfg.model:
         raise ValueError(f'{path} has no `model` with a `type`')
@@ -57,20 +57,20 @@ def no_host(cfg: Config) -> Optional[str]:
     if host_of_config(cfg) is not None:
         return None
     return (f'is for no host of kd_mm: default_scope={cfg.get("default_scope")!r}, and '
-            f'model.type={_type_name(cfg.get("model") or {})!r} is no class of theirs. Hosts are {", ".join(scopes())} '
+            f'model.type={type_name(cfg.get("model") or {})!r} is no class of theirs. Hosts are {", ".join(scopes())} '
             'and what builds on them: inherit from a config of one, such as '
             "'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py', set default_scope, or add an entry for your own package "
             '(docs/hosts.md)')
 
 
-def read_file(file: str) -> Config:
-    """``Config.fromfile``; where a ``_base_`` is an old name of one of our configs, the error says the new one."""
-    try:
-        return Config.fromfile(file)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'{file}: {error}{hint(str(error))}') from error
-    except ImportError as error:
-        raise explained(error, f'the config {file}') from error
+class Options(DictAction):
+    """``--cfg-options KEY=VALUE ...`` of a command line; a word without ``=`` is told, not a traceback."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        wrong = next((word for word in values if not word.partition('=')[0] or '=' not in word), None)
+        if wrong is not None:
+            parser.error(f'{option_string}: {wrong!r} is no KEY=VALUE; write it without spaces around the =')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _follow(cfg: Config, option: str) -> None:
     for position, part in enumerate(parts):
         before, where = f'--cfg-options {option}=...', '.'.join(parts[:position])
         if isinstance(place, list):
-            there = ', '.join(f'{index} ({_type_name(item)})' for index, item in enumerate(place)) or 'none'
+            there = ', '.join(f'{index} ({type_name(item)})' for index, item in enumerate(place)) or 'none'
             if not part.isdigit() or int(part) >= len(place):
                 raise ValueError(f'{before}: {part!r} is no index of the list {where}. It has: {there}')
             place = place[int(part)]
@@ -127,7 +127,7 @@ def _is_one(entry: Dict[str, Any], scope: Optional[str], wanted: type) -> bool:
     """Whether the Runner makes such a hook of an entry, or cannot although it is named like one."""
     found = _hook_class(entry, scope)
     if found is None:
-        return _type_name(entry) == wanted.__name__
+        return type_name(entry) == wanted.__name__
     return isinstance(found, type) and issubclass(found, wanted)
 
 
@@ -143,14 +143,14 @@ def _hook_class(entry: Dict[str, Any], scope: Optional[str]) -> Any:
         return None
 
 
-def _type_name(entry: Any) -> str:
+def type_name(entry: Any) -> str:
     """Class name of a hook entry, without its scope."""
     kind = entry.get('type') if hasattr(entry, 'get') else type(entry)
     return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
 def _hook_types(cfg: Config) -> List[str]:
-    return [_type_name(entry) for entry in cfg.get('custom_hooks') or []]
+    return [type_name(entry) for entry in cfg.get('custom_hooks') or []]
 
 
 def dropped_hooks(cfg: Config) -> List[str]:
@@ -250,10 +250,10 @@ def unsupported(cfg: Config) -> List[str]:
     runner = cfg.get('runner_type')
     if entries and runner is not None:
         strategy = cfg.get('strategy')
-        reason = refusal(_type_name(dict(type=runner)), strategy and dict(strategy, type=_type_name(strategy)))
+        reason = refusal(type_name(dict(type=runner)), strategy and dict(strategy, type=type_name(strategy)))
         problems += [] if reason is None else [reason]
     wrapper = cfg.get('optim_wrapper') or {}
-    if entries and (_type_name(wrapper) == 'OptimWrapperDict' or (wrapper and 'optimizer' not in wrapper and any(
+    if entries and (type_name(wrapper) == 'OptimWrapperDict' or (wrapper and 'optimizer' not in wrapper and any(
             hasattr(part, 'get') and 'optimizer' in part for part in wrapper.values()))):
         problems.append(SEVERAL_OPTIMIZERS)
     return list(dict.fromkeys(problems))

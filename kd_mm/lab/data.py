@@ -13,8 +13,9 @@ from mmengine.registry import DATASETS
 from mmengine.utils import import_modules_from_strings
 from PIL import Image, UnidentifiedImageError
 
-from kd_mm.hosts.models import classes_of, ignored_label, scope_of_config
+from kd_mm.hosts.models import as_names, class_names, classes_of, ignored_label, inner_dataset, scope_of_config
 from kd_mm.hosts.synthetic import find_num_classes
+from kd_mm.lab.configs import type_name
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.modes import preserved_random_state
 
@@ -61,10 +62,64 @@ def look_at_data(cfg: Config, count: int, model: Any = None) -> DataReport:
     return report
 
 
+class EmptyData(ValueError):
+    """A data set has no sample; the message says why that may be."""
+
+
 def open_set(cfg: Config, section: Any) -> Any:
-    """The data set of a section of a config, in the config's scope; its readers raise anything."""
+    """The data set of a section of a config, in the config's scope; its readers raise anything.
+
+    Raises:
+        EmptyData: it has no sample.
+    """
     import_modules_from_strings([f'{scope_of_config(cfg)}.datasets'])
-    return DATASETS.build(section)
+    try:
+        return DATASETS.build(section)
+    except ValueError as error:
+        if is_empty(error):
+            raise EmptyData(nothing_in(cfg, section)) from error
+        raise
+
+
+def is_empty(error: Exception) -> bool:
+    """Whether a data set could not be opened because it has no sample: the host joins what it has, and has none."""
+    return 'need at least one array to concatenate' in str(error)
+
+
+def nothing_in(cfg: Config, section: Any) -> str:
+    """Why a data set may have no sample, and the mend."""
+    inner = section
+    while hasattr(inner, 'get') and inner_dataset(inner) is not None:
+        inner = inner_dataset(inner)
+    file = os.path.join(inner.get('data_root') or '', str(inner.get('ann_file') or ''))
+    names = class_names(Config(dict(default_scope=scope_of_config(cfg), train_dataloader=dict(dataset=inner))),
+                        counted=False)
+    text = 'the data set has no sample: no picture is listed, or none is left after filter_cfg'
+    there: List[str] = []
+    try:
+        with open(file, encoding='utf-8') as stream:
+            there = [str(entry['name']) for entry in json.load(stream)['categories']]
+    except (KeyError, OSError, TypeError, ValueError):  # no file in COCO's form
+        pass
+    if names and there and not set(names) & set(there):
+        return (f'{text}. None of its classes ({_some(names)}) is a category of {file} ({_some(there)}): give the '
+                'classes of the data, metainfo=dict(classes=...)')
+    return f'{text}. Look at data_root, data_prefix and ann_file' + (
+        f', and whether its classes ({_some(names)}) are those of the annotations' if names else '')
+
+
+def empty_sets(cfg: Config, phases: Sequence[str]) -> List[str]:
+    """Which data sets of a training have no sample, as sentences."""
+    found = []
+    for phase in phases:
+        section = (cfg.get(f'{phase}_dataloader') or {}).get('dataset')
+        try:
+            with scope_of(cfg):
+                if section:
+                    open_set(cfg, section)
+        except EmptyData as error:
+            found.append(f'{phase}_dataloader.dataset: {error}')
+    return found
 
 
 def evaluation_problems(evaluator: Any, phase: str = 'val') -> List[str]:
@@ -72,8 +127,8 @@ def evaluation_problems(evaluator: Any, phase: str = 'val') -> List[str]:
     problems = []
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         file = metric.get('ann_file') if isinstance(metric, dict) else None
-        kind = str(metric.get('type')).split('.')[-1] if isinstance(metric, dict) else ''
-        if kind != 'CocoMetric' or not isinstance(file, str) or not file.endswith('.json') or not os.path.isfile(file):
+        if type_name(metric) != 'CocoMetric' or not isinstance(file, str) or not (
+                file.endswith('.json') and os.path.isfile(file)):
             continue
         try:
             with open(file, encoding='utf-8') as stream:
@@ -106,15 +161,16 @@ def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, repo
     try:
         dataset = open_set(cfg, section)
         length = len(dataset)
+        if not length:
+            raise EmptyData(nothing_in(cfg, section))
+    except EmptyData as error:
+        report.problems.append(f'{where}: {error}')
+        return
     except Exception as error:  # the registry and the readers of annotations raise anything
         report.problems.append(f'{where} cannot be opened: {_reason(error)}{_lacking(section, error)}')
         return
     if phase == 'train':
         report.length = length
-    if not length:
-        report.problems.append(f'{where} is empty: look at data_root, data_prefix and ann_file, and whether its '
-                               f'classes {_names(dataset)} are those of the annotations')
-        return
     chosen = sorted({index * length // min(count, length) for index in range(min(count, length))})
     report.notes.append(f'{len(chosen)} of {length} samples of {where}')
     objects, counted = 0, False
@@ -195,8 +251,11 @@ def _reason(error: Exception) -> str:
 
 
 def _names(dataset: Any) -> str:
-    names = classes_of(getattr(dataset, 'metainfo', None)) or ()
-    return f'({", ".join(map(str, list(names)[:5]))}{", ..." if len(names) > 5 else ""})'
+    return f'({_some(as_names(classes_of(getattr(dataset, "metainfo", None)) or ()))})'
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(map(str, names[:5])) + (', ...' if len(names) > 5 else '')
 
 
 def _lacking(section: Any, error: Exception) -> str:

@@ -7,15 +7,13 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
-from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.vis import fixed_images
-from kd_mm.hosts.models import scope_of_config
 from kd_mm.hosts.samples import Samples
 from kd_mm.hosts.semi import is_semi
+from kd_mm.lab.data import open_set
 from kd_mm.lab.models import scope_of
 from kd_mm.ops import drawing
 from kd_mm.ops.modes import preserved_random_state
@@ -50,8 +48,7 @@ def draw_labels(file: str, cfg: Config, whole: nn.Module, distiller: Distiller, 
         raise ValueError('the labels of a semi-supervised detector are not drawn: its data have several branches')
     with scope_of(cfg), preserved_random_state(0):
         try:
-            import_modules_from_strings([f'{scope_of_config(cfg)}.datasets'])
-            dataset: Any = DATASETS.build(cfg.train_dataloader.dataset)
+            dataset: Any = open_set(cfg, cfg.train_dataloader.dataset)
             given = fixed_images(dataset, count, whole)
         except Exception as error:  # the registry and the readers of annotations raise anything
             raise ValueError(f'--plot: the labels of the training data cannot be drawn, since they cannot be opened: '

@@ -17,6 +17,7 @@ from mmengine.dataset import Compose
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
+from kd_mm.lab.configs import type_name
 from kd_mm.lab.onnx_parts import Network, Part, Rows, flatten, need, restore, sliding_window
 from kd_mm.ops.words import count
 
@@ -285,7 +286,7 @@ def prediction_pipeline(cfg: Config, size: Optional[Tuple[int, int]]) -> List[Di
                          'of --check. Give one with --config')
     found: List[Dict[str, Any]] = []
     for step in steps:
-        name = str(step['type']).split('.')[-1]
+        name = type_name(step)
         resizes = 'Resize' in name or name.startswith('Pad')
         if 'Annotations' in name or (resizes and size is not None):
             continue

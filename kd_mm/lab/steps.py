@@ -15,13 +15,11 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import DATASETS
-from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
-from kd_mm.hosts.models import as_names, class_counts, inner_dataset, scope_of_config
+from kd_mm.hosts.models import as_names, class_counts, inner_dataset
 from kd_mm.hosts.table import SEGMENTATION, host_of_config
-from kd_mm.lab.data import SECTIONS
+from kd_mm.lab.data import SECTIONS, EmptyData, open_set
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.classes import is_background
 
@@ -203,9 +201,10 @@ def _section(cfg: Config, phase: str) -> Tuple[Any, int]:
 def _open(cfg: Config, phase: str, lazy: bool) -> Any:
     section, _ = _section(cfg, phase)
     with scope_of(cfg):
-        import_modules_from_strings([f'{scope_of_config(cfg)}.datasets'])
         try:
-            return DATASETS.build(dict(section, pipeline=[], **(dict(lazy_init=True) if lazy else {})))
+            return open_set(cfg, dict(section, pipeline=[], **(dict(lazy_init=True) if lazy else {})))
+        except EmptyData as error:
+            raise ValueError(f'{phase}_dataloader.dataset: {error}') from error
         except Exception as error:  # the registry and the readers of annotations raise anything
             raise ValueError(f'{phase}_dataloader.dataset cannot be opened: {type(error).__name__}: {error}. Look at '
                              f'it with kd-mm check {cfg.filename} --data 10') from error

@@ -56,7 +56,8 @@ class EMATeacher(Teacher):
         self._student[0] = student
 
     def start(self, resumed: bool) -> None:
-        if not resumed and not self.shared:
+        # Also one that is shared: an EMAHook has made its copy before the student got its first weights.
+        if not resumed:
             self._blend(1.0)
 
     def after_step(self, step: int, max_steps: int) -> None:

@@ -8,7 +8,11 @@ import torch
 from semi import soft_teacher
 from stock import distill_hook, hook, make_runner, same, traces, train, weights
 
+from kd_mm.engine.branches import Branches
+from kd_mm.engine.distiller import Distiller
 from kd_mm.hosts.checkpoint import load_file
+from kd_mm.hosts.models import build_model
+from kd_mm.hosts.semi import inner_student
 from kd_mm.lab.check import check
 
 CWD = dict(loss_cwd=dict(type='CWDLoss', at='@neck', loss_weight=3.0))
@@ -95,6 +99,30 @@ def test_what_is_refused(semi):
     other.model.detector.data_preprocessor.mean = [1.0, 2.0, 3.0]
     with pytest.raises(ValueError, match='the detector inside has another data_preprocessor'):
         train(other, with_mean_teacher(hook(teacher_of_semi(semi), CWD)))
+
+
+def test_what_fits_one_branch_alone(semi):
+    """Labelled images have the student's ordinary loss, and a step has one batch of them."""
+    def faults(names, losses, **extra):
+        distiller = Distiller(inner_student(model), teacher_of_semi(semi, 16), losses, teacher_ckpt='random',
+                              scope='mmdet', **extra)
+        return Branches(model, names).faults(distiller)
+
+    model, both = build_model(semi, 'mmdet'), ('sup', 'unsup')
+    rows = dict(loss_roi=dict(type='SoftmaxKDLoss', at='@roi_logits'))
+    assert faults(['sup'], rows) == []
+    for names in (both, ['unsup']):
+        fault, = faults(names, rows)
+        assert 'SoftTeacher computes the losses of unlabelled images from parts' in fault
+    auto = dict(loss_cwd=dict(CWD['loss_cwd'], loss_weight='auto'))
+    assert faults(['sup'], auto) == faults(['unsup'], auto) == []
+    assert 'measures one batch in a step, and there are two' in faults(both, auto)[0]
+    against = dict(loss_h=dict(type='SKDHolisticLoss', at='@neck', levels=[0], width=2))
+    assert faults(['unsup'], against) == []
+    assert 'trains a network against the student once a step, and there are two batches' in faults(both, against)[0]
+    labels = dict(labels=dict(type='PseudoLabels', classes='positional'))
+    assert faults(['sup'], None, **labels) == []
+    assert faults(['unsup'], None, **labels) == ["labels are added to labelled images: branches must have 'sup'"]
 
 
 def test_labels_are_added_to_labelled_images(semi):

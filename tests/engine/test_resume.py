@@ -59,6 +59,15 @@ class First(Hook):
         self.student = weights(runner)
 
 
+class Look(First):
+    """The same of a teacher by name."""
+
+    def before_train(self, runner):
+        super().before_train(runner)
+        teacher = distill_hook(runner).distiller.teachers['mean']
+        self.teacher = {key: value.clone() for key, value in teacher.model.state_dict().items()}
+
+
 def mean_teacher(**extra):
     return hook(dict(type='EMATeacher', momentum=0.25, **extra), CWD)
 
@@ -156,6 +165,19 @@ def test_resume_in_an_empty_work_dir_is_a_start(det):
     det.resume, first = True, First()
     train(det, [mean_teacher(), first])
     assert same(first.teacher, first.student)
+
+
+@pytest.mark.parametrize('hooks', [[], [AVERAGE], [dict(AVERAGE, priority='VERY_HIGH')]], ids=str)
+def test_a_mean_teacher_starts_as_the_student(det, hooks):
+    """An EMAHook copies the student before its weights are initialised, and copies it again after the first step."""
+    wide = teacher_of(det)
+    losses = dict(CWD, loss_fixed=dict(CWD['loss_cwd'], teacher='fixed'))
+    losses['loss_cwd'] = dict(CWD['loss_cwd'], teacher='mean')
+    first = Look()
+    train(det, [dict(type='kd_mm.DistillHook', losses=losses, inherit=['neck'], teachers=dict(
+        fixed=dict(teacher=wide, teacher_ckpt='random'),
+        mean=dict(teacher=dict(type='EMATeacher', momentum=0.25)))), *hooks, first])
+    assert same(first.teacher, first.student) and any(key.startswith('neck.') for key in first.student)
 
 
 def test_validation_before_a_resumed_training(det, tmp_path, coco_root):

@@ -30,6 +30,7 @@ from kd_mm.engine.hook import DistillHook
 from kd_mm.engine.score import Scores, primary
 from kd_mm.engine.trial import Trial, Wish, annotations_of
 from kd_mm.hosts.models import build_model
+from kd_mm.lab.commands.evaluate import evaluate
 
 LOSS = dict(loss_cwd=dict(type='CWDLoss', at='decode_head.conv_seg'))
 
@@ -233,3 +234,24 @@ def test_what_train_refuses_before_anything_is_built(cityscapes_root, tmp_path):
     result = kd_mm('train', tmp_path / 'bare.py', '--work-dir', tmp_path / 'work')
     assert result.exit_code and 'bare.py has no train_dataloader' in message(result)
     assert not (tmp_path / 'work').exists()
+
+
+def test_data_with_nothing_to_find(coco_root, tmp_path, capsys):
+    """COCO's average precision of nothing is -1, which is no score: neither low, nor as good as the teacher's."""
+    content = json.loads((coco_root / 'annotations.json').read_text())
+    (tmp_path / 'none.json').write_text(json.dumps(dict(content, annotations=[])))
+    cfg = with_evaluation(detector(coco_root, tmp_path / 'work'), coco_root)
+    cfg.model.test_cfg.score_thr = 0.0
+    cfg.val_dataloader.dataset.ann_file = cfg.val_evaluator.ann_file = str(tmp_path / 'none.json')
+    with pytest.raises(ValueError, match='the validation data have no object of the classes of this config'):
+        evaluate(cfg, None, str(tmp_path / 'alone'))
+    none = json.dumps(dict(content, annotations=[], images=[]))
+    (tmp_path / 'empty.json').write_text(none)
+    empty = copy.deepcopy(cfg)
+    empty.val_dataloader.dataset.ann_file = str(tmp_path / 'empty.json')
+    with pytest.raises(ValueError, match='val_dataloader.dataset: the data set has no sample'):
+        evaluate(empty, None, str(tmp_path / 'alone'))
+    cfg.log_level, cfg.train_cfg.val_interval = 'INFO', 2
+    train(cfg, [hook(wide(cfg), dict(loss_cwd=dict(type='CWDLoss', at='neck')), score_teacher=True)])
+    text = capsys.readouterr().out
+    assert 'there is NOTHING to find in' in text and 'AS GOOD AS' not in text and 'finds NOTHING' not in text

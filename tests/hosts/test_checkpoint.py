@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import scheduler
 from mmengine.runner import load_checkpoint
 
 from kd_mm.hosts import checkpoint as ckpt
@@ -33,6 +34,23 @@ def test_mmengine_checkpoints_load_safely(tmp_path):
     assert load_checkpoint(torch.nn.ParameterDict(dict(w=torch.zeros(2))), str(path))['meta']['value'] == 0.5
 
 
+SCHEDULES = dict(
+    ConstantLR={}, CosineAnnealingLR=dict(T_max=5), CosineRestartLR=dict(periods=[5], eta_min=0.0),
+    ExponentialLR=dict(gamma=0.5), LinearLR={}, MultiStepLR=dict(milestones=[1, 2]), PolyLR={},
+    StepLR=dict(step_size=2), OneCycleLR=dict(eta_max=0.1, total_steps=10), ReduceOnPlateauLR=dict(monitor='loss'))
+
+
+@pytest.mark.parametrize('kind, more', [*((kind, {}) for kind in SCHEDULES), (
+    'OneCycleLR', dict(anneal_strategy='linear'))])
+def test_states_of_schedules_load_safely(tmp_path, kind, more):
+    """A one-cycle schedule keeps a function of its own class."""
+    options = dict(SCHEDULES[kind], **more)
+    built = getattr(scheduler, kind)(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1, 0.9), **options)
+    torch.save(dict(param_schedulers=[built.state_dict()]), tmp_path / 'iter_1.pth')
+    loaded, = ckpt.load_file(tmp_path / 'iter_1.pth')['param_schedulers']
+    assert loaded == built.state_dict()
+
+
 class Evil:
     def __reduce__(self):
         return print, ('executed', )
@@ -43,7 +61,12 @@ class Reach:
         return getattr, (HistoryBuffer, '__init__')
 
 
-@pytest.mark.parametrize('bad', [Evil(), Reach()])
+class Curve:
+    def __reduce__(self):
+        return getattr, (scheduler.OneCycleLR.__mro__[2], 'load_state_dict')
+
+
+@pytest.mark.parametrize('bad', [Evil(), Reach(), Curve()])
 def test_other_objects_are_refused(tmp_path, bad, capsys):
     path = tmp_path / 'evil.pth'
     torch.save(dict(state_dict={}, extra=bad), path)

@@ -236,3 +236,21 @@ def test_names_must_be_known_and_as_many_as_the_classes():
         assert f'those of the {side} are not known' in grow_head('bbox_head', *heads, names).problems[0]
     problem = grow_head('bbox_head', *heads, (NEW, [*OLD, 'moon'])).problems[0]
     assert 'the teacher has 2 classes in this head and 3 class names (disc, square, moon)' in problem
+
+
+class BBoxHead(torch.nn.Module):
+    """A copy of the host's, changed: its classifier has more rows than classes and a background."""
+
+    def __init__(self, classes, rows):
+        super().__init__()
+        self.num_classes, self.fc_cls = classes, torch.nn.Linear(4, rows)
+
+
+def test_rows_of_a_meaning_that_is_not_known():
+    """A background is one row more, and Seesaw's classifier has two; which class is more than that belongs to?"""
+    for more in range(4):
+        growth = grow_head('bbox_head', BBoxHead(3, 3 + more), BBoxHead(2, 2 + more), (['a', 'b', 'c'], ['a', 'b']))
+        if more < 3:
+            assert not growth.problems and len(growth.rows['fc_cls.bias'][0]) == 2 + more
+        else:
+            assert 'its 6 rows in the student are not those of 3 classes' in growth.problems[0]

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from mmdet.evaluation import CocoMetric
 from pairs import kd_mm, message
 from pycocotools.coco import COCO
 from stock import detector, hook, segmentor, wide
@@ -52,11 +53,30 @@ def test_missing_keys_of_annotations(det, tmp_path, section, number, key, said):
     assert problem.startswith('train_dataloader.dataset cannot be opened: KeyError')
 
 
-def test_annotations_that_cannot_be_evaluated(det, tmp_path):
+def test_data_without_a_sample(det, tmp_path):
+    """mmdet's own words for it are 'need at least one array to concatenate'."""
+    det.train_dataloader.dataset.update(metainfo=dict(classes=('cat', 'dog')), filter_cfg=dict(filter_empty_gt=True))
+    file = tmp_path / 'coco' / 'annotations.json'
+    expected = (f'train_dataloader.dataset: the data set has no sample: no picture is listed, or none is left after '
+                f'filter_cfg. None of its classes (cat, dog) is a category of {file} (square, disc): give the classes '
+                'of the data, metainfo=dict(classes=...)')
+    assert look_at_data(det, 4).problems == [expected]
+    det.train_dataloader.dataset.metainfo = None  # those of COCO, by the class of the data set
+    assert '(person, bicycle, car, motorcycle, airplane, ...) is a category' in look_at_data(det, 4).problems[0]
+    det.train_dataloader.dataset.metainfo = dict(classes=('cat', 'dog'))
+    det.dump(str(tmp_path / 'a.py'))
+    result = kd_mm('train', tmp_path / 'a.py', '--work-dir', tmp_path / 'run')
+    assert result.exit_code == 1 and expected in message(result)
+    empty = annotated(det, tmp_path, lambda content: content.update(images=[], annotations=[]))
+    assert 'the data set has no sample' in empty.problems[0]
+
+
+@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric', CocoMetric])
+def test_annotations_that_cannot_be_evaluated(det, tmp_path, kind):
     file = tmp_path / 'coco' / 'annotations.json'
     content = json.loads(file.read_text())
     det.val_cfg, det.val_dataloader = dict(type='ValLoop'), det.train_dataloader
-    det.val_evaluator = dict(type='CocoMetric', ann_file=str(file))
+    det.val_evaluator = dict(type=kind, ann_file=str(file))
     for present in (True, False):
         content.pop('info', None)
         file.write_text(json.dumps(dict(content, info={}) if present else content))

@@ -9,7 +9,7 @@ from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 
-LOSSES = dict(loss_kd=dict(type='FitNetLoss', at='late'))
+LOSSES = dict(loss_kd=dict(type='FitNetLoss'))
 
 
 class Net(nn.Module):
@@ -35,15 +35,16 @@ class Net(nn.Module):
         return dict(loss=maps.square().mean()) if mode == 'loss' else maps
 
 
-def run(speed, change=None, at='late', steps=3, images=None):
+def run(speed, change=None, steps=3, **at):
     """Losses and gradients of some steps, and how often the student's own stage and stem ran."""
     torch.manual_seed(0)
     student = settle(Net())
+    student.late.padding = (1, 1)
     teacher = copy.deepcopy(student)
     nn.init.normal_(teacher.late.weight)
     student.train()
     student.frozen()
-    distiller = Distiller(student, teacher, dict(loss_kd=dict(LOSSES['loss_kd'], at=at)), speed=speed)
+    distiller = Distiller(student, teacher, dict(loss_kd=dict(LOSSES['loss_kd'], **at or dict(at='late'))), speed=speed)
     ran = []
     for module in (student.conv1, student.stage[0]):
         original = module._conv_forward
@@ -140,3 +141,26 @@ def test_a_tap_inside_and_another_input():
         student.copies = True
 
     assert run('exact', inside)[1] == run('exact', copied)[1] == 2
+
+
+def compared(change, **at):
+    """How often the student's own modules ran; everything must be as without sharing."""
+    found, ran = run('exact', change, **at)
+    expected, _ = run('exact', lambda *given: (change(*given), never(*given)), **at)
+    for one, other in zip(found, expected):
+        assert all(torch.equal(own, theirs) for own, theirs in zip(one, other))
+    return ran
+
+
+def writes(module):
+    """What comes next writes over what it is given, as an activation in place does."""
+    module.register_forward_pre_hook(lambda module, given: given[0].detach().mul_(2.0) is None or None)
+
+
+def test_what_the_teacher_has_written_over_is_not_lent():
+    assert compared(lambda student, teacher, distiller: writes(teacher.late)) == 2
+
+
+def test_what_the_student_writes_over_is_not_the_teachers_record():
+    places = dict(student_at='late', teacher_at='stage')
+    assert compared(lambda student, teacher, distiller: writes(student.late), **places) == 0

@@ -2,11 +2,15 @@
 
 import json
 import pickle
+import re
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmseg.evaluation import IoUMetric
 from stock import det_config, seg_config, tool, write_stock_cityscapes, write_stock_coco
 
 from kd_mm.hosts.models import build_model
@@ -98,6 +102,43 @@ def test_flips_of_a_segmentor_are_merged_and_pictures_drawn(evaluate, tmp_path):
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
     evaluate('seg', 'tta', '--out', tmp_path / 'tta', '--tta')
     assert mirrored_labels(tmp_path / 'plain') < 0.95 < 0.99 < mirrored_labels(tmp_path / 'tta')
+
+
+def test_weights_of_another_model_are_not_scored(evaluate, tmp_path, capsys, monkeypatch):
+    """The host leaves out in silence what does not fit, and scores what is random."""
+    folder = evaluate('det', 'fitting').parent
+    assert 'NOT in' not in capsys.readouterr().out
+    monkeypatch.setattr(TEST, 'build_runner', lambda cfg: SimpleNamespace(
+        model=build_model(cfg, cfg.default_scope), test=list))
+    words = [str(folder / 'det.py'), '--work-dir', str(tmp_path / 'work'), '--cfg-options',
+             f'data_root={folder / "coco"}']
+
+    def test(weights):
+        TEST.main([words[0], str(weights), *words[1:]])
+
+    torch.save(dict(state_dict={'encoder.weight': torch.zeros(1)}), tmp_path / 'other.pth')
+    with pytest.raises(SystemExit, match=r'none of the \d+ weights of the RetinaNet of this config is in .*other.pth'):
+        test(tmp_path / 'other.pth')
+    state = torch.load(folder / 'det.pth')['state_dict']
+    for key in [key for key in state if key.startswith('neck.')]:
+        del state[key]
+    state['bbox_head.retina_cls.bias'] = torch.zeros(3)
+    torch.save(dict(state_dict=state), tmp_path / 'part.pth')
+    test(tmp_path / 'part.pth')
+    assert re.search(r'kd_mm: 17 of \d+ weights of this config are NOT in .*part.pth', capsys.readouterr().out)
+    (tmp_path / 'text.pth').write_text('no weights')
+    with pytest.raises(SystemExit, match="text.pth cannot be loaded as a checkpoint: it is no file of torch.save"):
+        test(tmp_path / 'text.pth')
+    words[2] = str(tmp_path / 'text.pth')
+    with pytest.raises(SystemExit, match='the work dir .*text.pth cannot be written'):
+        test(folder / 'det.pth')
+
+
+@pytest.mark.parametrize('kind', ['IoUMetric', 'mmseg.IoUMetric', IoUMetric])
+def test_label_maps_are_kept_however_the_metric_is_named(kind, tmp_path):
+    cfg = Config(dict(test_evaluator=dict(type=kind)))
+    TEST.keep_seg_predictions(cfg, str(tmp_path / 'maps'))
+    assert cfg.test_evaluator.output_dir == str(tmp_path / 'maps') and cfg.test_evaluator.keep_results
 
 
 def test_a_segmentor_without_a_recipe_is_told_so(evaluate, tmp_path):

@@ -104,8 +104,9 @@ def test_the_process_group_ends_with_the_run(tasks, tmp_path, monkeypatch, which
     """Left alone it may abort a process at its end; the run itself is in the test above."""
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
-        monkeypatch.setattr(which, 'build_runner', lambda cfg: SimpleNamespace(train=list, test=list))
-        (tmp_path / 'weights.pth').write_text('')
+        monkeypatch.setattr(which, 'build_runner', lambda cfg: SimpleNamespace(
+            train=list, test=list, model=torch.nn.Identity()))
+        torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
         weights = [str(tmp_path / 'weights.pth')] if which is TEST else []
         which.main([tasks['seg']['plain'], *weights, '--work-dir', str(tmp_path / 'run'), '--cfg-options',
                     f'data_root={tasks["seg"]["root"]}'])

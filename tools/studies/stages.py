@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, TextIO, Tuple, Union
 
+from kd_mm.lab.logs import log_rows
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -144,16 +146,11 @@ def read_scalars(work_dir: Union[str, Path]) -> Tuple[List[Dict[str, Any]], List
     """All of a run's ``scalars.json``, resumed parts included: (training rows, validation rows), sorted by step."""
     train: Dict[int, Dict[str, Any]] = {}
     val: Dict[int, Dict[str, Any]] = {}
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line being written just now, or cut off by an interruption
-                continue
-            if 'loss' in row and ('iter' in row or 'step' in row):
-                train[row.get('iter', row.get('step'))] = row
-            elif 'step' in row:
-                val[row['step']] = row
+    for row in log_rows(work_dir):
+        if 'loss' in row and ('iter' in row or 'step' in row):
+            train[int(row['iter'] if 'iter' in row else row['step'])] = row
+        elif 'step' in row:
+            val[row['step']] = row
     return [train[i] for i in sorted(train)], [val[i] for i in sorted(val)]
 
 

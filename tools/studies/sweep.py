@@ -47,12 +47,12 @@ from sweep_table import KINDS, NOT_THERE, beside, render, summary  # noqa: E402
 
 from kd_mm.engine.distiller import Distiller  # noqa: E402
 from kd_mm.engine.hook import DistillHook  # noqa: E402
+from kd_mm.hosts.files import read_file  # noqa: E402
 from kd_mm.hosts.models import build_model, class_names  # noqa: E402
 from kd_mm.hosts.packages import PackageError  # noqa: E402
 from kd_mm.hosts.synthetic import synthetic_batch  # noqa: E402
 from kd_mm.hosts.table import SEGMENTATION, host_of  # noqa: E402
 from kd_mm.hosts.zoo import package_folder  # noqa: E402
-from kd_mm.lab.configs import read_file  # noqa: E402
 from kd_mm.lab.models import scope_of  # noqa: E402
 
 RESULTS = ROOT / 'tests' / 'compat.json'
@@ -243,7 +243,7 @@ def try_family(path: Path, host: str) -> Record:
     """Distil one config for two steps; the record of it."""
     begin = time.time()
     try:
-        cfg = read_file(str(path))
+        cfg = read_file(path, f'the config {path}')
     except PackageError as error:
         return dict(config=path.name, refused=shorten(str(error).replace(f'{path}', 'it').removeprefix('the config ')))
     cfg.default_scope = cfg.get('default_scope') or host

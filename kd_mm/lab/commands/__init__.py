@@ -2,9 +2,12 @@
 
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, Tuple, Type
 
 import click
+
+#: What a user may have given that cannot be used: a command ends with the message of one of these.
+REFUSALS: Tuple[Type[Exception], ...] = (KeyError, OSError, ValueError)
 
 
 def program() -> str:
@@ -15,4 +18,11 @@ def program() -> str:
 
 def fail(message: object) -> NoReturn:
     """End with a message instead of a traceback: what is wrong is the user's to mend, and the message says how."""
-    raise SystemExit(f'{program()}: {message.args[0] if isinstance(message, KeyError) else message}')
+    raise SystemExit(f'{program()}: {words(message)}')
+
+
+def words(message: object) -> object:
+    """An error as a user reads it."""
+    if isinstance(message, OSError) and message.errno is not None and message.filename is not None:
+        return f'{message.filename}: {message.strerror}'  # of the system
+    return message.args[0] if isinstance(message, KeyError) and message.args else message

@@ -16,13 +16,13 @@ import os
 import sys
 from typing import Optional, Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from kd_mm.engine.hook import guesses
 from kd_mm.hosts.growing import COPY
 from kd_mm.lab import check as inspection
-from kd_mm.lab.commands import program
-from kd_mm.lab.configs import hook_entries, read_config, training_length
+from kd_mm.lab.commands import REFUSALS, program, words
+from kd_mm.lab.configs import Options, hook_entries, read_config, training_length
 from kd_mm.lab.curves import curves_of, plot
 from kd_mm.lab.data import look_at_data
 from kd_mm.lab.labels import draw_labels
@@ -38,7 +38,7 @@ LABELLED = 4
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or the name of an installed one (mmdet::..., kd_mm::NAME)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={},
                         help='change settings of the config: KEY=VALUE ...')
     parser.add_argument('--teacher-random', action='store_true', help='random teacher weights, whatever the config has')
     parser.add_argument('--shape', nargs=2, type=int, default=(256, 256), metavar=('H', 'W'),
@@ -164,8 +164,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
         cfg = read_config(args.config, args.cfg_options)
-    except (FileNotFoundError, ValueError) as error:
-        print(f'{program()}: {error}', file=sys.stderr)
+    except REFUSALS as error:
+        print(f'{program()}: {words(error)}', file=sys.stderr)
         return 1
     report = inspection.check(cfg, tuple(args.shape), args.batch, args.device, args.teacher_random,
                               plain=args.data > 0)
@@ -195,8 +195,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 draw(args.plot, cfg, report, None if data is None else data.length)
             if report.distiller is not None and report.distiller.labelling:
                 draw_added(args.plot, cfg, report, args.data or LABELLED)
-        except ValueError as error:
-            print(f'{program()}: {error}', file=sys.stderr)
+        except REFUSALS as error:
+            print(f'{program()}: {words(error)}', file=sys.stderr)
             return 1
     print('\nok')
     if hook_entries(cfg):

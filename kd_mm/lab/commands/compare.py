@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student_t
 
-from kd_mm.lab.commands import fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands.evaluate import OTHERS, primary, sign, with_span
+from kd_mm.lab.logs import log_rows, rows_of
 
 #: Entries of a config in which two runs of the same training differ.
 OWN = ('randomness', 'work_dir', 'experiment_name', 'load_from', 'resume', 'visualizer', 'launcher', 'filename',
@@ -54,7 +55,7 @@ def read_run(folder: str, metric: Optional[str]) -> List[Tuple[str, str, Optiona
         state = json.loads((path / 'distill.json').read_text(encoding='utf-8'))
         found = []
         for name in ('baseline', 'distilled'):
-            metrics = state['results'].get(name, {}).get('metrics')
+            metrics = state.get('results', {}).get(name, {}).get('metrics')
             if metrics:
                 seed, key = _config_of(path / name)
                 label = 'plain student' if name == 'baseline' else state['what']['recipe']
@@ -74,13 +75,13 @@ def _last_metrics(path: Path, metric: Optional[str]) -> Dict[str, float]:
     """The last line of the logs that holds an evaluation."""
     found: Dict[str, float] = {}
     # kd-mm distill scores its students in a folder of their own, which counts where the training has none.
-    for folder in ('', 'evaluation/'):
-        for log in [] if found else sorted(path.glob(f'{folder}*/vis_data/scalars.json')):
-            for line in log.read_text(encoding='utf-8').splitlines():
-                found = _metrics(json.loads(line), metric) or found
+    for folder in (path, path / 'evaluation'):
+        for row in log_rows(folder) if not found else ():
+            found = _metrics(row, metric) or found
     if not found:
         for file in sorted(path.glob('*/*.json')):  # kd-mm test writes one file
-            found = _metrics(json.loads(file.read_text(encoding='utf-8').splitlines()[-1]), metric) or found
+            for row in rows_of(file):
+                found = _metrics(row, metric) or found
     return found
 
 
@@ -167,6 +168,8 @@ def verdict(mean: float, half: Optional[float], better: int = 1) -> str:
     """In words; ``better`` is -1 where a lower score is."""
     if half is None:
         return 'one run: nothing is shown'
+    if not math.isfinite(mean):
+        return 'a score is no number'
     if abs(mean) <= half or mean == 0:
         return 'no difference shown'
     return 'better' if better * mean > 0 else 'worse'
@@ -191,7 +194,7 @@ def command(runs: Tuple[str, ...], metric: Optional[str]) -> None:
     """
     try:
         chosen, groups = gather(list(runs), metric)
-    except ValueError as error:
+    except REFUSALS as error:
         fail(error)
     console = Console(width=max(Console().width, 110))
     table = Table('group', with_span(chosen), 'runs', 'seeds', 'against the first', 'verdict')

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kd_mm.lab import check as inspection
-from kd_mm.lab.commands import export, fail
+from kd_mm.lab.commands import REFUSALS, export, fail
 from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.evaluate import evaluate, own_name, primary, sign, span, with_span
 from kd_mm.lab.commands.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
@@ -362,5 +362,5 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str
         if again:
             click.echo(f'continuing in {folder}; done: {", ".join(run.results) or "nothing yet"}')
         distill(plan, run, list(flags), baseline, not no_cost)
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except REFUSALS as error:
         fail(error)

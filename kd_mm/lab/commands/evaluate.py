@@ -9,10 +9,11 @@ from typing import Dict, Optional
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from kd_mm.engine.score import OTHERS, PRIMARY, numbers, primary, sign, span, with_span
+from kd_mm.engine.score import OTHERS, PRIMARY, nothing_to_find, numbers, primary, sign, span, with_span
 from kd_mm.engine.trial import Trial, Wish
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.weights import load_weights
+from kd_mm.lab.data import empty_sets, is_empty
 
 __all__ = ['OTHERS', 'PRIMARY', 'evaluate', 'own_name', 'primary', 'sign', 'span', 'with_span']
 
@@ -29,7 +30,7 @@ def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional
         images: only so many of its first images; None for all.
 
     Raises:
-        ValueError: there is no validation in the config, or no weights fit.
+        ValueError: there is no validation in the config, its data have no object, or no weights fit.
     """
     if not all(cfg.get(key) for key in ('val_dataloader', 'val_evaluator', 'val_cfg')):
         raise ValueError('the config has no validation (val_dataloader, val_evaluator, val_cfg)')
@@ -46,7 +47,13 @@ def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional
     if model is not None:  # the Runner keeps a copy of the config under the name of its file
         object.__setattr__(chosen, '_filename', osp.join(osp.dirname(str(cfg.filename or '')), 'teacher.py'))
     own_name(chosen)
-    runner = Runner.from_cfg(chosen)
+    try:
+        runner = Runner.from_cfg(chosen)
+        runner.val_loop  # noqa: B018 (made when it is asked for)
+    except ValueError as error:
+        if is_empty(error):
+            raise ValueError('; '.join(empty_sets(cfg, ('val', )))) from error
+        raise
     if weights is not None:
         load_weights(runner.model, ckpt.load(weights), weights, strict=False)
     if images is None:
@@ -56,7 +63,12 @@ def evaluate(cfg: Config, weights: Optional[str], work_dir: str, model: Optional
         metrics = Trial(runner, Wish(images)).run(runner.model)
     del runner
     gc.collect()
-    return numbers(metrics)
+    found = numbers(metrics)
+    if nothing_to_find(found):
+        raise ValueError('the validation data have no object of the classes of this config, so that nothing can be '
+                         'scored (an average precision of -1). Look at val_dataloader: are its classes the names of '
+                         'the categories in the annotation file?')
+    return found
 
 
 def own_name(cfg: Config) -> None:

@@ -25,10 +25,11 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import get_object_from_string
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
+from kd_mm.hosts.files import read_file
 from kd_mm.hosts.models import scope_of_config
 from kd_mm.hosts.pictures import check_readable, find_pictures
 from kd_mm.hosts.renamed import no_such_config
-from kd_mm.lab.commands import fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.models import scope_of
 from kd_mm.lab.onnx_export import OPSET, OPSETS
 from kd_mm.lab.onnx_export import export as export_onnx
@@ -72,7 +73,10 @@ def student_config(path: Optional[str], meta: Dict[str, Any]) -> Config:
     if path is not None:
         if not osp.isfile(path):
             fail(no_such_config(path))
-        cfg = Config.fromfile(path)
+        try:
+            cfg = read_file(path, f'--config {path}')
+        except REFUSALS as error:
+            fail(error)
     elif isinstance(meta.get('cfg'), str):
         try:
             cfg = Config.fromstring(meta['cfg'], '.py')
@@ -138,7 +142,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     check_names(args, [out for out in (args.out, args.onnx) if out])
     try:
         checkpoint = load_file(args.checkpoint)
-    except (FileNotFoundError, ValueError) as error:
+    except REFUSALS as error:
         fail(error)
 
     meta = checkpoint.get('meta') or {}

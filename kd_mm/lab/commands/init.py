@@ -16,7 +16,7 @@ from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import build_model, class_names, default_weights, load_config, scope_of_config
 from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
-from kd_mm.lab.commands import fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.configs import hook_entries, read_config
 from kd_mm.lab.models import scope_of
 from kd_mm.lab.recipes import AUTO, Choice, choose
@@ -214,6 +214,6 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str
         print_recipe(plan, explain)
         os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
         write_new(path, plan.text(), overwrite)
-    except (FileExistsError, FileNotFoundError, KeyError, PermissionError, ValueError) as error:
+    except REFUSALS as error:
         fail(error)
     click.echo(f'{path}: written. Check it with kd-mm check {path}')

@@ -12,9 +12,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
+from kd_mm.hosts.files import read_file
 from kd_mm.hosts.pictures import check_readable, find_pictures
 from kd_mm.hosts.table import Host, host_of_config
-from kd_mm.lab.commands import fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.distill import quiet
 from kd_mm.lab.commands.evaluate import own_name
@@ -62,7 +63,7 @@ def teacher_of(text: str) -> Any:
         raise ValueError(f'--teacher {text}: no such config (looked at {path}). A foundation model is written '
                          + ', '.join(f'{name}:{":".join(key.upper() for key in keys)}' for name, keys in KINDS.items())
                          + ", or as a Python file with teacher = dict(type='timm', ...)")
-    content = Config.fromfile(path)
+    content = read_file(path, f'--teacher {text}')
     return content.teacher.to_dict() if 'teacher' in content and 'model' not in content else path
 
 
@@ -234,7 +235,7 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], images: str
         with quiet():
             training.train(trained, args)
         out = save_parts(folder, run, part, dict(student=student, teacher=teacher, part=part, iterations=iters))
-    except (OSError, KeyError, ValueError) as error:
+    except REFUSALS as error:
         fail(error)
     click.echo(f'{out}: {part}. Start an ordinary training from it with\n'
                f'  --cfg-options load_from={out} model.backbone.init_cfg=None\n'

@@ -25,13 +25,12 @@ and convolutions alone).
 
 import argparse
 import json
+import os
 import sys
 from typing import Any, Dict, Optional, Sequence
 
-from mmengine.config import DictAction
-
-from kd_mm.lab.commands import program
-from kd_mm.lab.configs import read_config
+from kd_mm.lab.commands import REFUSALS, program, words
+from kd_mm.lab.configs import Options, read_config
 from kd_mm.lab.cost import profile_config
 from kd_mm.lab.models import hint_of
 from kd_mm.ops.words import count
@@ -46,7 +45,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=20, help='measured rounds. Default: 20')
     parser.add_argument('--device', default='cpu', help='cpu or cuda. Default: cpu')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers to this file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={},
                         help='change settings of the config: KEY=VALUE ...')
     args = parser.parse_args(argv)
     if args.steps < 1 or args.batch < 1:
@@ -85,12 +84,17 @@ def print_result(result: Dict[str, Any]) -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
+    folder = os.path.dirname(os.path.abspath(args.json or ''))
+    if args.json and (os.path.isdir(args.json) or not os.access(folder, os.W_OK)):
+        print(f'{program()}: --json {args.json} cannot be written: give the name of a file in a folder that is there '
+              f'(looked at {folder})', file=sys.stderr)
+        return 1
     try:
         cfg = read_config(args.config, args.cfg_options)
         result = profile_config(cfg, args.batch, tuple(args.shape), args.steps, args.device)
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except REFUSALS as error:
         more = f' ({hint_of(error)})' if 'per channel' in str(error) else ''
-        print(f'{program()}: {error.args[0] if isinstance(error, KeyError) else error}{more}', file=sys.stderr)
+        print(f'{program()}: {words(error)}{more}', file=sys.stderr)
         return 1
     print_result(result)
     if args.json:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
-from kd_mm.lab.commands import fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands.train import check_data, move_data_root
 from kd_mm.lab.configs import apply_options
 from kd_mm.lab.report import page, plots, show
@@ -128,7 +128,7 @@ def command(work_dir: Optional[str], student: Pair, teacher: Pair, plain: Pair, 
         report['examples'] = [dict(index=example.index, title=example.title) for example in pictures]
         page.write(folder / JSON, json.dumps(report, indent=1, allow_nan=False) + '\n')
         page.write(folder / PAGE, show.html(report, pictures, found.palette))
-    except (FileNotFoundError, KeyError, PermissionError, ValueError) as error:
+    except REFUSALS as error:
         fail(error)
     for note in report['notes']:
         click.echo(f'note: {note}')

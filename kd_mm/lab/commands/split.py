@@ -7,7 +7,7 @@ from typing import Sequence
 import click
 
 from kd_mm.hosts.zoo import zoo_config
-from kd_mm.lab.commands import fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.configs import read_config
 from kd_mm.lab.steps import PROTOCOLS, UNSEEN, split
 
@@ -36,7 +36,7 @@ def command(config: str, steps: Sequence[str], out: str, protocol: str, unseen: 
         cfg = read_config(config)
         file = osp.abspath(str(zoo_config(config)) if '::' in config else osp.expanduser(config))
         found = split(cfg, file, steps, out, protocol, unseen, occurring)
-    except (FileExistsError, FileNotFoundError, KeyError, PermissionError, ValueError) as error:
+    except REFUSALS as error:
         fail(error)
     for step in found:
         labels = ', '.join(f'{name} {count}' for name, count in step.labels.items())

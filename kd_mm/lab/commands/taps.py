@@ -13,15 +13,15 @@ import argparse
 import sys
 from typing import List, Optional, Sequence, Tuple
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import nn
 
 from kd_mm.engine.hook import folder_of
 from kd_mm.engine.step import Step
 from kd_mm.hosts.models import scope_of_config
 from kd_mm.hosts.places import PLACES, find
-from kd_mm.lab.commands import program
-from kd_mm.lab.configs import all_random, hook_arguments, hook_entries, read_config
+from kd_mm.lab.commands import REFUSALS, program, words
+from kd_mm.lab.configs import Options, all_random, hook_arguments, hook_entries, read_config
 from kd_mm.lab.models import build_student, random_batch, scope_of
 from kd_mm.lab.observe import Output, matches, observe, shape_text
 from kd_mm.ops.modes import preserved_random_state
@@ -41,7 +41,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--all', action='store_true', help='also modules that were not called or return no tensor')
     parser.add_argument('--shape', nargs=2, type=int, default=(256, 256), metavar=('H', 'W'),
                         help='size of the random image. Default: 256 256')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={},
                         help='change settings of the config: KEY=VALUE ...')
     return parser.parse_args(argv)
 
@@ -117,8 +117,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 rows = observe(model, shape)
             else:
                 model, rows = teacher_rows(cfg, args.teacher, shape)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        print(f'{program()}: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
+    except REFUSALS as error:
+        print(f'{program()}: {words(error)}', file=sys.stderr)
         return 1
     except RuntimeError as error:
         print(f'{program()}: the model fails on an image of {args.shape[0]}x{args.shape[1]}: {error}. '

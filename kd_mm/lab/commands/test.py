@@ -11,23 +11,25 @@ import argparse
 import copy
 import os
 import os.path as osp
-from typing import Any, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from mmengine.config import Config
 
-from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints, load, state_dict_of
 from kd_mm.hosts.table import DETECTION, host_of_config
-from kd_mm.lab.commands import fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands.train import (
     add_shared_arguments,
     build_runner,
     check_data,
+    check_folder,
     end_processes,
     init_cpu_processes,
     load_config,
     prepare_args,
     set_ranks,
 )
+from kd_mm.lab.configs import type_name
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -88,10 +90,35 @@ def use_tta(cfg: Config) -> None:
 def keep_seg_predictions(cfg: Config, folder: str) -> None:
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     for evaluator in evaluators:
-        if evaluator.get('type') == 'IoUMetric':
+        if type_name(evaluator) == 'IoUMetric':
             # mmseg makes the folder on the first process alone, and the others may be there sooner.
             os.makedirs(folder, exist_ok=True)
             evaluator.update(output_dir=folder, keep_results=True)
+
+
+def read_weights(path: str) -> Dict[str, Any]:
+    """The weights of a checkpoint; the host reads it once more, and leaves out in silence what does not fit."""
+    try:
+        return state_dict_of(load(path))
+    except REFUSALS as error:
+        fail(error)
+
+
+def check_weights(model: Any, state: Dict[str, Any], path: str) -> None:
+    """Refuse weights that are those of another model, and say which of its own a model does not get."""
+    model = getattr(model, 'module', model)  # of several processes, or of test-time augmentation
+    model = getattr(model, 'module', model)
+    own = {key: value for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')}
+    # The model itself converts older names.
+    fitting = {key: value for key, value in state.items() if key not in own or own[key].shape == value.shape}
+    missing = set(model.load_state_dict(fitting, strict=False).missing_keys)
+    lacking = [key for key in own if key in missing]
+    if own and len(lacking) == len(own):
+        fail(f'none of the {len(own)} weights of the {type(model).__name__} of this config is in {path}: random ones '
+             'would be scored. Give a checkpoint of this config')
+    if lacking:
+        print(f'kd_mm: {len(lacking)} of {len(own)} weights of this config are NOT in {path} and stay as they were '
+              f'built, random as a rule: {", ".join(lacking[:5])}{", ..." if len(lacking) > 5 else ""}')
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -99,6 +126,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg = load_config(args)
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         fail(f'no such checkpoint: {args.checkpoint} (looked at {osp.abspath(args.checkpoint)})')
+    state = read_weights(args.checkpoint)
+    check_folder(cfg.work_dir)
     detector = detects(cfg)
     if args.out and detector and not args.out.endswith(('.pkl', '.pickle')):
         fail(f'--out {args.out}: predictions of a detector go into a .pkl file')
@@ -114,6 +143,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     set_ranks(cfg.launcher)
     init_cpu_processes(cfg)
     runner = build_runner(cfg)
+    check_weights(runner.model, state, args.checkpoint)
     if args.out and detector:
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

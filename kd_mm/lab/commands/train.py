@@ -26,17 +26,18 @@ from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
+from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints, load_file
+from kd_mm.hosts.files import read_file
 from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
-from kd_mm.lab.commands import fail
-from kd_mm.lab.configs import apply_options, faults, hook_entries, lost_weights, no_host, read_file
-from kd_mm.lab.data import evaluation_problems
+from kd_mm.lab.commands import REFUSALS, fail, words
+from kd_mm.lab.configs import Options, apply_options, faults, hook_entries, lost_weights, no_host, type_name
+from kd_mm.lab.data import empty_sets, evaluation_problems, is_empty
 from kd_mm.ops.problems import ConfigProblems
 
 #: What data sets and evaluators read besides pictures, below ``data_root``; all but the first are Open Images'.
@@ -66,7 +67,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that training and testing share."""
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help=CFG_OPTIONS_HELP)
+    parser.add_argument('--cfg-options', nargs='+', action=Options, help=CFG_OPTIONS_HELP)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what has started the processes: torchrun, srun, mpirun; see above')
     # torch.distributed.launch passes --local-rank since torch 2.0 and --local_rank before.
@@ -84,9 +85,9 @@ def load_config(args: argparse.Namespace) -> Config:
         args.config = str(zoo_config(args.config)) if '::' in args.config else args.config
         if not osp.isfile(args.config):
             fail(no_such_config(args.config))
-        cfg = read_file(args.config)
-    except (FileNotFoundError, ImportError) as error:
-        fail(str(error))
+        cfg = read_file(args.config, f'the config {args.config}')
+    except REFUSALS as error:
+        fail(error)
     options = args.cfg_options or {}
     old_root = cfg.get('data_root')
     try:
@@ -207,8 +208,7 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
 
 
 def use_amp(cfg: Config) -> None:
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    kind = kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+    kind = type_name(cfg.optim_wrapper) if 'type' in cfg.optim_wrapper else 'OptimWrapper'
     if kind == 'AmpOptimWrapper':
         return
     if kind != 'OptimWrapper':
@@ -234,11 +234,24 @@ def check_folder(folder: str) -> None:
         fail(f'the work dir {folder} cannot be written: {error}. Give another one with --work-dir')
 
 
+def check_state(path: str) -> None:
+    """Refuse a file from which no training can go on, in words of ours: the host fails in the middle of loading it."""
+    try:
+        content = load_file(path)
+    except REFUSALS as error:
+        fail(f'--resume: {words(error)}')
+    if not hasattr(content.get('meta'), 'get') or 'iter' not in content['meta'] or 'state_dict' not in content:
+        fail(f'--resume: {path} holds {", ".join(map(str, content)) or "nothing"}, not the state of a training. To '
+             f'start from its weights: --cfg-options load_from={path}')
+
+
 def set_start(cfg: Config, resume: Optional[str], overwrite: bool) -> None:
     """Where training starts from; refuse to mix a new run into the checkpoints of an old one."""
     if resume is not None and resume != 'auto':
         if '://' not in resume and not osp.isfile(resume):
             fail(f'--resume: no such checkpoint: {resume}')
+        if '://' not in resume:
+            check_state(resume)
         cfg.resume, cfg.load_from = True, resume
         return
     saved = sorted(Path(cfg.work_dir).glob('*.pth')) if osp.isdir(cfg.work_dir) else []
@@ -356,6 +369,8 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     except ConfigProblems as problems:  # of the distillation, told before the first step
         fail(problems)
     except ValueError as error:
+        if is_empty(error):
+            fail('; '.join(empty_sets(cfg, phases(cfg))) or error)
         if not (cfg.get('resume') and 'parameter group' in str(error)):
             raise
         fail(f'the optimizer in the checkpoint to resume from does not fit this config ({error}): that of a '

@@ -15,7 +15,7 @@ from kd_mm.hosts import predictions
 from kd_mm.hosts.models import as_names, build_model, class_names, classes_of, scope_of_config, task_of
 from kd_mm.hosts.table import DETECTION
 from kd_mm.hosts.weights import load_weights
-from kd_mm.lab.data import open_set
+from kd_mm.lab.data import EmptyData, nothing_in, open_set
 from kd_mm.lab.models import scope_of
 from kd_mm.lab.report import detections, segmentation
 from kd_mm.lab.report.agreement import Alike, features, prepared
@@ -101,10 +101,12 @@ def open_data(cfg: Config, split: str) -> Any:
     if not section:
         raise ValueError(f'the config has no {split}_dataloader with a dataset, and a report needs labelled images. '
                          'Inherit from a whole config of the host, or choose another --split')
-    dataset = open_set(cfg, section)
-    if not len(dataset):
-        raise ValueError(f'{split}_dataloader.dataset is empty: look at data_root, data_prefix, ann_file and its '
-                         'classes')
+    try:
+        dataset = open_set(cfg, section)
+        if not len(dataset):
+            raise EmptyData(nothing_in(cfg, section))
+    except EmptyData as error:
+        raise ValueError(f'{split}_dataloader.dataset: {error}') from error
     return dataset
 
 

@@ -23,20 +23,22 @@ Counts = Dict[str, np.ndarray]
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) pixels of each class of the truth (rows) that were given each class (columns).
+    """(K, K + 1) pixels of each class of the truth (rows) that were given each class (columns).
+
+    The last column counts what a model gave a class that the data have not.
 
     Args:
         truth: (H, W) labels; those from ``classes`` on are ignored.
-        predicted: (H, W) labels.
+        predicted: (H, W) labels; ``classes`` for one that the data have not.
         classes: K.
 
     Example:
-        >>> confusion(np.array([[0, 0, 1, 255]]), np.array([[0, 1, 1, 1]]), 2).tolist()
-        [[1, 1], [0, 1]]
+        >>> confusion(np.array([[0, 0, 1, 255]]), np.array([[0, 1, 2, 1]]), 2).tolist()
+        [[1, 1, 0], [0, 0, 1]]
     """
-    known = truth < classes
-    place = truth[known].astype(np.int64) * classes + predicted[known]
-    return np.bincount(place, minlength=classes**2).reshape(classes, classes)
+    known, width = truth < classes, classes + 1
+    place = truth[known].astype(np.int64) * width + predicted[known]
+    return np.bincount(place, minlength=classes * width).reshape(classes, width)
 
 
 def edge_distance(truth: np.ndarray) -> np.ndarray:
@@ -77,14 +79,15 @@ def of_image(truth: np.ndarray, predicted: np.ndarray, scores: Optional[np.ndarr
 
     Args:
         truth: (H, W) labels, 255 is ignored.
-        predicted: (H, W) labels.
+        predicted: (H, W) labels; ``classes`` for one that the data have not.
         scores: (H, W) of the predicted class, from 0 to 1; None where there is none.
         classes: K.
 
     Returns:
-        ``confusion`` (K, K); ``distance`` (2, D + 1): wrong pixels and all of them by :data:`DISTANCES`; ``boundary``
-        (2, K): intersection and union of the boundaries of each class; ``sizes`` (2, K, 3): right pixels and all of
-        them by class and by the size of their segment; ``scores``, of :func:`kd_mm.lab.report.calibration.counts`.
+        ``confusion`` (K, K + 1); ``distance`` (2, D + 1): wrong pixels and all of them by :data:`DISTANCES`;
+        ``boundary`` (2, K): intersection and union of the boundaries of each class; ``sizes`` (2, K, 3): right pixels
+        and all of them by class and by the size of their segment; ``scores``, of
+        :func:`kd_mm.lab.report.calibration.counts`.
     """
     known = truth < classes
     right = (truth == predicted) & known
@@ -92,7 +95,7 @@ def of_image(truth: np.ndarray, predicted: np.ndarray, scores: Optional[np.ndarr
     distance = np.stack([np.bincount(bins[chosen], minlength=len(DISTANCES) + 1) for chosen in (known & ~right, known)])
     width = max(round(BOUNDARY * float(np.hypot(*truth.shape))), 1)
     boundary, sizes = np.zeros((2, classes), np.int64), np.zeros((2, classes, len(SIZES)), np.int64)
-    for index in np.union1d(truth[known], predicted[known]):
+    for index in np.setdiff1d(np.union1d(truth[known], predicted[known]), [classes]):
         one, two = (boundary_of((labels == index) & known, width) for labels in (truth, predicted))
         boundary[:, index] = (one & two).sum(), (one | two).sum()
     for index in np.unique(truth[known]):
@@ -139,8 +142,8 @@ def summary(total: Counts, names: Sequence[str], most: int = 10) -> Dict[str, An
         size; ``distance``: dicts of ``low``, ``high``, ``error``, ``pixels``; ``confusion`` (shares of each row);
         ``mixed``: dicts of ``truth``, ``predicted``, ``pixels``, ``share``; ``calibration``.
     """
-    table = total['confusion']
-    rows, columns, hits = table.sum(axis=1), table.sum(axis=0), np.diag(table)
+    rows, table = total['confusion'].sum(axis=1), total['confusion'][:, :-1]
+    columns, hits = table.sum(axis=0), np.diag(table)
     iou, accuracy = _share(hits, rows + columns - hits), _share(hits, rows)
     boundary = _share(*total['boundary'])
     by_size = [_share(*total['sizes'][:, index]) for index in range(len(names))]
@@ -159,7 +162,8 @@ def summary(total: Counts, names: Sequence[str], most: int = 10) -> Dict[str, An
         miou=_mean(iou), accuracy=_share(hits.sum(), rows.sum())[0], mean_accuracy=_mean(accuracy),
         boundary_iou=_mean(boundary), classes=classes,
         sizes=dict(zip(SIZES, _share(*total['sizes'].sum(axis=1)))), distance=distance,
-        confusion=[[round(share or 0.0, 4) for share in _share(row, np.full(len(row), row.sum()))] for row in table],
+        confusion=[[round(share or 0.0, 4) for share in _share(row, np.full(len(row), whole))]
+                   for row, whole in zip(table, rows)],
         mixed=mixed, calibration=reliability(total['scores']) if 'scores' in total else None)
 
 

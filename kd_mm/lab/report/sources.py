@@ -1,6 +1,5 @@
 """Which models a report compares, on which data: from a work dir, or from configs and checkpoints."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.files import find
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.lab.configs import hook_entries, read_config
+from kd_mm.lab.logs import log_rows
 from kd_mm.registry import TEACHERS
 from kd_mm.teachers.sources import SELF, STUDENT, weights_file
 from kd_mm.teachers.spec import RANDOM
@@ -90,15 +90,10 @@ def _config_in(folder: Path) -> Optional[Path]:
 
 def _agreement_log(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
     found: Dict[str, Dict[int, float]] = {}
-    for log in sorted(folder.glob('*/vis_data/scalars.json')):
-        for line in log.read_text(encoding='utf-8').splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # cut off by an interruption
-                continue
-            for key, value in row.items():
-                if key.startswith('kd_agree_'):
-                    found.setdefault(key, {})[int(row.get('iter', row.get('step', 0)))] = float(value)
+    for row in log_rows(folder):
+        for key, value in row.items():
+            if key.startswith('kd_agree_'):
+                found.setdefault(key, {})[int(row.get('iter', row.get('step', 0)))] = float(value)
     return {key: sorted(values.items()) for key, values in found.items()}
 
 

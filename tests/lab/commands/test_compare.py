@@ -81,8 +81,26 @@ def test_verdicts():
         'no difference shown', 'better', 'worse', 'one run: nothing is shown', 'no difference shown']
 
 
+def test_a_log_that_was_cut_off(tmp_path):
+    """The machine went down while a row was written; the run was resumed, which makes a log of its own."""
+    folder = run(tmp_path / 'run', 60.0)
+    log = folder / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.write_text(log.read_text() + '\n{"mIoU": 61.')
+    assert '60' in kd_mm('compare', folder).output
+    later = run(folder / 'later', 63.0) / '20260101_000000'
+    later.rename(folder / '20260102_000000')
+    assert '63' in kd_mm('compare', folder).output
+
+
+def test_a_score_that_is_no_number_is_no_verdict():
+    assert verdict(float('nan'), 1.0) == verdict(float('nan'), float('nan')) == 'a score is no number'
+
+
 def test_what_is_no_run(tmp_path):
     assert 'no such run: ' in message(kd_mm('compare', tmp_path / 'gone'))
+    assert 'no evaluation in its logs' in message(kd_mm('compare', tmp_path))
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'labels.json').write_text('[\n  1,\n  2\n]')  # of something else
     assert 'no evaluation in its logs' in message(kd_mm('compare', tmp_path))
     (tmp_path / 'distill.json').write_text(json.dumps(dict(what={}, results={})))
     assert 'has no scores yet' in message(kd_mm('compare', tmp_path))

@@ -45,6 +45,20 @@ def test_confusion_and_mix_ups_by_count():
     assert found['confusion'][0][2] == pytest.approx(100 / road, abs=1e-4)
 
 
+def test_a_class_that_the_data_have_not_is_wrong_everywhere():
+    """A model that knows more classes than the data, as one whose classes grow: no other class is blamed for it."""
+    truth = two_halves()
+    predicted = truth.copy()
+    predicted[:, 60:] = 3  # 4 of 32 columns of car
+    found = summary(truth, predicted, np.ones(truth.shape))
+    assert found['classes'][0]['iou'] == 1.0 and found['classes'][2]['iou'] is None and not found['mixed']
+    assert found['classes'][1]['iou'] == found['classes'][1]['accuracy'] == 28 / 32
+    assert found['confusion'][1] == [0, 28 / 32, 0] and found['accuracy'] == 60 / 64
+    assert found['boundary_iou'] < 1 and found['calibration']['gap'] == pytest.approx(4 / 64)
+    beside = measures.side_by_side(truth, predicted, predicted, 3)
+    assert beside.tolist() == [[64 * 32, 0, 0, 0], [64 * 28, 0, 0, 64 * 4], [0] * 4]
+
+
 def test_errors_at_an_edge_and_inside():
     truth = two_halves()
     moved = np.zeros_like(truth)
@@ -109,7 +123,8 @@ def test_two_images_add_up():
     for index in range(2):
         total = measures.add(total, measures.of_image(truth[index], predicted[index], scores[index], 3))
     table = np.array([[((truth == row) & (predicted == column)).sum() for column in range(3)] for row in range(3)])
-    assert np.array_equal(total['confusion'], table) and total['scores'][0].sum() == 3200
+    assert np.array_equal(total['confusion'][:, :3], table) and not total['confusion'][:, 3].any()
+    assert total['scores'][0].sum() == 3200
     assert measures.summary(total, NAMES)['accuracy'] == pytest.approx((truth == predicted).mean())
 
 

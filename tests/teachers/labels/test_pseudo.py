@@ -58,6 +58,7 @@ def test_objects_that_two_teachers_see_are_added_once():
     # of one teacher nothing is dropped: its own suppression has looked at it
     twice = found((20., 20., 40., 40., 1, 0.8), (20., 20., 40., 41., 1, 0.7))
     assert len(added(PseudoLabels(score=0.5), twice)) == 2
+    assert len(added(PseudoLabels(score=0.5), twice, found((50., 50., 60., 60., 1, 0.6)))) == 3
 
 
 def test_masks_go_with_their_objects():
