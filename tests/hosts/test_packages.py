@@ -45,6 +45,7 @@ def test_a_config_of_the_zoo_says_which_package_it_lacks(name):
         cfg, _, _ = load_config(name)
         build_model(cfg, None)
     assert f'the package {package}, which is not installed: {INSTALL[package]}' in str(caught.value)
+    assert ('or use_torchvision=False' in str(caught.value)) == ('crowddet' in name)
 
 
 def test_a_teacher_that_lacks_a_package():
