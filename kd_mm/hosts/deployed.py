@@ -28,16 +28,14 @@ def _merges(method: Any) -> bool:
         for parameter in inspect.signature(method).parameters.values())
 
 
-def merge(model: nn.Module) -> int:
-    """Merge the branches of all blocks in place; the number of blocks that were merged.
+def merge(model: nn.Module) -> None:
+    """Merge the branches of all blocks in place.
 
     In evaluation the model computes what it did before, up to rounding; trained it cannot be any more.
     """
-    found = blocks_of(model)
-    for _, module in found:
+    for _, module in blocks_of(model):
         if not getattr(module, 'deploy', False):  # an outer one may have merged those inside of it
             _switch(module)
-    return len(found)
 
 
 def take_form(model: nn.Module, keys: Collection[str]) -> List[str]:
