@@ -39,17 +39,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies'), str(ROOT / 'tests' / 'helpers')]
 
 import torch  # noqa: E402
-from foundation import provide  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
-from sweep_families import HOSTS, families, in_order, versions  # noqa: E402
+from sweep_families import HOSTS, families, import_hosts, in_order, versions  # noqa: E402
 from sweep_table import KINDS, NOT_THERE, beside, render, summary  # noqa: E402
 
 from kd_mm.engine.distiller import Distiller  # noqa: E402
 from kd_mm.engine.hook import DistillHook  # noqa: E402
 from kd_mm.hosts.models import build_model, class_names, start_counters  # noqa: E402
-from kd_mm.hosts.packages import PackageError, installed  # noqa: E402
+from kd_mm.hosts.packages import PackageError  # noqa: E402
 from kd_mm.hosts.synthetic import synthetic_batch  # noqa: E402
 from kd_mm.hosts.table import SEGMENTATION, host_of  # noqa: E402
 from kd_mm.hosts.zoo import package_folder  # noqa: E402
@@ -462,17 +461,6 @@ def sweep(names: Sequence[str],
         keep(results)  # an interrupted sweep has lost nothing
         print(f'[{number}/{len(todo)}] {name:34} {record.get("seconds", "")!s:>6} s  {text}', flush=True)
     return results
-
-
-def import_hosts() -> None:
-    """The installed hosts; once, before the first fork."""
-    for name, host in HOSTS.items():
-        if not installed(name):
-            print(f'{name} is not installed')
-            continue
-        if not all(map(installed, host.needs)):  # torchvision, which is in a folder of its own here
-            provide()
-        __import__(f'{name}.models')
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

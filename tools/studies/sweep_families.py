@@ -1,9 +1,10 @@
 """The families that ``tools/studies/sweep.py`` tries: a folder of configs each, and which config of it."""
 
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Tuple
 
+from kd_mm.hosts import packages
 from kd_mm.hosts.table import hosts
 from kd_mm.hosts.zoo import package_folder
 
@@ -58,6 +59,17 @@ SIZES = ('nano', 'r18', 'mobilenet', 'mv2', 'm-v2', 'b0', 'tiny', 'swin-t', '-t_
          'pidnet-s', '_s_', 'small', 'swin-s', 'r34', 'regnetx-800mf', 'r50', 'hv2p-w32', 'd53', '_l_', 's50', 'h48',
          'r101', 'x101', 'vit-b', 'base', 'large', 'huge')
 
+
+
+def import_hosts() -> None:
+    """The installed hosts; once, before the first fork."""
+    for name, host in HOSTS.items():
+        if not packages.installed(name):
+            print(f'{name} is not installed')
+            continue
+        if not all(map(packages.installed, host.needs)):  # torchvision, which is in a folder of its own here
+            import_module('foundation').provide()
+        import_module(f'{name}.models')
 
 
 def installed() -> List[str]:
