@@ -14,7 +14,8 @@ from kd_mm.ops.boxes import envelope
 #: Where a class count is looked up, in this order: the last classifier of a model decides what its labels are.
 _COUNTS = (('roi_head.bbox_head', 'num_classes'), ('roi_head.mask_head', 'num_classes'),
            ('decode_head', 'num_classes'), ('panoptic_head', 'num_things_classes'), ('bbox_head', 'num_classes'),
-           ('query_head', 'num_classes'), ('mask_head', 'num_classes'), ('rpn_head', 'num_classes'))
+           ('query_head', 'num_classes'), ('mask_head', 'num_classes'), ('rpn_head', 'num_classes'),
+           ('bbox_head_refine', 'num_classes'), ('bbox_head_init', 'num_classes'))  # MMRotate's, in several steps
 
 
 def find_num_classes(model: nn.Module) -> int:
