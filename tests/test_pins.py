@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import venv
 from pathlib import Path
 
 import yaml
@@ -46,10 +48,40 @@ def test_the_citation_is_of_this_version():
 def test_every_stack_has_its_pins_and_its_line_in_the_makefile():
     makefile = (ROOT / 'Makefile').read_text()
     marked = re.search(r'^MARKED := \$\(filter (.*),\$\(STACK\)\)', makefile, re.MULTILINE).group(1).split()
-    assert set(setup_env.HOSTS) == set(setup_env.MMCV)
-    assert marked == [stack for stack, files in setup_env.HOSTS.items() if len(files) > 1]
-    for stack, files in setup_env.HOSTS.items():
-        assert all(pins(name) for name in files)
+    assert marked == list(setup_env.ON_TOP) and set(setup_env.ON_TOP.values()) <= set(setup_env.MMCV)
+    for stack in setup_env.STACKS:
+        assert pins(stack)
         assert stack == 'upstream' or re.search(rf'^# STACK={stack} ', makefile, re.MULTILINE)
     for mark in marked:
         assert f'"{mark}: ' in (ROOT / 'pyproject.toml').read_text()
+
+
+def test_an_environment_on_top_of_another(tmp_path, monkeypatch):
+    """It finds what is below it and holds what is its own, kd_mm included; a second call has nothing to do."""
+    monkeypatch.setattr(setup_env, 'ROOT', tmp_path)
+    monkeypatch.setattr(setup_env, 'SPECS', tmp_path / 'env')
+    below = tmp_path / '.venv'
+    venv.create(below, symlinks=True)
+    (below / 'foundation').mkdir()
+    packages = next(below.glob('lib/python*/site-packages'))
+    (packages / 'of_the_base.py').write_text('')
+    editable = tmp_path / 'elsewhere'
+    editable.mkdir()
+    (editable / 'editable_there.py').write_text('')
+    (packages / 'editable.pth').write_text(f'{editable}\n')
+    asked = []
+    monkeypatch.setattr(setup_env, 'fingerprint', lambda stack: f'what {stack} holds')
+    monkeypatch.setattr(setup_env, 'set_up_whole', lambda *args: asked.append(args))
+    own = setup_env.run
+    # Without an index: what pip would be asked for.
+    monkeypatch.setattr(setup_env, 'run', lambda command: asked.append(tuple(map(str, command[4:])))
+                        if 'pip' in command else own(command))
+    top = tmp_path / '.venv-yolo'
+    for _ in range(2):
+        setup_env.set_up('yolo', top, 1)
+    assert asked[0] == ('upstream', below, 1) and len(asked) == 3
+    assert asked[1][-2:] == ('-r', str(tmp_path / 'env' / 'requirements-yolo.txt')) and '--editable' in asked[2]
+    code = 'import of_the_base, editable_there, sys; print(sys.prefix)'
+    output = subprocess.run([top / 'bin' / 'python', '-c', code], capture_output=True, text=True)
+    assert output.stdout.strip() == str(top), output.stderr
+    assert (top / 'foundation').resolve() == below / 'foundation'

@@ -13,6 +13,9 @@ from kd_mm.ops.problems import Problems
 
 #: Class of a data preprocessor -> what is not supported, and the mend.
 UNFIT = dict(
+    Det3DDataPreprocessor='models of point clouds (Det3DDataPreprocessor of MMDet3D) are not supported: their batches '
+                          'are dicts of points, voxels and pictures, and what is compared here is what models make of '
+                          'pictures alone',
     MultiBranchDataPreprocessor='multi-branch data (MultiBranchDataPreprocessor) are supported for semi-supervised '
                                 'detectors of mmdet (SemiBaseDetector, SoftTeacher) alone',
     TrackDataPreprocessor='models for video, whose samples are several frames (TrackDataPreprocessor), are not '

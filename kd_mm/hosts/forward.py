@@ -48,6 +48,12 @@ def _forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequen
     if not wanted and _ends_with_points(getattr(model, 'decode_head', None)):
         # The point head refines single points of a loss or a prediction; mmseg's raw forward gives it maps, and fails.
         return model.decode_head[0].forward(model.extract_feat(inputs))
+    if not wanted and _compares_with_texts(getattr(model, 'decode_head', None)):
+        # mmseg's raw forward gives its head neither the picture nor the texts, and fails.
+        seen = nn.functional.interpolate(inputs, scale_factor=model.encoder_resolution, mode='bilinear'
+                                         ) if model.asymetric_input else inputs
+        return model.decode_head.forward([inputs, model.image_encoder(seen), model.text_encoder()],
+                                         model.decode_head.deep_supervision_idxs)
     if not wanted and task_of(model) == 'segmentation' and _reads_samples(getattr(model, 'decode_head', None)):
         # mmseg's raw forward leaves the samples out, which mask transformers need for the size of the images.
         return model.decode_head.forward(model.extract_feat(inputs), _with_size(data_samples, inputs))
@@ -75,6 +81,11 @@ def _forward_tensor(model: Any, inputs: Tensor, data_samples: Any, paths: Sequen
 
 def _ends_with_points(head: Any) -> bool:
     return isinstance(head, nn.ModuleList) and any(cls.__name__ == 'PointHead' for cls in type(head[-1]).__mro__)
+
+
+def _compares_with_texts(head: Any) -> bool:
+    """SAN: its head takes the picture, CLIP's features of a smaller one, and the classes as texts."""
+    return isinstance(head, nn.Module) and 'deep_supervision_idxs' in inspect.signature(type(head).forward).parameters
 
 
 def _reads_samples(head: Any) -> bool:

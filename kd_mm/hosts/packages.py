@@ -26,6 +26,8 @@ OF_TYPES: Dict[str, str] = {
     'LoadPanopticAnnotations': 'panopticapi', 'TIMMBackbone': 'timm', 'VPD': 'ldm'}
 #: A key that is set in a config -> the package that it needs when it runs (CrowdDet's RoI layer; an assigner).
 OF_KEYS: Dict[str, str] = {'perm_repeat_gt_cfg': 'torchvision', 'use_torchvision': 'torchvision'}
+#: A key that is set in a config -> how to do without its package.
+WITHOUT: Dict[str, str] = {'use_torchvision': "; or use_torchvision=False, which takes mmcv's"}
 #: Scope in front of a ``type`` -> the package that has it.
 OF_SCOPES: Dict[str, str] = {'mmcls': 'mmpretrain', 'mmpretrain': 'mmpretrain'}
 #: Parts of a config that a training uses.
@@ -93,7 +95,7 @@ def missing(value: Any) -> List[str]:
     found: Dict[str, str] = {}
     for package, needs in _needs(value):
         if package not in found and not installed(package):
-            found[package] = sentence(package, needs)
+            found[package] = sentence(package, needs) + WITHOUT.get(needs.split()[0], '')
     return list(found.values())
 
 

@@ -14,7 +14,8 @@ from kd_mm.ops.boxes import envelope
 #: Where a class count is looked up, in this order: the last classifier of a model decides what its labels are.
 _COUNTS = (('roi_head.bbox_head', 'num_classes'), ('roi_head.mask_head', 'num_classes'),
            ('decode_head', 'num_classes'), ('panoptic_head', 'num_things_classes'), ('bbox_head', 'num_classes'),
-           ('query_head', 'num_classes'), ('mask_head', 'num_classes'), ('rpn_head', 'num_classes'))
+           ('query_head', 'num_classes'), ('mask_head', 'num_classes'), ('rpn_head', 'num_classes'),
+           ('bbox_head_refine', 'num_classes'), ('bbox_head_init', 'num_classes'))  # MMRotate's, in several steps
 
 
 def find_num_classes(model: nn.Module) -> int:
@@ -116,7 +117,8 @@ def synthetic_batch(model: nn.Module,
             one with a fixed ``size`` (mmseg's crop size) pads up to it.
         seed: the same seed gives the same batch. Default 0.
         device: where the tensors live. Default 'cpu'.
-        num_classes: labels are in [0, num_classes). Default: what the model's heads say.
+        num_classes: labels are in [0, num_classes). Default: what the model's heads say; 0 where they say nothing and
+            the host's entry makes samples of its own.
         masks: whether objects have masks also where the model does not ask for them. Default False: a head of boxes may
             stumble over them (RTMDet's assigner does).
         training: whether it is for a data preprocessor with ``training=True``, for which some hosts collate their
@@ -144,7 +146,15 @@ def synthetic_batch(model: nn.Module,
         raise ValueError(f'{type(model).__name__} is neither an mmdet detector nor an mmseg segmentor, nor of another '
                          f'host of the table ({", ".join(table.scopes())}), so it is not known what its data samples '
                          'look like. Give your own batch instead of a synthetic one')
-    classes = find_num_classes(model) if num_classes is None else int(num_classes)
+    # What builds on no host need not have classes: a model of poses has joints, which its samples are made with.
+    counted = host.sample in (det_sample, seg_sample) or host.parent is not None
+    if num_classes is None:
+        try:
+            num_classes = find_num_classes(model)
+        except ValueError:
+            if counted:
+                raise
+    classes = int(num_classes or 0)
     generator = torch.Generator().manual_seed(seed)
     channels = input_channels(model)
     inputs = [torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=generator).to(device)

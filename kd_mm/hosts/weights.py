@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from kd_mm.hosts import checkpoint as ckpt
+from kd_mm.hosts import deployed
 from kd_mm.hosts.growing import COPY, GROW, WAYS, Names, grow_head
 from kd_mm.ops.words import count
 
@@ -16,7 +17,8 @@ def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: Any, stri
     """Load the weights of a checkpoint into ``model``, converted as the modules themselves convert older files.
 
     Of several sets in a file, and of keys below common prefixes (``module.``, ``teacher.``), those are taken with which
-    most keys fit (:func:`kd_mm.hosts.checkpoint.best_fit`).
+    most keys fit (:func:`kd_mm.hosts.checkpoint.best_fit`).  Re-parametrised blocks take the form that they have in the
+    file (:func:`kd_mm.hosts.deployed.take_form`).
 
     Args:
         model: the network.
@@ -47,10 +49,12 @@ def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: Any, stri
         model.load_state_dict(before)
     everything = sets[fit.where]
     state = ckpt.strip(everything, fit.prefix, fit.add)
+    form = deployed.take_form(model, state)
+    own = model.state_dict()
     found = _load(model, state)
     if own and all(key in found.unset for key in own if not key.endswith('num_batches_tracked')):
         raise ValueError(f'teacher checkpoint {source}: {_nothing_fits(model, own, everything, found)}')
-    notes = _mapped(fit, len(everything) - len(state), found)
+    notes = _mapped(fit, len(everything) - len(state), found) + form
     faults = []
     if found.missing:
         faults.append(f'leaves {len(found.missing)} of {len(own)} keys unset ({_some(found.missing)})')

@@ -1,5 +1,6 @@
 """Write the networks of a plain student as ONNX files."""
 
+import copy
 import inspect
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from kd_mm.hosts import deployed
 from kd_mm.hosts.swap import swapped
 from kd_mm.lab.models import random_batch
 from kd_mm.lab.onnx_parts import SECOND, Network, Part, Rows, need, sliding_window, wanted_parts
@@ -62,6 +64,8 @@ def export(model: nn.Module, out: str, size: Tuple[int, int], meta: Dict[str, An
            opset: int = OPSET) -> Tuple[List[Part], float]:
     """Write the graphs of a plain model, and see that onnxruntime computes what torch does.
 
+    The branches of re-parametrised blocks are merged in the graphs, and the model stays as it is.
+
     Args:
         model: of the host, in evaluation, with its weights.
         out: file of the first graph; the others are named after it, ``student.bbox_head.onnx``. They are written aside
@@ -85,16 +89,20 @@ def export(model: nn.Module, out: str, size: Tuple[int, int], meta: Dict[str, An
     folder, files = os.path.dirname(os.path.abspath(out)), [part.file for part in parts]
     first, rest = parts[0], parts[1:]
     first.inputs, first.example = ['images'], (images, )
+    merged = model
+    if deployed.blocks_of(model):
+        merged = copy.deepcopy(model)
+        deployed.merge(merged)
     try:
         with tempfile.TemporaryDirectory(prefix='.export-', dir=folder) as aside:
             for part in parts:
                 part.file = os.path.join(aside, os.path.basename(part.file))
-            _write(Network(model, first, samples), first, opset, meta)
+            _write(Network(merged, first, samples), first, opset, meta)
             if rest:
-                _see_rows(model, rest, images, samples)
+                _see_rows(merged, rest, images, samples)
             for part in rest:
                 part.inputs = [f'input_{index}' for index in range(len(part.example))]
-                _write(Rows(model.get_submodule(part.path), part), part, opset, {})
+                _write(Rows(merged.get_submodule(part.path), part), part, opset, {})
             gap = parity(model, Runtime(parts), samples)
             for name in os.listdir(aside):  # weights of 2 GiB and more lie beside their graph
                 os.replace(os.path.join(aside, name), os.path.join(folder, name))

@@ -203,6 +203,8 @@ def test_data_that_are_no_batches_of_pictures(two, tmp_path):
     assert any(kind in problem for problem in check(cfg).problems)
     other = ReIDDataPreprocessor.__new__(ReIDDataPreprocessor)  # to make one takes mmpretrain
     assert 'are no detectors and not supported' in unfit(SimpleNamespace(data_preprocessor=other))
+    clouds = type('Det3DDataPreprocessor', (torch.nn.Module, ), {})()  # by its name: MMDet3D is not installed
+    assert 'models of point clouds' in unfit(SimpleNamespace(data_preprocessor=clouds))
     assert unfit(make_runner(det_config(plain(two[0]), tmp_path / 'work')).model) is None
 
 

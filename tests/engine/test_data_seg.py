@@ -33,6 +33,7 @@ def voc_aug(root):
 
 LAYOUTS = dict(
     ade=ade, voc_aug=voc_aug, potsdam=lambda root: segmentation(root, 'PotsdamDataset'),
+    vaihingen=lambda root: segmentation(root, 'ISPRSDataset'),
     own=lambda root: segmentation(root, classes=('ground', 'square', 'disc')))
 
 

@@ -87,6 +87,69 @@ MODELS = Registry('model', parent=ABOVE, scope='mmheir', locations=['mmheir.regi
 ''',
 }
 
+#: One that builds on no host and has no classes: a model of joints, as those of MMPose.
+JOINTS = {
+    'registry.py': """
+from mmengine.registry import DATASETS as ABOVE_DATASETS, MODELS as ABOVE_MODELS, Registry
+
+MODELS = Registry('model', parent=ABOVE_MODELS, scope='mmjoints', locations=['mmjoints.models'])
+DATASETS = Registry('dataset', parent=ABOVE_DATASETS, scope='mmjoints', locations=['mmjoints.models'])
+""",
+    'models.py': """
+import torch
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from mmjoints.registry import DATASETS, MODELS
+from torch import nn
+
+JOINTS = 3
+
+
+def joints(height, width, generator):
+    return BaseDataElement(metainfo=dict(img_shape=(height, width)),
+                           maps=torch.rand(JOINTS, height // 4, width // 4, generator=generator))
+
+
+@MODELS.register_module()
+class JointEstimator(BaseModel):
+    def __init__(self, width=8):
+        super().__init__(dict(type='ImgDataPreprocessor', mean=[127.] * 3, std=[60.] * 3))
+        self.backbone = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1))
+        self.head = nn.Conv2d(width, JOINTS, 1)
+
+    def forward(self, inputs, data_samples, mode='tensor'):
+        maps = self.head(self.backbone(inputs))
+        if mode != 'loss':
+            return maps
+        return dict(loss_joints=(maps - torch.stack([sample.maps for sample in data_samples])).square().mean())
+
+
+@DATASETS.register_module()
+class Drawn(torch.utils.data.Dataset):
+    metainfo = {}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        picture = torch.randint(0, 256, (3, 64, 48), dtype=torch.uint8, generator=generator)
+        return dict(inputs=picture, data_samples=joints(64, 48, generator))
+""",
+    'kd.py': """
+from kd_mm.hosts.table import Host, register
+
+
+def sample(model, index, height, width, classes, generator):
+    from mmjoints.models import joints
+    assert classes == 0
+    return joints(height, width, generator)
+
+
+register(Host('mmjoints', 'detection', sample=sample))
+""",
+}
+
 
 class Foreign:
     """Packages below ``folder``, importable until :meth:`forget`."""

@@ -18,8 +18,8 @@ FOLDER = Path(os.environ.get('KD_MM_FOUNDATION') or Path(sys.prefix) / 'foundati
 OPERATIONS = []
 
 
-def require(name):
-    """A package of the folder, imported; without the folder the test is skipped."""
+def provide():
+    """Put the folder on the path, and declare what torchvision lacks beside a CPU torch."""
     if FOLDER.is_dir() and str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
     if not OPERATIONS and importlib.util.find_spec('torchvision') is not None:
@@ -32,6 +32,11 @@ def require(name):
             for operation in ('nms', 'qnms'):
                 library.define(f'{operation}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
             OPERATIONS.append(library)
+
+
+def require(name):
+    """A package of the folder, imported; without the folder the test is skipped."""
+    provide()
     return pytest.importorskip(name)
 
 

@@ -278,6 +278,12 @@ COMMANDS = dict(check_config='check', list_taps='taps', measure='profile', train
                 export_student='export')
 
 
+def real_pictures(root: Any) -> str:
+    """A folder of photographs where the real sets lie beside the checkout, else of the COCO files of the tests."""
+    real = TOOLS.parents[1] / 'shared' / 'data' / 'coco128' / 'val2017'
+    return str(real if real.is_dir() else Path(root) / 'images')
+
+
 def tool(name):
     """A command line below tools/ as a module, or that of the sub-command behind it."""
     if name in COMMANDS:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from foundation import require
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
-from stock import hook, loss_step, make_runner
+from mmengine.registry import MODELS, DefaultScope
+from stock import hook, loss_step, make_runner, widths
 from two_stage import two_stage, two_stage_config
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.hosts.models import build_model, load_config
 from kd_mm.hosts.packages import INSTALL, OF_KEYS, OF_SCOPES, OF_TYPES, PackageError, explained, installed, missing
+from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import train
 
@@ -44,6 +45,7 @@ def test_a_config_of_the_zoo_says_which_package_it_lacks(name):
         cfg, _, _ = load_config(name)
         build_model(cfg, None)
     assert f'the package {package}, which is not installed: {INSTALL[package]}' in str(caught.value)
+    assert ('or use_torchvision=False' in str(caught.value)) == ('crowddet' in name)
 
 
 def test_a_teacher_that_lacks_a_package():
@@ -107,6 +109,65 @@ def test_an_operation_that_mmcv_lacks_on_this_device():
         model = build_model(cfg, 'mmdet')
     with pytest.raises(ValueError, match='mmcv has no such operation for cpu: train on a GPU'):
         Distiller(model, copy.deepcopy(model), dict(loss_kd=dict(type='PKDLoss', at='neck')), scope='mmdet')
+
+
+def test_crowddet_pools_with_mmcv_where_torchvision_is_not():
+    """Its config asks for torchvision's RoIAlign; that of mmcv is the same operation."""
+    cfg, _, _ = load_config('mmdet::crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py')
+    model = cfg.model
+    model.data_preprocessor.batch_augments = None
+    model.backbone.update(depth=18, base_channels=8, stem_channels=8, init_cfg=None, frozen_stages=-1)
+    model.neck.update(in_channels=widths(8, 18), out_channels=16)
+    model.rpn_head.update(in_channels=16, feat_channels=16)
+    model.roi_head.bbox_roi_extractor.update(out_channels=16)
+    model.roi_head.bbox_roi_extractor.roi_layer.use_torchvision = False
+    model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32)
+    model.train_cfg.rpn_proposal.update(nms_pre=200, max_per_img=40)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        models = [build_model(cfg, 'mmdet') for _ in range(2)]
+        for each in models:
+            each.init_weights()
+        # Its assigner fails by itself for an image of one object.
+        batch = next(batch for batch in (synthetic_batch(models[0], 2, (128, 128), seed=seed) for seed in range(100))
+                     if all(len(sample.gt_instances) > 1 for sample in batch['data_samples']))
+        data = models[0].data_preprocessor(batch, True)
+        distiller = Distiller(models[0], models[1], dict(
+            loss_kd=dict(type='PKDLoss', at='@neck'), loss_logits=dict(type='SigmoidKDLoss', at='@logits')),
+            scope='mmdet')
+        distiller.attach()
+        losses = models[0].train()(**data, mode='loss')
+    assert losses['loss_kd'] > 0 and losses['loss_logits'] > 0
+
+
+def test_san_distils_with_the_weights_of_its_clip(tmp_path):
+    """mmseg 1.2.2 initialises it from a file of CLIP's weights alone; without ``pretrained`` it fails by itself."""
+    cfg, _, _ = load_config('mmseg::san/san-vit-b16_voc12aug-640x640.py')
+    model = cfg.model
+    model.data_preprocessor.size_divisor = 64
+    model.image_encoder.update(embed_dims=32, num_layers=3, num_heads=2, out_indices=(0, 1, 2), img_size=(32, 32))
+    model.text_encoder.update(embed_dims=32, num_layers=1, num_heads=2, output_dims=32)
+    san, maps = model.decode_head.san_cfg, model.decode_head.maskgen_cfg
+    san.update(clip_channels=32, embed_dims=24, num_queries=8)
+    san.cfg_encoder.update(num_encode_layer=3, num_heads=2)
+    san.cfg_decoder.update(num_heads=2, embed_channels=16, mlp_channels=16)
+    maps.update(embed_dims=32, num_heads=2, num_layers=1, out_dims=32, sos_token_num=8)
+    model.decode_head.deep_supervision_idxs = [2]
+    model.decode_head.train_cfg.num_points = 64
+    model.decode_head.loss_decode[0].class_weight = [1.0] * 20 + [0.1]  # the config keeps those of 171 classes
+    model.pretrained = None
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        torch.save({key: 0.1 * torch.randn_like(value) if value.is_floating_point() else value
+                    for key, value in MODELS.build(copy.deepcopy(model)).state_dict().items()}, tmp_path / 'clip.pth')
+        model.pretrained = str(tmp_path / 'clip.pth')
+        models = [MODELS.build(copy.deepcopy(model)) for _ in range(2)]
+        for each in models:
+            each.init_weights()
+        path = 'decode_head.side_adapter_network.conv_clips'
+        losses = loss_step(models[0], Distiller(models[0], models[1], {
+            f'loss_{index}': dict(type='PKDLoss', at=f'{path}.{index}') for index in (1, 2)}, scope='mmseg'))
+    assert losses['loss_1'] > 0 and losses['loss_2'] > 0
+    (losses['loss_1'] + losses['loss_2']).backward()
+    assert bool(models[0].get_submodule(f'{path}.1')[1].conv.weight.grad.any())
 
 
 #: Configs that take their backbone from mmpretrain -> overrides that narrow it.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign import FISH, HEIR, Foreign
+from foreign import FISH, HEIR, JOINTS, Foreign
 from mmengine.config import Config
 from stock import detector, hook, retinanet_model, teacher_of, train, wide
 from torch import nn
@@ -135,6 +135,26 @@ def test_a_model_that_derives_from_a_host_needs_no_entry(foreign, coco_root, tmp
     assert all(losses['loss_pkd'] > 0 for losses in recorder.losses)
     with pytest.raises(KeyError, match="FishHead has no dense class logits.*docs/hosts.md"):
         find(build_model(cfg, None), '@logits')
+
+
+def test_a_host_without_classes(foreign, tmp_path):
+    """Its entry needs no more than what a data sample looks like."""
+    foreign.write('mmjoints', JOINTS)
+    __import__('mmjoints.kd')
+    losses = dict(loss_pkd=dict(type='PKDLoss', at='backbone'),
+                  loss_maps=dict(type='FitNetLoss', at='head', adapter=None))
+    cfg = Config(dict(
+        default_scope='mmjoints', work_dir=str(tmp_path), log_level='WARNING', visualizer=dict(type='Visualizer'),
+        model=dict(type='JointEstimator'), train_cfg=dict(by_epoch=True, max_epochs=1),
+        train_dataloader=dict(dataset=dict(type='Drawn'), batch_size=2, num_workers=0,
+                              sampler=dict(type='DefaultSampler', shuffle=False)),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))))
+    teacher = dict(model=dict(type='JointEstimator', width=12), default_scope='mmjoints')
+    runner, recorder = train(cfg, [hook(teacher, losses)])
+    assert len(recorder.losses) == 2 and host_of(runner.model).scope == 'mmjoints'
+    assert all(step[name] > 0 for step in recorder.losses for name in (*losses, 'loss_joints'))
+    with pytest.raises(KeyError, match='logits'):
+        find(runner.model, '@logits')
 
 
 def test_what_builds_on_no_host_is_refused(tmp_path):

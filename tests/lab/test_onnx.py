@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
-from stock import NARROW_FCN, detector, hook, retinanet_model, teacher_of, train
+from stock import NARROW_FCN, detector, hook, real_pictures, retinanet_model, teacher_of, train
 from two_stage import two_stage_config
 
 from kd_mm.hosts.models import build_model
@@ -68,10 +68,6 @@ CONFIGS = dict(
     fcn=fcn_config)
 
 
-#: Pictures of the real sets beside the checkout where they are there, else squares and discs.
-REAL = ROOT.parent / 'shared' / 'data' / 'coco128' / 'val2017'
-
-
 def spread(model):
     """Predictions far enough apart that their order does not hang on the last digit."""
     with torch.no_grad():
@@ -98,10 +94,6 @@ def checkpoint(folder, kind, change=None):
     return path
 
 
-def pictures(root):
-    return str(REAL if REAL.is_dir() else root / 'images')
-
-
 @pytest.fixture(scope='module')
 def student(tmp_path_factory):
     """A RetinaNet, and what is written of it."""
@@ -120,7 +112,7 @@ def student(tmp_path_factory):
 def test_the_same_on_images(kind, coco_root, tmp_path, capsys):
     size = (64, 64) if kind == 'fcn' else (HEIGHT, WIDTH)
     main([str(checkpoint(tmp_path, kind)), '--onnx', str(tmp_path / 'student.onnx'), '--size', *map(str, size),
-          '--check', pictures(coco_root), '--images', '2'])
+          '--check', real_pictures(coco_root), '--images', '2'])
     text = capsys.readouterr().out
     assert 'onnxruntime computes what torch does' in text and 'check at' in text and '2 images' in text
     written = sorted(path.name for path in tmp_path.glob('*.onnx'))
@@ -152,7 +144,7 @@ def test_a_wrong_graph_is_found(student, coco_root, tmp_path):
     other = tmp_path / 'other.onnx'
     onnx.save(graph, other)
     part = dataclasses.replace(student['parts'][0], file=str(other))
-    paths = find_pictures(pictures(coco_root))[:1]
+    paths = find_pictures(real_pictures(coco_root))[:1]
     with scope_of(student['cfg']):
         found = compare(student['cfg'], student['model'], [part], paths, (HEIGHT, WIDTH))
         assert found.problems and 'alone finds' in found.problems[0]
@@ -172,7 +164,7 @@ def test_nothing_of_the_torch_model_gets_into_the_check(student, coco_root):
     other = copy.deepcopy(model)
     for parameter in other.parameters():
         parameter.data.normal_()
-    paths = find_pictures(pictures(coco_root))[:1]
+    paths = find_pictures(real_pictures(coco_root))[:1]
     results = []
     with scope_of(student['cfg']), torch.no_grad():
         pipeline = Compose(prediction_pipeline(student['cfg'], (HEIGHT, WIDTH)))
@@ -228,7 +220,7 @@ def test_a_check_without_objects_shows_nothing(tmp_path, coco_root):
     path = checkpoint(tmp_path, 'retinanet', lambda cfg: cfg.model.test_cfg.update(score_thr=0.9999999))
     with pytest.raises(SystemExit, match='neither side finds anything'):
         main([str(path), '--onnx', str(tmp_path / 'student.onnx'), '--size', '64', '64', '--check',
-              pictures(coco_root), '--images', '1'])
+              real_pictures(coco_root), '--images', '1'])
 
 
 def test_heads_that_are_not_known():

@@ -8,6 +8,9 @@ mmcv has no wheel on the package index, so it is compiled here once and the whee
 keyed by mmcv, torch and Python version: the next clone needs seconds.  Set ``KD_MM_CACHE`` to move the cache,
 ``KD_MM_TORCH`` to install another torch than the pinned one (for example a local wheel), ``PYTHON`` in make to use
 another interpreter.
+
+A host that builds on others (MMYOLO, MMRotate) has an environment of its own that holds this host alone and finds the
+rest in ``.venv``: it takes seconds where that is there.
 """
 
 import argparse
@@ -29,11 +32,10 @@ SPECS = ROOT / 'tools' / 'env'
 TORCH = os.environ.get('KD_MM_TORCH', 'torch==2.13.0')
 # mmcv's build imports pkg_resources, which setuptools 81 removed.
 BUILD_TOOLS = ['setuptools==80.9.0', 'wheel==0.45.1', 'ninja==1.13.0', 'packaging==25.0']
-MMCV = {'upstream': ('mmcv', '2.1.0'), 'onedl': ('onedl-mmcv', '2.3.6'), 'yolo': ('mmcv', '2.1.0'),
-        'rotate': ('mmcv', '2.1.0')}
-#: Stack -> the files of requirements of its hosts; a stack with more than one has another host on top of the first.
-HOSTS = {'upstream': ('upstream', ), 'onedl': ('onedl', ), 'yolo': ('upstream', 'yolo'),
-         'rotate': ('upstream', 'rotate')}
+MMCV = {'upstream': ('mmcv', '2.1.0'), 'onedl': ('onedl-mmcv', '2.3.6')}
+#: Stack with a host on top of those of another stack -> that one.
+ON_TOP = {'yolo': 'upstream', 'rotate': 'upstream'}
+STACKS = (*MMCV, *ON_TOP)
 CHECK_OPS = '''
 import torch
 from mmcv.ops import RoIAlign, nms
@@ -81,8 +83,9 @@ def capture(command: Sequence[Any]) -> str:
 
 def fingerprint(stack: str) -> str:
     """Hash of everything that decides what the environment holds."""
-    digest = hashlib.sha256(f'{sys.version}|{TORCH}|{BUILD_TOOLS}|{MMCV[stack]}'.encode())
-    for name in ('base', 'docs', *HOSTS[stack], 'foundation'):
+    base = ON_TOP.get(stack, stack)
+    digest = hashlib.sha256(f'{sys.version}|{TORCH}|{BUILD_TOOLS}|{MMCV[base]}'.encode())
+    for name in ('base', 'docs', *dict.fromkeys((base, stack)), 'foundation'):
         digest.update((SPECS / f'requirements-{name}.txt').read_bytes())
     digest.update((ROOT / 'setup.py').read_bytes())
     return digest.hexdigest()
@@ -180,22 +183,56 @@ def build_mmcv(python: Path, stack: str, wheel_dir: Path, jobs: int) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--stack', choices=sorted(MMCV), default='upstream')
-    parser.add_argument('--venv', help='folder of the environment (default: .venv, or .venv-STACK)')
-    parser.add_argument('--jobs', type=int, default=int(os.environ.get('MAX_JOBS', os.cpu_count() or 1)))
-    args = parser.parse_args()
-    venv = Path(args.venv or ROOT / ('.venv' if args.stack == 'upstream' else f'.venv-{args.stack}'))
-    venv = venv if venv.is_absolute() else ROOT / venv
-    python = venv / 'bin' / 'python'
-    stamp = venv / '.kd_mm_ready'
-    mark = fingerprint(args.stack)
+def folder_of(stack: str) -> Path:
+    return ROOT / ('.venv' if stack == 'upstream' else f'.venv-{stack}')
+
+
+def pip_of(python: Path) -> Sequence[Any]:
+    return [python, '-m', 'pip', '--disable-pip-version-check']
+
+
+def install_kd_mm(python: Path) -> None:
+    with Step('install kd_mm (editable)', 'see the message above'):
+        run([*pip_of(python), 'install', '--quiet', '--no-deps', '--no-build-isolation', '--editable', ROOT])
+
+
+def set_up(stack: str, venv: Path, jobs: int) -> None:
+    """Make the environment of a stack, or see that it is there."""
+    python, stamp, mark = venv / 'bin' / 'python', venv / '.kd_mm_ready', fingerprint(stack)
+    if stack in ON_TOP:
+        set_up(ON_TOP[stack], folder_of(ON_TOP[stack]), jobs)
     if stamp.exists() and stamp.read_text() == mark and python.exists():
         return
     started = time.time()
-    pip = [python, '-m', 'pip', '--disable-pip-version-check']
+    if stack in ON_TOP:
+        set_up_on_top(stack, venv)
+    else:
+        set_up_whole(stack, venv, jobs)
+    stamp.write_text(mark)
+    print(f'[setup] {venv.name} is ready ({(time.time() - started) / 60:.1f} min). '
+          f'Activate it with: source {venv.name}/bin/activate', flush=True)
 
+
+def set_up_on_top(stack: str, venv: Path) -> None:
+    """An environment that holds one host, on top of that of another stack."""
+    base = folder_of(ON_TOP[stack])
+    python = venv / 'bin' / 'python'
+    query = 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
+    with Step(f'create {venv.name} on top of {base.name}', 'install the venv module of this Python (python3-venv)'):
+        run([sys.executable, '-m', 'venv', '--clear', '--without-pip', venv])
+        below = capture([base / 'bin' / 'python', '-c', query])
+        # As a folder of its own, so that what is installed editable there is found, too.
+        (Path(capture([python, '-c', query])) / 'below.pth').write_text(f'import site; site.addsitedir({below!r})\n')
+        (venv / 'foundation').symlink_to(os.path.relpath(base / 'foundation', venv))
+    with Step(f'install what requirements-{stack}.txt names', 'see the message above'):
+        run([*pip_of(python), 'install', '--quiet', '--no-deps', '-r', SPECS / f'requirements-{stack}.txt'])
+    install_kd_mm(python)
+
+
+def set_up_whole(stack: str, venv: Path, jobs: int) -> None:
+    """An environment with torch, mmcv's compiled operations and the hosts."""
+    python = venv / 'bin' / 'python'
+    pip = pip_of(python)
     with Step('check Python, the C++ compiler and the Python headers',
               'install Python 3.10 to 3.12 with its headers (python3-dev), python3-venv and g++; '
               'PYTHON=/path/to/python3.11 make ... picks an interpreter'):
@@ -211,10 +248,10 @@ def main() -> None:
             run([*pip, 'install', '--quiet', TORCH])
     with Step('install the pinned packages',
               'see the message above; a mirror or proxy is set in pip.conf; numpy and scipy need a 64-bit system'):
-        files = [SPECS / f'requirements-{name}.txt' for name in ('base', 'docs', *HOSTS[args.stack])]
+        files = [SPECS / f'requirements-{name}.txt' for name in ('base', 'docs', stack)]
         run([*pip, 'install', '--quiet', '--no-deps', *[word for file in files for word in ('-r', file)]])
 
-    name, version = MMCV[args.stack]
+    name, version = MMCV[stack]
     torch_version = capture([python, '-c', 'import torch; print(torch.__version__)'])
     tag = f'{name}-{version}-torch{torch_version}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}'
     wheel_dir = cache_dir() / 'wheels' / tag.replace('+', '_')
@@ -223,7 +260,7 @@ def main() -> None:
     for attempt in ('cached', 'rebuilt'):
         if not list(wheel_dir.glob('*.whl')):
             with Step(f'compile {name} {version} (about 6 minutes on two cores; only once on this machine)', mend):
-                build_mmcv(python, args.stack, wheel_dir, args.jobs)
+                build_mmcv(python, stack, wheel_dir, jobs)
         with Step(f'install {name} {version} and try its ops', mend):
             run([*pip, 'install', '--quiet', '--no-deps', '--force-reinstall', *wheel_dir.glob('*.whl')])
             broken = subprocess.run([python, '-c', CHECK_OPS], capture_output=True, text=True)
@@ -238,11 +275,16 @@ def main() -> None:
         shutil.rmtree(venv / 'foundation', ignore_errors=True)
         run([*pip, 'install', '--quiet', '--no-deps', '--target', venv / 'foundation',
              '-r', SPECS / 'requirements-foundation.txt'])
-    with Step('install kd_mm (editable)', 'see the message above'):
-        run([*pip, 'install', '--quiet', '--no-deps', '--no-build-isolation', '--editable', ROOT])
-    stamp.write_text(mark)
-    print(f'[setup] {venv.name} is ready ({(time.time() - started) / 60:.1f} min). '
-          f'Activate it with: source {venv.name}/bin/activate', flush=True)
+    install_kd_mm(python)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--stack', choices=sorted(STACKS), default='upstream')
+    parser.add_argument('--venv', help='folder of the environment (default: .venv, or .venv-STACK)')
+    parser.add_argument('--jobs', type=int, default=int(os.environ.get('MAX_JOBS', os.cpu_count() or 1)))
+    args = parser.parse_args()
+    set_up(args.stack, ROOT / args.venv if args.venv else folder_of(args.stack), args.jobs)
 
 
 if __name__ == '__main__':

@@ -36,19 +36,19 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies'), str(ROOT / 'tests' / 'helpers')]
 
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
-from sweep_families import HOSTS, families, in_order, versions  # noqa: E402
+from sweep_families import HOSTS, families, import_hosts, in_order, versions  # noqa: E402
 from sweep_table import KINDS, NOT_THERE, beside, render, summary  # noqa: E402
 
 from kd_mm.engine.distiller import Distiller  # noqa: E402
 from kd_mm.engine.hook import DistillHook  # noqa: E402
 from kd_mm.hosts.files import read_file  # noqa: E402
-from kd_mm.hosts.models import build_model, class_names  # noqa: E402
+from kd_mm.hosts.models import build_model, class_names, start_counters  # noqa: E402
 from kd_mm.hosts.packages import PackageError  # noqa: E402
 from kd_mm.hosts.synthetic import synthetic_batch  # noqa: E402
 from kd_mm.hosts.table import SEGMENTATION, host_of  # noqa: E402
@@ -61,8 +61,8 @@ SHAPES = ((64, 96), (128, 128), (224, 224), (256, 256), (300, 300), (512, 512))
 #: What a family did, as it stands in the file of results; losses by name.
 Record = Dict[str, Any]
 Losses = Dict[str, Dict[str, Any]]
-#: Augmentations that make a batch of a list of pictures; without them the data preprocessor would keep the list.
-STACKS = ('PPYOLOEBatchRandomResize', )
+#: Augmentations that make a batch of numbers: without them the data preprocessor would keep a list, or whole numbers.
+STACKS = ('PPYOLOEBatchRandomResize', 'YOLOXBatchSyncRandomResize')
 LIMIT = 240  # seconds of processor time a family
 
 
@@ -150,6 +150,10 @@ class Observer(Hook):
     def before_train(self, runner: Runner) -> None:
         self.first = {name: value.detach().clone() for name, value in distiller_of(runner).named_parameters()}
         model, parse = runner.model, runner.model.parse_losses
+        # Predictors that begin at 0 (YOLOv6, PPYOLOE) say the same in both models, which is no difference to learn.
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and not bool(parameter.detach().any()):
+                torch.nn.init.normal_(parameter, std=0.01)
 
         def parse_losses(losses: Dict[str, Any]) -> Any:
             parameters = [p for p in model.parameters() if p.requires_grad]
@@ -214,6 +218,7 @@ def usable_shape(model: Any) -> Tuple[Tuple[int, int], Dict[str, Any]]:
     Models are trained a step without distillation first: what fails then is not ours.
     """
     error: Optional[Exception] = None
+    start_counters()
     for shape in own_shapes(model):
         try:
             preprocessor = model.data_preprocessor
@@ -471,12 +476,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not args.render:
         torch.set_num_threads(1)
-        # Imported once, before the first fork.
-        for host in HOSTS:
-            try:
-                __import__(f'{host}.models')
-            except ImportError:
-                print(f'{host} is not installed')
+        import_hosts()
+
         def keep(results: Dict[str, Record]) -> None:
             if not args.only or args.write:
                 before = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).get('families', {})

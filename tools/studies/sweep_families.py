@@ -1,9 +1,10 @@
 """The families that ``tools/studies/sweep.py`` tries: a folder of configs each, and which config of it."""
 
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Tuple
 
+from kd_mm.hosts import packages
 from kd_mm.hosts.table import hosts
 from kd_mm.hosts.zoo import package_folder
 
@@ -31,6 +32,7 @@ CHOSEN = {
     'mmdet/pvt': 'retinanet_pvtv2-b0_fpn_1x_coco.py',
     'mmseg/mask2former': 'mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
     'mmyolo/ppyoloe': 'ppyoloe_plus_s_fast_8xb8-80e_coco.py',
+    'mmyolo/rtmdet': 'rtmdet_tiny_syncbn_fast_8xb32-300e_coco.py',  # the smallest one is frozen below its neck
     'mmyolo/yolov5': 'yolov5_n-v61_syncbn_fast_8xb16-300e_coco.py',
     'mmyolo/yolov6': 'yolov6_n_syncbn_fast_8xb32-300e_coco.py',
     'mmyolo/yolov7': 'yolov7_tiny_syncbn_fast_8x16b-300e_coco.py',
@@ -48,7 +50,8 @@ ALSO = {
     'mmdet/mask2former': ('mask2former_r50_8xb2-lsj-50e_coco-panoptic.py', ),
     'mmseg/pspnet': ('pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', ),
     'mmyolo/yolov6': ('yolov6_v3_m_syncbn_fast_8xb32-300e_coco.py', ),
-    'mmyolo/yolov7': ('yolov7_w-p6_syncbn_fast_8x16b-300e_coco.py', ),
+    'mmyolo/rtmdet': ('rtmdet-ins_s_syncbn_fast_8xb32-300e_coco.py', ),
+    'mmyolo/yolov7': ('yolov7_w-p6_syncbn_fast_8x16b-300e_coco.py', 'yolov7_l_syncbn_fast_8x16b-300e_coco.py'),
     'mmseg/swin': ('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', ),
 }
 #: Marks of size in file names, small first.
@@ -56,6 +59,17 @@ SIZES = ('nano', 'r18', 'mobilenet', 'mv2', 'm-v2', 'b0', 'tiny', 'swin-t', '-t_
          'pidnet-s', '_s_', 'small', 'swin-s', 'r34', 'regnetx-800mf', 'r50', 'hv2p-w32', 'd53', '_l_', 's50', 'h48',
          'r101', 'x101', 'vit-b', 'base', 'large', 'huge')
 
+
+
+def import_hosts() -> None:
+    """The installed hosts; once, before the first fork."""
+    for name, host in HOSTS.items():
+        if not packages.installed(name):
+            print(f'{name} is not installed')
+            continue
+        if not all(map(packages.installed, host.needs)):  # torchvision, which is in a folder of its own here
+            import_module('foundation').provide()
+        import_module(f'{name}.models')
 
 
 def installed() -> List[str]:
@@ -103,8 +117,8 @@ def in_order(known: Iterable[str]) -> List[str]:
 def versions() -> Dict[str, str]:
     """Of what is installed here."""
     found = {}
-    for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmyolo'):
-        for candidate in (name, f'onedl-{name}', f'{name}-open'):
+    for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmyolo', 'mmrotate'):
+        for candidate in (name, f'onedl-{name}', f'{name}-open', f'{name}-dev'):
             try:
                 found[name] = metadata.version(candidate).split('+')[0]
             except metadata.PackageNotFoundError:

@@ -24,6 +24,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import get_object_from_string
 
+from kd_mm.hosts import deployed
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
 from kd_mm.hosts.files import read_file
 from kd_mm.hosts.models import scope_of_config
@@ -125,7 +126,8 @@ def build_student(cfg: Config) -> torch.nn.Module:
 
 
 def check_strict(model: torch.nn.Module, state: Dict[str, torch.Tensor], source: str) -> None:
-    """Load strictly, or say what does not fit."""
+    """Load strictly, in the form that re-parametrised blocks have in ``state``, or say what does not fit."""
+    deployed.take_form(model, state)
     own = model.state_dict()
     problems = [f'{len(keys)} {what} ({", ".join(keys[:5])}{", ..." if len(keys) > 5 else ""})' for what, keys in (
         ('missing', [key for key in own if key not in state]),

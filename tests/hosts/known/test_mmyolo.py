@@ -3,13 +3,14 @@
 import copy
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import yaml
 
 mmyolo = pytest.importorskip('mmyolo', reason='MMYOLO is not installed: make test STACK=yolo')
 
-from stock import hook, make_runner, train  # noqa: E402
+from stock import hook, make_runner, real_pictures, train  # noqa: E402
 from yolo import CLASSES, CONFIGS, SIZE, as_teacher, trainable, yolo_config  # noqa: E402
 
 from kd_mm.engine.distiller import Distiller  # noqa: E402
@@ -21,6 +22,7 @@ from kd_mm.hosts.places import find, meaning_at  # noqa: E402
 from kd_mm.hosts.samples import samples_of  # noqa: E402
 from kd_mm.hosts.taps import Tap  # noqa: E402
 from kd_mm.hosts.zoo import zoo_config, zoo_weights  # noqa: E402
+from kd_mm.lab.commands.export import main as export  # noqa: E402
 from kd_mm.lab.configs import all_random, faults, hook_arguments, read_config  # noqa: E402
 from kd_mm.lab.models import make_distiller, random_batch, scope_of  # noqa: E402
 from kd_mm.ops.problems import ConfigProblems, Problems  # noqa: E402
@@ -290,7 +292,7 @@ def test_weight_zero_is_no_hook(coco_root, tmp_path):
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
-@pytest.mark.parametrize('family', ['yolov6', 'ppyoloe'])
+@pytest.mark.parametrize('family', ['yolov6', 'yolov7_l', 'ppyoloe'])
 def test_reparametrised_blocks(family):
     """A teacher in its deployed form teaches the same as in its training form; so does the student after its switch."""
     from mmyolo.models import RepVGGBlock
@@ -318,23 +320,64 @@ def test_reparametrised_blocks(family):
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(before[0], after[0]))
 
 
-def test_a_deployed_checkpoint_is_loaded_into_the_deployed_form(tmp_path):
-    """Weights after the switch have other keys than the training form; the config of the deployed form takes them."""
+@pytest.mark.parametrize('family, config', [('yolov6', 'deployed'), ('yolov6', 'training'), ('yolov7_l', 'training')])
+def test_a_deployed_checkpoint_of_a_teacher(family, config, tmp_path):
+    """Weights after the switch have other keys than the training form, whose blocks are switched for them."""
     from mmyolo.utils import switch_to_deploy
-    cfg, model = build('yolov6')
-    _, trained = build('yolov6', seed=4)
+    cfg, model = build(family)
+    _, trained = build(family, seed=4)
     trained.eval()
+    whole = copy.deepcopy(trained)
     switch_to_deploy(trained)
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'deployed.pth')
     source = as_teacher(cfg)
-    source['model']['backbone']['block_cfg'] = dict(type='RepVGGBlock', deploy=True)
-    source['model']['neck']['block_cfg'] = dict(type='RepVGGBlock', deploy=True)
-    losses = dict(loss_pkd=dict(type='PKDLoss', at='@neck'))
+    if config == 'deployed':
+        source['model']['backbone']['block_cfg'] = dict(type='RepVGGBlock', deploy=True)
+        source['model']['neck']['block_cfg'] = dict(type='RepVGGBlock', deploy=True)
+    losses = dict(loss_pkd=dict(type='PKDLoss', at='@neck'), loss_mse=dict(type='FitNetLoss', at='@neck', adapter=None))
+    data = random_batch(model, 2, SIZE)
     with scope_of(cfg):
         distiller = Distiller(model, source, losses, teacher_ckpt=str(tmp_path / 'deployed.pth'), scope='mmyolo')
-        assert losses_of(model, distiller, random_batch(model, 2, SIZE))['loss_pkd'] > 0
+        found = losses_of(model, distiller, data)
+        expected = losses_of(model, Distiller(model, whole, losses, scope='mmyolo'), data)
+        assert all(found[name] > 0 and torch.allclose(found[name], expected[name], rtol=1e-3) for name in losses)
+        state = trained.state_dict()
+        state.pop(next(key for key in state if key.endswith('rbr_reparam.bias')))
+        torch.save(dict(state_dict=state), tmp_path / 'part.pth')
         with pytest.raises(ConfigProblems, match='rbr_reparam'):
-            Distiller(model, as_teacher(cfg), losses, teacher_ckpt=str(tmp_path / 'deployed.pth'), scope='mmyolo')
+            Distiller(model, as_teacher(cfg), losses, teacher_ckpt=str(tmp_path / 'part.pth'), scope='mmyolo')
+
+
+@pytest.mark.parametrize('family, form', [
+    ('yolov6', 'training'), ('yolov6', 'deployed'), ('yolov7_l', 'training'), ('yolov7_l', 'deployed'),
+    ('ppyoloe', 'training'), ('yolov8', 'training'), ('rtmdet', 'training'), ('yolov5', 'training'),
+    ('yolox', 'training')])
+def test_a_student_as_onnx(family, form, coco_root, tmp_path, capsys):
+    """From a training form, and from weights that were switched before: the same detections on images, and in the graph
+    a re-parametrised block is one convolution."""
+    from mmyolo.utils import switch_to_deploy
+    cfg, model = build(family)
+    model.eval()
+    if form == 'deployed':
+        switch_to_deploy(model)
+    cfg.model.test_cfg.update(score_thr=0.05, nms_pre=100, max_per_img=20)
+    path = tmp_path / 'student.pth'
+    torch.save(dict(meta=dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=('a', 'b'))),
+                    state_dict=model.state_dict()), path)
+    export([str(path), '--onnx', str(tmp_path / 'student.onnx'), '--size', *map(str, SIZE), '--check',
+            real_pictures(coco_root), '--images', '2'])
+    text = capsys.readouterr().out
+    assert 'onnxruntime computes what torch does' in text and '2 images' in text
+    graph = onnx.load(tmp_path / 'student.onnx')
+    calls = []
+    merged = copy.deepcopy(model)
+    switch_to_deploy(merged)
+    for module in merged.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        forward_tensor(merged, torch.rand(1, 3, *SIZE), None)
+    assert [node.op_type for node in graph.graph.node].count('Conv') == len(calls)
 
 
 def test_sync_bn_of_a_teacher_is_folded_like_any_other():
