@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,40 @@ def test_own_loss():
         env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1'), capture_output=True, text=True)
     assert not done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
     assert 'SmoothHintLoss' in done.stdout and 'loss_hint' in done.stdout
+
+
+#: Runs a script as it is typed, with torchvision, which MMPose imports, from the folder that the tests have it in.
+AS_TYPED = '''
+import runpy, sys
+from foundation import provide
+provide()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+
+
+def another_host(*arguments):
+    """In a process of its own: it registers a host, and other tests look at all that are registered."""
+    path = os.pathsep.join(map(str, (EXAMPLES.parent, EXAMPLES.parent / 'tests' / 'helpers')))
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', AS_TYPED, str(EXAMPLES / 'another_host' / 'train.py'), *arguments],
+        env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1'), capture_output=True, text=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mmpose') is not None, reason='MMPose is installed')
+def test_another_host_says_what_it_needs():
+    done = another_host()
+    assert done.returncode == 1 and 'pip install mmpose==1.3.2' in done.stderr, done.stderr[-2000:]
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mmpose') is None, reason='MMPose is not installed')
+def test_another_host():
+    done = another_host('--epochs', '1')
+    assert not done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
+    found = re.search(r'loss_kd_features: ([\d.]+) to ([\d.]+) in 2 steps', done.stdout)
+    assert found and float(found.group(2)) < float(found.group(1))
+    assert re.search('the checkpoint has 140 weights, all of them of the plain model', done.stdout)
+    refused = another_host('--without-entry')
+    assert not refused.returncode, refused.stdout[-2000:] + refused.stderr[-2000:]
+    assert re.search('refused before the first step: .*"An entry of your own"', refused.stdout, re.DOTALL)

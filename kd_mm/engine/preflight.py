@@ -307,8 +307,11 @@ class Preflight:
                 errors.setdefault(self._running + re.sub(r'\d+', '', text),
                                   f'at {shape[0]}x{shape[1]}: {text} (the {self._running})')
                 step.clear()
+        foreign = '' if task_of(step.student) is not None else (
+            '. The student is of no host that is known, so it was given pictures without data samples. If it needs '
+            'them, describe its package: docs/hosts.md, "An entry of your own"')
         self.problems.add('the forward pass of student or teacher on random images fails. '
-                          f'{"; ".join(errors.values())}')
+                          f'{"; ".join(errors.values())}{foreign}')
         return None
 
     def _pass(self, shape: Tuple[int, int]) -> Tuple[Dict[str, Dict[str, Recorded]], KDBatch]:

@@ -14,6 +14,7 @@ INSTALL: Dict[str, str] = {
     'detectron2': 'pip install git+https://github.com/facebookresearch/detectron2.git',
     'ldm': 'pip install git+https://github.com/CompVis/stable-diffusion.git, with what requirements/optional.txt of '
            'mmsegmentation lists',
+    'mmcls': 'pip install "mmcls>=1.0.0rc0" (older ones need mmcv 1; mmpretrain took its place)',
     'mmpretrain': 'pip install mmpretrain (beside the maintained forks: pip install onedl-mmpretrain)',
     'panopticapi': 'pip install git+https://github.com/cocodataset/panopticapi.git',
     'timm': 'pip install timm',

@@ -9,7 +9,7 @@ import copy
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -250,8 +250,31 @@ def compare(cfg: Config, model: Any, parts: Sequence[Part], paths: Sequence[str]
     Raises:
         ValueError: an image cannot be read or has another size after the pipeline.
     """
-    runtime, agreement = Runtime(parts), Agreement()
-    pipeline = Compose(prediction_pipeline(cfg, None if sliding_window(model) else size))
+    runtime = Runtime(parts)
+
+    def other(data: Dict[str, Any]) -> Sequence[Any]:
+        with on_runtime(model, runtime):
+            return model.test_step(data)
+
+    return compare_with(cfg, model, other, paths, None if sliding_window(model) else size)
+
+
+def compare_with(cfg: Config, model: Any, other: Callable[[Dict[str, Any]], Sequence[Any]], paths: Sequence[str],
+                 size: Optional[Tuple[int, int]]) -> Agreement:
+    """Predict images with a model and with something else that should find the same.
+
+    Args:
+        cfg: of the model, whose test pipeline reads the images.
+        model: in evaluation, with its weights.
+        other: gives the data samples with the predictions of a batch, as ``model.test_step`` does.
+        paths: of the images.
+        size: height and width to which images are brought, see :func:`prediction_pipeline`.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    agreement = Agreement()
+    pipeline = Compose(prediction_pipeline(cfg, size))
     for index, path in enumerate(paths):
         try:
             sample = pipeline(dict(img_path=os.path.abspath(path), img_id=index, seg_fields=[]))
@@ -261,9 +284,8 @@ def compare(cfg: Config, model: Any, parts: Sequence[Part], paths: Sequence[str]
         data = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
         with torch.no_grad():
             own = model.test_step(copy.deepcopy(data))
-            with on_runtime(model, runtime):
-                other = model.test_step(data)
-        agreement.add(os.path.basename(path), own[0], other[0])
+            found = other(data)
+        agreement.add(os.path.basename(path), own[0], found[0])
     return agreement
 
 

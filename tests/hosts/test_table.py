@@ -137,24 +137,37 @@ def test_a_model_that_derives_from_a_host_needs_no_entry(foreign, coco_root, tmp
         find(build_model(cfg, None), '@logits')
 
 
-def test_a_host_without_classes(foreign, tmp_path):
-    """Its entry needs no more than what a data sample looks like."""
-    foreign.write('mmjoints', JOINTS)
-    __import__('mmjoints.kd')
-    losses = dict(loss_pkd=dict(type='PKDLoss', at='backbone'),
-                  loss_maps=dict(type='FitNetLoss', at='head', adapter=None))
-    cfg = Config(dict(
-        default_scope='mmjoints', work_dir=str(tmp_path), log_level='WARNING', visualizer=dict(type='Visualizer'),
+def joints_config(work_dir):
+    return Config(dict(
+        default_scope='mmjoints', work_dir=str(work_dir), log_level='WARNING', visualizer=dict(type='Visualizer'),
         model=dict(type='JointEstimator'), train_cfg=dict(by_epoch=True, max_epochs=1),
         train_dataloader=dict(dataset=dict(type='Drawn'), batch_size=2, num_workers=0,
                               sampler=dict(type='DefaultSampler', shuffle=False)),
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))))
-    teacher = dict(model=dict(type='JointEstimator', width=12), default_scope='mmjoints')
+
+
+JOINT_LOSSES = dict(loss_pkd=dict(type='PKDLoss', at='backbone'),
+                    loss_maps=dict(type='FitNetLoss', at='head', adapter=None))
+JOINT_TEACHER = dict(model=dict(type='JointEstimator', width=12), default_scope='mmjoints')
+
+
+def test_a_host_without_classes(foreign, tmp_path):
+    """Its entry needs no more than what a data sample looks like."""
+    foreign.write('mmjoints', JOINTS)
+    __import__('mmjoints.kd')
+    cfg, losses, teacher = joints_config(tmp_path), JOINT_LOSSES, JOINT_TEACHER
     runner, recorder = train(cfg, [hook(teacher, losses)])
     assert len(recorder.losses) == 2 and host_of(runner.model).scope == 'mmjoints'
     assert all(step[name] > 0 for step in recorder.losses for name in (*losses, 'loss_joints'))
     with pytest.raises(KeyError, match='logits'):
         find(runner.model, '@logits')
+
+
+def test_a_host_without_an_entry_is_told_to_write_one(foreign, tmp_path):
+    """Its model wants data samples, and nobody knows what they look like."""
+    foreign.write('mmjoints', JOINTS)
+    with pytest.raises(ValueError, match="data_samples.*of no host that is known.*An entry of your own"):
+        train(joints_config(tmp_path), [hook(JOINT_TEACHER, JOINT_LOSSES)])
 
 
 def test_what_builds_on_no_host_is_refused(tmp_path):

@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
+
+from others import need  # noqa: E402
 
 CONFIG = 'det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py'
 LEVELS = 5
@@ -46,13 +48,9 @@ def import_mmrazor() -> str:
     Raises:
         SystemExit: it is not installed.
     """
-    try:
-        importlib.import_module('mmrazor')
-    except ModuleNotFoundError as error:
-        if error.name != 'mmrazor':
-            raise
-        raise SystemExit('against_mmrazor: MMRazor is not installed. Install it beside mmdet, without its own '
-                         'requirements: pip install --no-deps mmrazor==1.0.0') from error
+    need('against_mmrazor', ('mmrazor', ), 'Install it beside mmdet, without its own requirements: '
+         'pip install --no-deps mmrazor==1.0.0')
+    importlib.import_module('mmrazor')
     try:
         importlib.import_module('mmrazor.models')
         return 'as it is'

@@ -21,6 +21,8 @@ LEFT_OUT: Dict[str, Dict[str, str]] = {
         'common': 'parts for other configs, no model',
         'soft_teacher': 'two detectors in one, distilled in its branches: tests/engine/test_branches.py',
     },
+    'mmrotate': {'h2rbox_v2': 'it turns and flips each image inside of its loss and learns from all three; a teacher '
+                              'sees the one that the batch has'},
     'mmyolo': {'deploy': 'for mmdeploy, no model', 'razor': 'needs mmrazor: searched and pruned models'},
 }
 #: The config of a folder that stands for it, where the smallest is not what the family is known for.

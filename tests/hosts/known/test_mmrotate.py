@@ -11,6 +11,7 @@ if importlib.util.find_spec('mmrotate') is None:
     pytest.skip('MMRotate is not installed: make test STACK=rotate', allow_module_level=True)
 require('mmrotate')  # it imports torchvision, for which this declares what the CPU's torch lacks
 
+from mmengine.config import Config  # noqa: E402
 from rotate import CONFIGS, as_teacher, rotate_config, trainable, write_dota  # noqa: E402
 from stock import hook, train  # noqa: E402
 
@@ -19,7 +20,9 @@ from kd_mm.hosts.heads.dense import dense_view, has_angle_bins, is_rotated  # no
 from kd_mm.hosts.models import build_model  # noqa: E402
 from kd_mm.hosts.places import find  # noqa: E402
 from kd_mm.hosts.samples import Samples  # noqa: E402
+from kd_mm.hosts.synthetic import synthetic_batch  # noqa: E402
 from kd_mm.hosts.table import host_of  # noqa: E402
+from kd_mm.hosts.zoo import zoo_config  # noqa: E402
 from kd_mm.lab.models import random_batch, scope_of  # noqa: E402
 from kd_mm.ops.boxes import envelope  # noqa: E402
 from kd_mm.ops.problems import ConfigProblems  # noqa: E402
@@ -50,6 +53,24 @@ def losses_of(model, distiller, data):
         return model(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
     finally:
         distiller.detach()
+
+
+@pytest.mark.parametrize('path, numbers', [
+    ('gliding_vertex/gliding-vertex-qbox_r50_fpn_1x_dota.py', 8), ('cfa/cfa-qbox_r50_fpn_1x_dota.py', 8),
+    (CONFIGS['retinanet'], 5), (CONFIGS['oriented_rcnn'], 5)])
+def test_random_boxes_are_those_that_the_heads_learn_from(path, numbers):
+    """Corners, or a centre with an angle; both inside of the picture."""
+    cfg = Config.fromfile(str(zoo_config(f'mmrotate::{path}')))
+    cfg.model.backbone.init_cfg = None
+    with scope_of(cfg):
+        batch = synthetic_batch(build_model(cfg, None), 2, (64, 96))
+    for sample in batch['data_samples']:
+        boxes = sample.gt_instances.bboxes.tensor
+        assert len(boxes) and boxes.shape[1] == numbers
+        upright = envelope(boxes)
+        assert bool((upright[:, 2:] - upright[:, :2] > 1).all())
+        centres = (upright[:, 2:] + upright[:, :2]) / 2
+        assert bool((centres > 0).all() and (centres < centres.new_tensor([96, 64])).all())
 
 
 @pytest.mark.parametrize('family', CONFIGS)
