@@ -16,6 +16,7 @@ from kd_mm.hosts.semi import labelled_sample
 from kd_mm.ops.classes import COMMON, ClassPair, map_classes
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
+from kd_mm.ops.words import count
 from kd_mm.registry import build
 from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.labels.base import Additions, Labeller
@@ -177,16 +178,16 @@ class Labelling:
                 self.notes += [f'{where}what the teacher {teacher!r} computes cannot be kept for its predictions: '
                                'for the labels it runs by itself' for teacher in again]
                 for teacher in labeller.teachers:
-                    (_, own), (count, theirs) = self._pairs[name, teacher]
+                    (_, own), (total, theirs) = self._pairs[name, teacher]
                     ours, others = self.names.classes_of(STUDENT), labeller.prompts or self.names.classes_of(teacher)
                     named = [(_named(others, index), _named(ours, target)) for target, index in zip(own, theirs)]
                     # Of classes that are called the same a number says enough.
                     pairs = [f'{name} as {other}' for name, other in named if name != other]
                     same = len(named) - len(pairs)
                     pairs = pairs[:20] + (['...'] if len(pairs) > 20 else [])
-                    pairs += [f'{same} classes by their own names'] if same else []
+                    pairs += [f'{count(same, "class", "classes")} by the same name'] if same else []
                     self.notes.append(f'{where}teacher {teacher!r} labels {", ".join(pairs)} '
-                                      f'({len(own)} classes of its {count})')
+                                      f'({count(len(own), "class", "classes")} of its {total})')
             except Exception as error:  # models raise anything
                 text = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
                 problems.append(f'{where}the teacher cannot be asked for labels: {text}')

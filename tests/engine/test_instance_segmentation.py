@@ -16,9 +16,10 @@ from kd_mm.regions.gt_mask import GTMaskRegion
 from kd_mm.types.batch import KDBatch, Targets
 
 REGION = dict(type='FitNetLoss', at='@neck', region=dict(type='GTMaskRegion'))
+# Masks of random kernels are almost flat: the small tau lifts their shapes out of the rounding.
 KERNELS = dict(
-    loss_masks=dict(type='SigmoidKDLoss', at='@instance_masks'), loss_shape=dict(type='CWDLoss', at='@instance_masks'),
-    loss_region=REGION)
+    loss_masks=dict(type='SigmoidKDLoss', at='@instance_masks'),
+    loss_shape=dict(type='CWDLoss', at='@instance_masks', tau=0.01), loss_region=REGION)
 QUERIES = dict(loss_masks=dict(type='MaskQueryLoss', at='panoptic_head', points=64), loss_region=REGION)
 RCNN = dict(loss_masks=dict(type='SigmoidKDLoss', at='@roi_masks'), loss_region=REGION)
 #: Kind of segmentor -> what it learns.

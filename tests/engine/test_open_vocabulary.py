@@ -31,7 +31,7 @@ def test_labels_are_what_it_finds_for_the_names(teacher):
     student = build_model(head_config('retinanet'), 'mmdet')
     distiller = Distiller(student, teacher, None, teacher_ckpt='random', scope='mmdet', speed='exact',
                           classes=['disc', 'square', 'hexagon'], labels=LABELS)
-    assert any('labels a ball as disc, square as square (2 classes of its 3)' in note
+    assert any('labels a ball as disc, 1 class by the same name (2 classes of its 3)' in note
                for note in distiller.labelling.notes)
     data = student.data_preprocessor(synthetic_batch(student, 2, (64, 96)), True)
     step, model = distiller.current, distiller.teacher.model

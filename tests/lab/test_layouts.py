@@ -112,8 +112,8 @@ def test_distil_and_compare_on_pascal_voc(pascal, tmp_path):
     work = tmp_path / 'run'
     result = kd_mm('distill', pascal.student, '--teacher', pascal.teacher, '--teacher-ckpt', pascal.weights,
                    '--work-dir', work, '--no-cost', '--score-images', 2)
-    assert result.exit_code == 0 and 'teacher: pascal_voc/mAP 0' in result.output, message(result)
-    assert '| model | pascal_voc/mAP |' in (work / 'report.md').read_text()
+    assert result.exit_code == 0 and 'teacher: pascal_voc/mAP (0 to 1) 0' in result.output, message(result)
+    assert '| model | pascal_voc/mAP (0 to 1) |' in (work / 'report.md').read_text()
     # the host's own log, and the plain student, each picture also mirrored
     result = kd_mm('compare', f'first={work / "distilled"}', f'second={work / "distilled"}')
     assert result.exit_code == 0 and 'pascal_voc/mAP' in result.output, message(result)

@@ -19,6 +19,7 @@ import copy
 import fcntl
 import json
 import math
+import os
 import shutil
 import statistics
 import sys
@@ -30,6 +31,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 
+import machine  # noqa: E402
 import stages as engine  # noqa: E402
 
 RESULTS, PAGE = ROOT / 'docs' / 'growing.json', ROOT / 'docs' / 'growing.md'
@@ -304,7 +306,8 @@ def run_all(tasks: Sequence[Task], args: argparse.Namespace) -> Dict[str, Any]:
     results = load(args.results)
     command = f'python tools/studies/growing.py --data-root PATH --seeds {args.seeds}' + (
         f' --threads {args.threads}' if args.threads != 1 else '') + (f' --iters {args.iters}' if args.iters else '')
-    results.update(command=command, versions=versions(), threads=args.threads)
+    results.update(command=command, versions=versions(), threads=args.threads, machine=dict(
+        processor=machine.processor(), cores=os.cpu_count(), threads=args.threads))
     entries = results.setdefault('tasks', {})
     plan: List[Tuple[int, Task]] = [(seed, task) for seed in range(args.seeds) for task in tasks]
     steps = {}
