@@ -81,6 +81,14 @@ def test_two_processes_with_a_task_each_keep_the_results_of_both(tmp_path):
     assert list(json.loads(path.read_text())['tasks']) == ['bccd', 'camvid']  # in the order of the page
 
 
+def test_the_page_is_what_the_results_say(tmp_path):
+    results, page = TOOL.load(TOOL.RESULTS), tmp_path / 'page.md'
+    assert {'command', 'versions', 'machine'} <= set(results)
+    page.write_text(TOOL.PAGE.read_text())
+    TOOL.write_page(results, page)
+    assert page.read_text() == TOOL.PAGE.read_text()
+
+
 def entry(**seeds):
     return dict(title='Drawn', metric='mAP', iters=5, trainings=['old', 'ERD'], seeds=seeds, steps=[
         dict(new=['disc'], images=[4, 8]), dict(new=['square'], images=[3, 8])])
