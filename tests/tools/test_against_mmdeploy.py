@@ -16,8 +16,8 @@ from kd_mm.hosts.packages import installed  # noqa: E402
 THERE = all(map(installed, against_mmdeploy.PACKAGES))
 
 
-@pytest.mark.skipif(THERE, reason='mmdeploy is installed')
-def test_without_mmdeploy_it_says_what_to_do(tmp_path):
+def test_without_mmdeploy_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmdeploy', None)  # neither found nor imported
     with pytest.raises(SystemExit, match=r'mmdeploy.* not installed\..*pip install --no-deps mmdeploy==1\.3\.1'):
         against_mmdeploy.main(['--images', str(tmp_path)])
 
