@@ -224,18 +224,6 @@ def save(path: Path, results: Dict[str, Any], task: str) -> None:
         part.replace(path)
 
 
-def versions() -> Dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = dict(python=sys.version.split()[0])
-    for name in ('torch', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation'):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def settings_hash(task: Task, name: str, iters: int, steps: Sequence[Any]) -> str:
     """What a result depends on, besides the seed and kd_mm."""
     data = [[step.name, step.new, step.classes, step.images, step.labels] for step in steps]
@@ -306,8 +294,8 @@ def run_all(tasks: Sequence[Task], args: argparse.Namespace) -> Dict[str, Any]:
     results = load(args.results)
     command = f'python tools/studies/growing.py --data-root PATH --seeds {args.seeds}' + (
         f' --threads {args.threads}' if args.threads != 1 else '') + (f' --iters {args.iters}' if args.iters else '')
-    results.update(command=command, versions=versions(), threads=args.threads, machine=dict(
-        processor=machine.processor(), cores=os.cpu_count(), threads=args.threads))
+    made = machine.provenance(command, os.cpu_count() or 1, args.threads)
+    results.update(made, versions=dict(python=made['python'], **made['versions']), threads=args.threads)
     entries = results.setdefault('tasks', {})
     plan: List[Tuple[int, Task]] = [(seed, task) for seed in range(args.seeds) for task in tasks]
     steps = {}
