@@ -21,13 +21,18 @@ LABELS = dict(type='PseudoLabels', score=0.0, iou=1.0, min_size=0.0, prompts=PRO
               classes={'a ball': 'disc', 'square': 'square'})
 
 
+def made(*arguments):
+    return dict(model=open_vocabulary(*arguments).model.to_dict(), default_scope='mmdet')
+
+
 @pytest.fixture(scope='module', params=CONFIGS)
 def teacher(request, tmp_path_factory):
-    cfg = open_vocabulary(request.param, tmp_path_factory.mktemp('bert'))
-    return dict(model=cfg.model.to_dict(), default_scope='mmdet')
+    return made(request.param, tmp_path_factory.mktemp('bert'))
 
 
-def test_labels_are_what_it_finds_for_the_names(teacher):
+@pytest.mark.parametrize('config', CONFIGS)
+def test_labels_are_what_it_finds_for_the_names(config, tmp_path):
+    teacher = made(config, tmp_path, len(PROMPTS))
     student = build_model(head_config('retinanet'), 'mmdet')
     distiller = Distiller(student, teacher, None, teacher_ckpt='random', scope='mmdet', speed='exact',
                           classes=['disc', 'square', 'hexagon'], labels=LABELS)

@@ -43,10 +43,15 @@ def language_model(folder):
     return str(folder)
 
 
-def open_vocabulary(name, folder):
-    """A narrowed config of the zoo, whose language model lies in ``folder``."""
+def open_vocabulary(name, folder, names=None):
+    """A narrowed config of the zoo, whose language model lies in ``folder``.
+
+    Asked for ``names`` names it keeps every box under each of them, whatever random weights prefer.
+    """
     cfg = Config.fromfile(str(zoo_config(f'mmdet::{CONFIGS[name]}')))
     cfg.merge_from_dict(dict(model=SMALL[name]))
+    if names is not None:
+        cfg.model.test_cfg.max_per_img = names * (SMALL[name].get('num_queries') or 1000)
     cfg.model.language_model.name = language_model(folder)
     if 'lang_model_name' in cfg.model.bbox_head:
         cfg.model.bbox_head.lang_model_name = cfg.model.language_model.name
