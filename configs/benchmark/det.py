@@ -92,8 +92,8 @@ methods = dict(
     vid=dict(losses=dict(loss_vid=dict(type='VIDLoss', at='neck', loss_weight=1.0))),
 )
 left_out = dict(
-    detrdistill='a pair of DETR-type detectors would be needed; they are trained for 50 epochs and more',
-    kd_detr='a pair of DETR-type detectors would be needed',
+    detrdistill='is for detectors with queries, see lite_dino.py',
+    kd_detr='is for detectors with queries, see lite_dino.py',
     mask_query='compares masks of queries, and this data has no masks',
 )
 # {label.seed} are scores of `trials` in benchmark.json, {run.seed} those of the table.

@@ -61,7 +61,7 @@ def lighter(teacher):
     elif encoder is None:
         return None
     if 'num_queries' in found.model:
-        found.model.num_queries = FEWER['num_queries']
+        found.model.num_queries = min(FEWER['num_queries'], found.model.num_queries)
     return found.to_dict()
 
 
@@ -110,7 +110,7 @@ def smallest_overrides(cfg, work_dir):
             place = place.get(part) if isinstance(place, dict) else None
         if isinstance(place, dict) and isinstance(place.get(last), int) and (
                 key != 'num_queries' or teacher is not None):
-            options[f'model.{key}'] = most
+            options[f'model.{key}'] = min(most, place[last])
     for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
         if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
             options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]

