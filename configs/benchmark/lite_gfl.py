@@ -46,7 +46,8 @@ rows = {
     ':foundation': dict(
         student='lite_gfl_scratch.py', against=':scratch',
         note='that student, and the backbone with ImageNet weights teaches its backbone (PKD at the backbone, all four '
-             'levels), for twelve epochs; no teacher that has learned this task. The plain student is what starts from the same weights',
+             'levels), for twelve epochs; no teacher that has learned this task. The plain student is what starts from '
+             'the same weights',
         hook=dict(
             teacher=dict(type='tools.studies.lite.pretrained', variant='lite0', out_indices=(1, 2, 3, 4),
                          preprocess=dict(mean=[127.5] * 3, std=[127.5] * 3, channels='rgb')),
