@@ -22,6 +22,7 @@ import mmengine.runner.loops
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 # The models are tiny: threads cost more than they give. More of them add in another order: no test may depend on that.
 torch.set_num_threads(int(os.environ.get('KD_MM_TEST_THREADS', '1')))
@@ -99,3 +100,11 @@ def coco_root(tmp_path_factory):
 @pytest.fixture(scope='session')
 def cityscapes_root(tmp_path_factory):
     return write_cityscapes(tmp_path_factory.mktemp('cityscapes'))
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Every line of the log."""
+    lines = []
+    monkeypatch.setattr(MMLogger, 'log', lambda self, level, message, *args, **kwargs: lines.append(str(message)))
+    return lines

@@ -1,5 +1,6 @@
 """Runner life cycle <-> Distiller; with ``holding.py`` the only file that knows the Runner."""
 
+import logging
 import os
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -19,7 +20,9 @@ from kd_mm.engine.holding import Holding, before_loading, hold
 from kd_mm.engine.resume import SIDE_KEY, restore, side_state
 from kd_mm.engine.score import Scores
 from kd_mm.engine.sharding import shard_teachers
+from kd_mm.engine.term import STUDENT
 from kd_mm.engine.trial import wish
+from kd_mm.engine.watch import Course
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
 from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names, classes_of
@@ -138,6 +141,7 @@ class DistillHook(Hook):
         self.branches = None if branches is None else check_branches('kd_mm.DistillHook', 'branches', branches)
         self.distiller: Optional[Distiller] = None
         self.holding: Optional[Holding] = None
+        self.course = Course()
         self._resumed = False  # from a checkpoint; `resume=True` in an empty work dir is a fresh start
         self._averaged = False  # whether that checkpoint has an EMAHook's average
         self._early: Any = None  # what was loaded before there was a distiller
@@ -294,6 +298,9 @@ class DistillHook(Hook):
                 runner.message_hub.update_scalar(f'train/{name}', value)
             for teacher in self.distiller.teachers.values() if stepped else ():
                 teacher.after_step(runner.iter, runner.max_iters)
+            own = {term.name: term.label for term in self.distiller.current.terms if term.learner == STUDENT}
+            for sentence in self.course.after_iter(runner.message_hub.log_scalars, own):
+                print_log(f'kd_mm: {sentence}', 'current', logging.WARNING)
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self.distiller is not None:

@@ -2,7 +2,6 @@
 
 import pytest
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from stock import detector, hook, teacher_of, tool, train
 
 CWD = dict(loss_cwd=dict(type='CWDLoss', at='neck'))
@@ -12,14 +11,6 @@ COMMON = dict(loss_kd=dict(type='SigmoidKDLoss', at='@logits', classes='common')
 @pytest.fixture
 def det(coco_root, tmp_path):
     return detector(coco_root, tmp_path / 'work')
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """Every line of the log."""
-    lines = []
-    monkeypatch.setattr(MMLogger, 'log', lambda self, level, message, *args, **kwargs: lines.append(str(message)))
-    return lines
 
 
 SLIPS = [
