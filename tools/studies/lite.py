@@ -158,7 +158,7 @@ class LiteBackbone(BaseModule):
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in self.out_indices:
-                outs.append(x)
+                outs.append(x.contiguous())  # RoIAlign and others of the hosts' operators know no other layout
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'LiteBackbone':

@@ -63,4 +63,5 @@ def pool_instances(features: Tensor, rows: Tensor, frame: Tuple[int, int], size:
     cells = torch.cat([cells[:, :3], torch.maximum(cells[:, 1:3], cells[:, 3:])], dim=1)
     if not len(cells):
         return features[:0].sum(dim=(2, 3))[:, :, None, None].expand(0, features.shape[1], size, size)
-    return roi_align(features, cells.to(features.dtype), (size, size), 1.0, samples, 'avg', True)
+    # mmcv's operator takes the channels for the outer ones, wherever they lie in memory.
+    return roi_align(features.contiguous(), cells.to(features.dtype), (size, size), 1.0, samples, 'avg', True)

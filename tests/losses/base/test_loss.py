@@ -249,6 +249,24 @@ def test_prepare_twice_changes_nothing(name):
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_the_layout_of_memory_changes_nothing(name):
+    """Maps whose channels lie innermost: some operators of the hosts read them in the wrong order."""
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        loss, pair = make_loss(name), make_pair()
+        student, teacher = (tuple(tensor.detach().clone(memory_format=torch.preserve_format).contiguous(
+            memory_format=layout) for tensor in side) for side in pair)
+        for tensor in student:
+            tensor.requires_grad_()
+        torch.manual_seed(0)
+        loss.prepare(student, teacher)
+        value = loss(student, teacher, make_batch())
+        found.append((value, *torch.autograd.grad(value, student, allow_unused=True)))
+    for usual, innermost in zip(*found):
+        torch.testing.assert_close(innermost, usual, rtol=1e-4, atol=1e-6)
+
+
 def test_a_single_tensor_is_one_level():
     loss, (student, teacher) = make_loss('CWDLoss'), make_pair()
     assert torch.equal(loss(student[0], teacher[0]), loss(student[:1], teacher[:1]))
