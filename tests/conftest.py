@@ -4,6 +4,7 @@ Data are real files in COCO and Cityscapes layout, written once a session; model
 narrowed by overrides.
 """
 
+import copy
 import functools
 import gc
 import json
@@ -19,10 +20,24 @@ import mmengine.dataset.base_dataset
 import mmengine.model.base_module
 import mmengine.model.weight_init
 import mmengine.runner.loops
+import mmengine.runner.runner
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import MMLogger
+
+
+def once_for_installed(read):
+    """A reader of config files that reads those in the environment once."""
+    read_once = functools.lru_cache(maxsize=None)(read)
+
+    def read_or_copy(filename, *args, **options):
+        if not os.path.isabs(filename) or 'site-packages' not in Path(filename).parts:
+            return read(filename, *args, **options)
+        return copy.deepcopy(read_once(str(filename), *args, **options))
+
+    return read_or_copy
+
 
 # The models are tiny: threads cost more than they give. More of them add in another order: no test may depend on that.
 torch.set_num_threads(int(os.environ.get('KD_MM_TEST_THREADS', '1')))
@@ -30,6 +45,10 @@ torch.set_num_threads(int(os.environ.get('KD_MM_TEST_THREADS', '1')))
 mmengine.config.config.FormatCode = lambda text, **_: (text, True)
 # A base named ``mmdet::...`` is looked up in the host's index, which is read from a hundred files each time.
 mmengine.config.utils.load = functools.lru_cache(maxsize=None)(mmengine.config.utils.load)
+# What else the hosts' configs inherit is read, parsed and run once: they do not change, and each has its own copy.
+mmengine.config.Config._file2dict = staticmethod(once_for_installed(mmengine.config.Config._file2dict))
+# What is installed is written into the log of every Runner, after asking the compiler and git again.
+mmengine.runner.runner.collect_env = functools.lru_cache(maxsize=None)(mmengine.runner.runner.collect_env)
 # For the log, mmengine notes the mean of every parameter after each of its initialisers: a fifth of a model's set-up.
 mmengine.model.base_module.update_init_info = mmengine.model.weight_init.update_init_info = lambda *_, **__: None
 mmengine.model.base_module.BaseModule._dump_init_info = lambda self: None

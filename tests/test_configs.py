@@ -197,7 +197,7 @@ def test_one_training_step(path, tmp_path, monkeypatch):
 
     report = check_with(cfg, runner, monkeypatch)
     if not ignored:  # the labels of the check have some
-        assert 'a training step on random images of 64x128 fails: ' in report.problems[0]
+        assert f'a training step on random images of {SHAPE[0]}x{SHAPE[1]} fails: ' in report.problems[0]
         return
     assert report.problems == [] and not any('no gradient' in warning for warning in report.warnings)
     assert [term.name for term in report.step.terms] == names

@@ -250,8 +250,8 @@ def host_of(model: nn.Module) -> Optional[Host]:
     own = class_host(model)
     if own is None:
         return None
-    parts = {_package(type(value)) for module in model.modules() for value in vars(module).values()
-             if not isinstance(value, nn.Module)}
+    types = {type(value) for module in model.modules() for value in vars(module).values()}
+    parts = {_package(cls) for cls in types if not issubclass(cls, nn.Module)}
     return next((host for host in hosts() if host.parent == own.scope and host.package in parts), own)
 
 

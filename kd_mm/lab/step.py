@@ -90,8 +90,9 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def _norm(parameters: Sequence[Tensor]) -> float:
-    squares = [parameter.grad.double().square().sum() for parameter in parameters if parameter.grad is not None]
-    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    norms = [torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) for parameter in parameters
+             if parameter.grad is not None]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
 def _shares(distiller: Distiller, losses: Dict[str, Any], found: Sequence[Evaluation]) -> Dict[str, float]:

@@ -1,12 +1,11 @@
 """Bytes of tensors, counted by what is made and not by a device: the same number on every machine."""
 
 import weakref
-from typing import Any, Set
+from typing import Any, Iterator, Set
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 
 class LiveBytes(TorchDispatchMode):
@@ -30,11 +29,11 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        given = {storage_key(leaf) for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)}
-        for leaf in tree_flatten(output)[0]:
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided and (
-                    storage_key(leaf) not in given and storage_key(leaf) not in self._known):
-                storage, key = leaf.untyped_storage(), storage_key(leaf)
+        given = {storage_key(leaf) for leaf in walk((args, kwargs))}
+        for leaf in walk(output):
+            key = storage_key(leaf)
+            if leaf.layout == torch.strided and key not in given and key not in self._known:
+                storage = leaf.untyped_storage()
                 self._known.add(key)
                 self.held += storage.nbytes()
                 self.peak = max(self.peak, self.held)
@@ -44,6 +43,26 @@ class LiveBytes(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self.held -= size
         self._known.discard(key)
+
+
+def walk(value: Any) -> Iterator[Tensor]:
+    """Every tensor of a (nested) value, in order: items of tuples and lists, values of dicts.
+
+    ``torch.utils._pytree`` finds the same at several times the cost, which counts where each operation is looked at.
+
+    Example:
+        >>> import torch
+        >>> [tensor.item() for tensor in walk((torch.tensor(1), [dict(a=torch.tensor(2)), None], 'text'))]
+        [1, 2]
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from walk(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from walk(item)
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from kd_mm.ops.live import walk
 from kd_mm.types.records import Call, Recorded
 
 #: Dimension along which a tensor is joined; None for one that is the same in every part.
@@ -32,7 +33,7 @@ def part_of(samples: Any, part: slice) -> Any:
 
 
 def plan(whole: Recorded, parts: Sequence[Recorded]) -> Tuple[Dimension, ...]:
-    """Along which dimension each tensor of a record is joined, in the order of :func:`_walk`.
+    """Along which dimension each tensor of a record is joined, in the order of :func:`kd_mm.ops.live.walk`.
 
     Args:
         whole: of a batch.
@@ -41,7 +42,7 @@ def plan(whole: Recorded, parts: Sequence[Recorded]) -> Tuple[Dimension, ...]:
     Raises:
         ValueError: they do not fit together.
     """
-    rows = [list(_walk(_content(record))) for record in (whole, *parts)]
+    rows = [list(walk(_content(record))) for record in (whole, *parts)]
     if len({len(row) for row in rows}) != 1:
         raise ValueError(f'it gives {len(rows[0])} tensors for the whole batch and {len(rows[1])} for one image')
     return tuple(_dimension(row[0], row[1:]) for row in zip(*rows))
@@ -75,22 +76,11 @@ def join(parts: Sequence[Recorded], dimensions: Sequence[Dimension]) -> Recorded
 
 def tensors_of(record: Recorded) -> Iterator[Tensor]:
     """Every tensor of a record, those of its calls too."""
-    return _walk(_content(record))
+    return walk(_content(record))
 
 
 def _content(record: Recorded) -> Tuple[Any, ...]:
     return tuple(record), tuple(tuple(call) for call in record.calls)
-
-
-def _walk(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _walk(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _walk(item)
 
 
 def _join(values: Sequence[Any], along: Iterator[Dimension]) -> Any:

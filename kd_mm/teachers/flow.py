@@ -27,10 +27,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from kd_mm.hosts.swap import swapped
-from kd_mm.ops.live import storage_key
+from kd_mm.ops.live import storage_key, walk
 from kd_mm.teachers.kernels import ACTIVATIONS, Layer
 
 #: Sums of two tensors, as they reach the processor.
@@ -234,7 +233,7 @@ class Flow(TorchDispatchMode):
         if self._inside is None:
             self._settle()
         summand = self._summand(func, args, kwargs)
-        keys = {storage_key(leaf) for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)}
+        keys = {storage_key(leaf) for leaf in walk((args, kwargs))}
         self.held.update(total for total in self._open if total.key in keys)
         for key in keys:
             made = self._made.get(key)

@@ -6,6 +6,8 @@ import runpy
 import socket
 import sys
 import time
+import traceback
+from types import SimpleNamespace
 
 import torch
 from torch.multiprocessing import start_processes
@@ -31,6 +33,36 @@ def _rank(rank, arguments, ranks, port):
                           MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     sys.argv = list(arguments)
     runpy.run_path(arguments[0], run_name='__main__')
+
+
+def forked(command, cwd=None, env=None, stderr=None):
+    """What ``subprocess.run`` does with a script of Python, in a fork: the hosts are there already.
+
+    Args:
+        command: the interpreter, which is not looked at, the script, and its arguments.
+        stderr: a file for what goes wrong. Default: that of the tests.
+    """
+    import_hosts()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            sys.settrace(None)  # see above
+            os.chdir(cwd or '.')
+            os.environ.update(env or {})
+            if stderr is not None:
+                sys.stderr = stderr
+            sys.argv = [str(part) for part in command[1:]]
+            runpy.run_path(sys.argv[0], run_name='__main__')
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return SimpleNamespace(returncode=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def run(arguments, out, ranks, limit=300):

@@ -1,6 +1,7 @@
 """What the tests of shipped configs and of the README share: a step on synthetic samples, by overrides alone."""
 
 import copy
+import functools
 import uuid
 from contextlib import contextmanager
 
@@ -10,13 +11,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
+from kd_mm.engine import preflight
 from kd_mm.engine.hook import DistillHook
 from kd_mm.hosts.models import load_config
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.lab import check as inspection
 from kd_mm.registry import MODELS
 
-SHAPE = (64, 128)
+SHAPE = (32, 64)
 SAMPLES = {}
 
 
@@ -34,11 +36,12 @@ class SyntheticSamples(torch.utils.data.Dataset):
         return {name: copy.deepcopy(SAMPLES[self.key][name][index]) for name in ('inputs', 'data_samples')}
 
 
-#: At most so many of a model's queries, points and proposals.
+#: At most so many of a model's queries, points, proposals and grid cells.
 FEWER = {
-    'num_queries': 100, 'dn_cfg.group_cfg.num_dn_queries': 10, 'train_cfg.num_points': 512,
-    'decode_head.train_cfg.num_points': 512, 'train_cfg.rcnn.sampler.num': 64,
-    'train_cfg.rpn_proposal.max_per_img': 200, 'test_cfg.rpn.max_per_img': 100,
+    'num_queries': 30, 'panoptic_head.num_queries': 30, 'decode_head.num_queries': 30,
+    'dn_cfg.group_cfg.num_dn_queries': 10, 'train_cfg.num_points': 512, 'decode_head.train_cfg.num_points': 512,
+    'train_cfg.rcnn.sampler.num': 32, 'train_cfg.rpn_proposal.max_per_img': 50, 'test_cfg.rpn.max_per_img': 30,
+    'mask_head.num_grids': [10, 9, 6, 4, 3],
 }
 
 
@@ -46,23 +49,36 @@ def kd_index(cfg):
     return next(index for index, hook in enumerate(cfg.custom_hooks) if hook['type'] == 'kd_mm.DistillHook')
 
 
+def fewer(model):
+    """What :data:`FEWER` changes in the config of a model: key -> value."""
+    found = {}
+    for key, most in FEWER.items():
+        *parents, last = key.split('.')
+        place = model
+        for part in parents:
+            place = place.get(part) if isinstance(place, dict) else None
+        value = place.get(last) if isinstance(place, dict) else None
+        if isinstance(most, int) and isinstance(value, int):
+            found[key] = min(most, value)
+        elif isinstance(most, list) and isinstance(value, list) and len(value) == len(most):
+            found[key] = [min(pair) for pair in zip(most, value)]
+    return found
+
+
+@functools.lru_cache(maxsize=None)
 def lighter(teacher):
-    """A teacher with fewer proposals, a Swin backbone with two blocks a stage, and an encoder of two layers; None for
-    others, which are left."""
+    """A teacher with fewer proposals, queries and grid cells, a Swin backbone with two blocks a stage, and an encoder
+    of two layers; None for others, which are left."""
     found, _, _ = load_config(teacher)
+    before = found.to_dict()
     encoder = found.model.get('encoder')
     if encoder is not None and 'num_layers' in encoder:
         encoder.num_layers = 2
     backbone = found.model.get('backbone', {})
     if str(backbone.get('type')).endswith('SwinTransformer'):
         backbone.depths = [2] * len(backbone.depths)
-    elif 'rpn' in (found.model.get('test_cfg') or {}):
-        found.model.test_cfg.rpn.max_per_img = FEWER['test_cfg.rpn.max_per_img']
-    elif encoder is None:
-        return None
-    if 'num_queries' in found.model:
-        found.model.num_queries = min(FEWER['num_queries'], found.model.num_queries)
-    return found.to_dict()
+    found.merge_from_dict({f'model.{key}': most for key, most in fewer(found.model).items()})
+    return None if found.to_dict() == before else found.to_dict()
 
 
 def smallest_overrides(cfg, work_dir):
@@ -101,16 +117,11 @@ def smallest_overrides(cfg, work_dir):
     named = cfg.custom_hooks[kd_index(cfg)].get('teacher')
     teacher = None if named in (None, 'self', 'student') or not isinstance(named, str) else lighter(named)
     if teacher is not None:
-        options[f'{hook}.teacher'] = dict(teacher, _delete_=True)
+        options[f'{hook}.teacher'] = dict(copy.deepcopy(teacher), _delete_=True)
     # How much of everything, not what: proposals, queries and points of a loss.
-    for key, most in FEWER.items():
-        *parents, last = key.split('.')
-        place = cfg.model
-        for part in parents:
-            place = place.get(part) if isinstance(place, dict) else None
-        if isinstance(place, dict) and isinstance(place.get(last), int) and (
-                key != 'num_queries' or teacher is not None):
-            options[f'model.{key}'] = min(most, place[last])
+    for key, most in fewer(cfg.model).items():
+        if not key.endswith('num_queries') or teacher is not None:  # as many as the teacher has
+            options[f'model.{key}'] = most
     for loss_name, loss in cfg.custom_hooks[kd_index(cfg)].losses.items():
         if 'windows' in (loss.loss_weight if isinstance(loss.get('loss_weight'), dict) else {}):
             options[f'{hook}.losses.{loss_name}.loss_weight.windows'] = [(0, None)]
@@ -124,21 +135,21 @@ def smallest_overrides(cfg, work_dir):
 
 @contextmanager
 def quick_init():
-    """Random weights are copied from a few numbers drawn beforehand: to draw 90 million for each pair takes seconds."""
+    """Random weights are scaled from a few numbers drawn beforehand: to draw 90 million for each pair takes seconds."""
     drawn = torch.Generator().manual_seed(0)
-    pools = {name: getattr(torch, function)(2**21, generator=drawn)
-             for name, function in (('uniform_', 'rand'), ('normal_', 'randn'))}
+    pools = dict(uniform_=torch.rand(2**21, generator=drawn).mul_(2).sub_(1),
+                 normal_=torch.randn(2**21, generator=drawn))
     own = {name: getattr(torch.Tensor, name) for name in pools}
 
     def quick(name, tensor, first=0.0, second=1.0, **options):
         if tensor.numel() < 2**12 or tensor.dtype != torch.float32 or not tensor.is_contiguous():
             return own[name](tensor, first, second, **options)
-        scale, shift = (second, first) if name == 'normal_' else (second - first, first)
+        scale, shift = (second, first) if name == 'normal_' else ((second - first) / 2, (second + first) / 2)
         with torch.no_grad():
             for part in tensor.view(-1).split(2**20):
                 start = int(torch.randint(0, len(pools[name]) - len(part), (), generator=drawn))
-                part.copy_(pools[name][start:start + len(part)])
-            return tensor.mul_(scale).add_(shift)
+                torch.mul(pools[name][start:start + len(part)], scale, out=part)
+            return tensor if shift == 0 else tensor.add_(shift)
 
     for name in pools:
         setattr(torch.Tensor, name, lambda tensor, *args, name=name, **options: quick(name, tensor, *args, **options))
@@ -147,6 +158,17 @@ def quick_init():
     finally:
         for name, function in own.items():
             setattr(torch.Tensor, name, function)
+
+
+@contextmanager
+def small_first_pass():
+    """The pass before the training tries smaller pictures first than those of a user."""
+    before = preflight.SHAPES
+    preflight.SHAPES = ((64, 64), *before)
+    try:
+        yield
+    finally:
+        preflight.SHAPES = before
 
 
 def check_with(cfg, runner, monkeypatch):
@@ -213,7 +235,7 @@ def train_one_step(cfg, work_dir, ignored=True, gradients=True):
     look = LookAtStep(names if gradients else ())
     runner.register_hook(look)
     try:
-        with quick_init():
+        with quick_init(), small_first_pass():
             runner.train()
     finally:
         SAMPLES.pop(key)

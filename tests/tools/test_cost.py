@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from ranks import forked
 
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab import cost as measuring
@@ -60,12 +61,22 @@ def run(home, *extra):
                       *extra, '--cfg-options', f'custom_hooks.0.teacher={teacher}', *small])
 
 
+@pytest.fixture(scope='module')
+def quickly():
+    """What measures runs in forks, each thing once after one round: the numbers of tests are no measurements."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, 'WARMUP', 1)
+        patch.setattr(measuring, 'MOST', 1)
+        patch.setattr(cost, 'subprocess', SimpleNamespace(run=forked))
+        yield
+
+
 def records(home):
     return json.loads((home / 'cost.json').read_text())['configs']
 
 
 @pytest.fixture(scope='module')
-def det(tmp_path_factory):
+def det(tmp_path_factory, quickly):
     """Three methods measured, and a config with a loss that does not exist; the first two share a distiller."""
     pytest.importorskip('mmdet')
     home = tmp_path_factory.mktemp('configs') / 'det'
@@ -77,7 +88,7 @@ def det(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def seg(tmp_path_factory):
+def seg(tmp_path_factory, quickly):
     """A loss with learned tokens and one with an opponent."""
     pytest.importorskip('mmseg')
     home = tmp_path_factory.mktemp('configs') / 'seg'
