@@ -210,12 +210,13 @@ class LookAtStep(Hook):
         self.losses = {name: float(value) for name, value in outputs.items()}
 
 
-def train_one_step(cfg, work_dir, ignored=True, gradients=True):
+def train_one_step(cfg, work_dir, ignored=True, gradients=True, shape=SHAPE):
     """One real training step of a config, data, downloads and schedule overridden.
 
     Args:
         ignored: whether segmentation labels have pixels of 255.
         gradients: whether to look at the gradient of each term, for one more backward pass of each.
+        shape: of the pictures.
 
     Returns:
         tuple: the Runner, what :class:`LookAtStep` saw, the names of the distillation losses.
@@ -224,7 +225,7 @@ def train_one_step(cfg, work_dir, ignored=True, gradients=True):
     cfg.merge_from_dict(options)
     with quick_init():
         runner = Runner.from_cfg(cfg)
-    SAMPLES[key] = synthetic_batch(runner.model, 2, SHAPE)
+    SAMPLES[key] = synthetic_batch(runner.model, 2, shape)
     for sample in () if ignored else SAMPLES[key]['data_samples']:
         labels = sample.gt_sem_seg.data
         labels[labels == 255] = 0

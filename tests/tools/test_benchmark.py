@@ -556,6 +556,7 @@ def test_a_step_of_the_pairs_on_other_networks(pair, name, data, tmp_path, monke
     monkeypatch.setattr(lite.LiteBackbone, 'init_weights', BaseModule.init_weights)
     _, stages = plan([name], data, tmp_path, pair=pair)
     config = Config.fromfile(str(stages[-1].config))
-    _, look, names = train_one_step(config, tmp_path / 'work')
+    # A query is one of the cells, so there must be as many.
+    _, look, names = train_one_step(config, tmp_path / 'work', shape=(64, 128))
     # A divergence of networks that have learned nothing is of the size of rounding, which has no sign.
     assert names and all(look.losses[name] > -1e-6 and look.gradients[name] > 0 for name in names)
