@@ -81,7 +81,7 @@ def lighter(teacher):
     return None if found.to_dict() == before else found.to_dict()
 
 
-def smallest_overrides(cfg, work_dir):
+def smallest_overrides(cfg, work_dir, shape=SHAPE):
     """Overrides that replace data, downloads and schedule; nothing of the student's architecture."""
     dataset = cfg.train_dataloader.dataset
     if 'datasets' in dataset:  # VOC with its additional labels is two of one kind
@@ -113,7 +113,7 @@ def smallest_overrides(cfg, work_dir):
     if (cfg.model.get('data_preprocessor') or {}).get('batch_augments'):  # padding to the full crop
         options['model.data_preprocessor.batch_augments'] = None
     if 'size' in (cfg.model.get('data_preprocessor') or {}):
-        options['model.data_preprocessor.size'] = SHAPE
+        options['model.data_preprocessor.size'] = shape
     named = cfg.custom_hooks[kd_index(cfg)].get('teacher')
     teacher = None if named in (None, 'self', 'student') or not isinstance(named, str) else lighter(named)
     if teacher is not None:
@@ -221,7 +221,7 @@ def train_one_step(cfg, work_dir, ignored=True, gradients=True, shape=SHAPE):
     Returns:
         tuple: the Runner, what :class:`LookAtStep` saw, the names of the distillation losses.
     """
-    options, key = smallest_overrides(cfg, work_dir)
+    options, key = smallest_overrides(cfg, work_dir, shape)
     cfg.merge_from_dict(options)
     with quick_init():
         runner = Runner.from_cfg(cfg)
