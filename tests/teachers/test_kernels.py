@@ -119,6 +119,34 @@ def test_paddings_that_the_library_does_not_have(padding, activation):
     assert far < 1e-5 and teacher.fast.folding.names == ['1']
 
 
+@pytest.mark.parametrize('options', [
+    dict(dilation=2), dict(stride=2, padding=1), dict(groups=4, padding=(1, 0)), dict(dilation=(1, 2), padding=(1, 2))],
+    ids=str)
+@pytest.mark.parametrize('act', [nn.ReLU(inplace=True), nn.LeakyReLU(0.3)], ids=str)
+@pytest.mark.parametrize('path', ['end', 'conv', 'norm'])
+def test_options_of_a_convolution_in_a_sum(options, act, path):
+    model = settle(Summed(options, act))
+    teacher, far, _ = teach(model, FORM, paths=(path, ), images=torch.randn(2, 3, 32, 24))
+    assert far < 1e-5 and 'side' in teacher.fast.folding.names
+
+
+class Summed(nn.Module):
+    """A norm after a convolution with options, and its sum with a shortcut of the same size."""
+
+    def __init__(self, options, act):
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, **options), nn.BatchNorm2d(8)
+        self.side, self.side_norm = nn.Conv2d(8, 8, 3, **options), nn.BatchNorm2d(8)
+        self.act, self.end = act, nn.Identity()
+
+    def forward(self, images):
+        maps = self.stem(images)
+        side = self.side_norm(self.side(maps))
+        out = self.norm(self.conv(maps))
+        out += side
+        return self.end(self.act(out))
+
+
 class OneImage(nn.Sequential):
 
     def forward(self, images):

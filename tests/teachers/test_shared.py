@@ -137,6 +137,34 @@ def test_what_is_not_equal_runs_as_ever(change, runs):
             assert all(torch.equal(own, theirs) for own, theirs in zip(one, other))
 
 
+def teachers_hook(student, teacher, distiller):
+    teacher.stage[0].register_forward_hook(lambda module, given, output: None)
+
+
+def teachers_option(student, teacher, distiller):
+    teacher.stage[2].inplace = False
+
+
+@pytest.mark.parametrize('change', [teachers_hook, teachers_option])
+def test_what_is_not_equal_on_the_teachers_side(change):
+    assert compared(change) == 1
+
+
+def test_weights_that_change_during_the_training():
+    calls = []
+
+    def change(student, teacher, distiller):
+        def later(*_):
+            calls.append(1)
+            if len(calls) == 2:
+                with torch.no_grad():
+                    student.stage[0].weight.add_(1)
+
+        student.register_forward_pre_hook(later)
+
+    assert compared(lambda *models: (calls.clear(), change(*models))) == 1
+
+
 def test_a_tap_inside_and_another_input():
     def inside(student, teacher, distiller):
         shared, = (one.fast.shared for one in distiller.teachers.values())
