@@ -114,6 +114,7 @@ def test_weights_stay_and_changes_are_seen():
 def test_every_change_is_seen_in_the_next_pass(change):
     model = settle(Chain())
     teacher, _, _ = teach(model, dict(fold=True, onednn=True), paths=('b', ))
+    teacher.fast.folding._look = lambda: None  # of many pairs it looks at one in each pass
     with torch.no_grad():
         change(model)
     images, tap = torch.randn(2, 3, 16, 20), Tap(model, 'b', 'teacher')
