@@ -15,15 +15,15 @@ from kd_mm.hosts.taps import Tap
 from kd_mm.teachers.flow import unhooked
 
 
-def parts_around(model: nn.Module, taps: Sequence[Tap]) -> List[nn.Module]:
-    """The largest modules below ``model`` in which no tap lies.
+def parts_around(model: nn.Module, taps: Sequence[Tap], alone: Sequence[nn.Module] = ()) -> List[nn.Module]:
+    """The largest modules below ``model`` in which no tap lies, nor a module that must be one of them by itself.
 
     Example:
         >>> model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), nn.Sequential(nn.Conv2d(3, 3, 1)))
         >>> [type(part).__name__ for part in parts_around(model, [Tap(model, '0.0')])]
         ['Conv2d', 'ReLU', 'Sequential']
     """
-    tapped = {id(tap.owner) for tap in taps}
+    tapped = {id(tap.owner) for tap in taps} | {id(module) for module in alone}
     methods = {id(tap.owner) for tap in taps if tap.name != 'forward'}  # called by the module's own forward
     found: List[nn.Module] = []
 
@@ -53,15 +53,15 @@ class Compiled:
         self._forwards: Dict[int, Any] = {}
 
     @contextmanager
-    def on(self, taps: Sequence[Tap]) -> Iterator[Set[int]]:
-        """The parts run compiled inside.
+    def on(self, taps: Sequence[Tap], alone: Sequence[nn.Module] = ()) -> Iterator[Set[int]]:
+        """The parts run compiled inside; ``taps`` and ``alone``: see :func:`parts_around`.
 
         Yields:
             ``id`` of every module in a part; nothing else may be exchanged there.
         """
         inside: Set[int] = set()
         with ExitStack() as stack:
-            for part in parts_around(self.model, taps):
+            for part in parts_around(self.model, taps, alone):
                 if not unhooked(part):
                     continue
                 if id(part) not in self._forwards:

@@ -25,6 +25,7 @@ from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
 from kd_mm.teachers.flow import Flow, Pair, plain_conv, plain_linear, unhooked, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
+from kd_mm.teachers.layout import operators, usual_in
 from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
@@ -58,6 +59,7 @@ class Fast:
         self.folding = Folding([], fixed)
         self.attentions: List[nn.MultiheadAttention] = []
         self.layers: List[kernels.Layer] = []
+        self.usual = operators(model)  # what does not know of channels last
         self._dry: Set[str] = set()  # paths of the taps that were there in every watched pass
         self._fixed, self._watched = fixed, False
         #: bytes that one image needs for a while in the dry pass, and that the student keeps of one; 0: not known.
@@ -244,10 +246,12 @@ class Fast:
         given = images.contiguous(memory_format=torch.channels_last) if form.channels_last else images
         with precision, ExitStack() as stack:
             kept = {id(tap.owner) for tap in taps}  # modules that are to be as they are
+            usual = self.usual if form.channels_last else []
             if form.compile:
                 self.compiled = self.compiled or Compiled(
                     self.model, 'inductor' if form.compile is True else str(form.compile))
-                kept |= stack.enter_context(self.compiled.on(taps))
+                kept |= stack.enter_context(self.compiled.on(taps, usual))
+            stack.enter_context(usual_in(usual))
             for module in self.attentions if form.attention else ():
                 if unhooked(module) and id(module) not in kept:
                     stack.enter_context(swapped(module, 'forward', without_weights(

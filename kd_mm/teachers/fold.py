@@ -64,7 +64,7 @@ class Folded:
         norm, conv = self.pair.norm, self.pair.conv
         assert norm is not None
         parts = (norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.bias)
-        state = tuple((part.data_ptr(), part._version) for part in parts if part is not None)
+        state = (norm.eps, *((part.data_ptr(), part._version) for part in parts if part is not None))
         if self._kept is not None and self._kept[0] == state:
             return self._kept[1], self._kept[2]
         scale, shift = self._made()
@@ -146,11 +146,17 @@ class Folded:
         size = [(edge + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for edge, pad, step, kernel, stride in zip(
             images.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride)]
         shape = (images.shape[0], layer.out_channels, *size)
-        kind = kernels.kind_of(images, layer)
+        kind, version = kernels.kind_of(images, layer), images._version
+
+        def make() -> Tensor:
+            if images._version != version:  # written over while the convolution waited
+                raise FlowChanged(self.pair)
+            return run(images)
 
         def add(other: Tensor) -> Optional[Tensor]:
             if (tuple(other.shape) != shape or other.dtype != kind or not kernels.laid_out(other)
-                    or storage_key(other) == self.folding.guarded()):
+                    or storage_key(other) in (self.folding.guarded(), storage_key(images))  # it reads what it adds to
+                    or images._version != version):
                 return None
             output = kernels.add_into(layer, images, *self._weights(), other, activation is not None)
             if activation is not None:
@@ -158,7 +164,7 @@ class Folded:
             return output
 
         assert kind is not None
-        return Late(kind, shape, lambda: run(images), add, FlowChanged(self.pair))
+        return Late(kind, shape, make, add, FlowChanged(self.pair))
 
     def _norm(self, original: Any, fused: bool) -> Any:
         activation: Any = self.pair.activation if fused else None
@@ -290,7 +296,7 @@ class Folding:
                     assert pair.activation is not None
                     passed[id(pair.activation)] = Passed(pair.activation.forward)
                     stack.enter_context(swapped(pair.activation, 'forward', passed[id(pair.activation)]))
-                stack.enter_context(part.on(fused, summed, direct))
+                stack.enter_context(part.on(fused, summed, direct and kernels.takes(pair.conv)))
                 folded.append(part)
             yield
             for part in folded:

@@ -27,9 +27,10 @@ def available() -> bool:
 def kind_of(images: Tensor, layer: Layer) -> Optional[torch.dtype]:
     """In which dtype the library runs a layer on these images; None where it does not.
 
-    float32 as it is, and bfloat16 where that is the dtype of an autocast around.
+    float32 as it is, and bfloat16 where that is the dtype of an autocast around.  Not one image without its batch.
     """
-    if images.device.type != 'cpu' or layer.weight.dtype != torch.float32 or not available():
+    if (images.device.type != 'cpu' or layer.weight.dtype != torch.float32 or not available()
+            or images.dim() != 4 and not isinstance(layer, nn.Linear)):
         return None
     around = autocast_dtype('cpu')
     if around is None:

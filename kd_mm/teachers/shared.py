@@ -26,15 +26,16 @@ from kd_mm.teachers.late import Late
 
 #: Classes that do the same in training and in evaluation.
 MODELESS = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
-_PLAIN = (bool, int, float, str, tuple, type(None))
+#: What a module has besides its options; the last two are of mmengine, and used before the training only.
+_BESIDE = {*vars(nn.Module()), 'init_cfg', '_is_init'}
 
 
 def similar(own: nn.Module, theirs: nn.Module) -> bool:
     """Whether two modules are of the same build: classes, options, and names and shapes of what they hold."""
     pairs = list(zip(own.modules(), theirs.modules()))
     mine, other = _state(own), _state(theirs)
-    return (repr(own) == repr(theirs) and len(list(own.modules())) == len(list(theirs.modules())) == len(pairs)
-            and all(type(one) is type(two) and _options(one) == _options(two) for one, two in pairs)
+    return (len(list(own.modules())) == len(list(theirs.modules())) == len(pairs)
+            and all(type(one) is type(two) and _same(_options(one), _options(two)) for one, two in pairs)
             and [(key, value.shape, value.dtype) for key, value in mine.items()] == [
                 (key, value.shape, value.dtype) for key, value in other.items()])
 
@@ -42,7 +43,7 @@ def similar(own: nn.Module, theirs: nn.Module) -> bool:
 def settled(own: nn.Module, theirs: nn.Module) -> bool:
     """Whether nothing but the weights decides what both give: frozen, in eval mode, without hooks, same options."""
     return not any(parameter.requires_grad for parameter in own.parameters()) and all(
-        unhooked(one) and unhooked(two) and _options(one) == _options(two)
+        unhooked(one) and unhooked(two) and _same(_options(one), _options(two))
         and (type(one) in MODELESS or not one.training and not two.training)
         for one, two in zip(own.modules(), theirs.modules()))
 
@@ -59,8 +60,21 @@ def _state(module: nn.Module) -> Dict[str, Tensor]:
 
 
 def _options(module: nn.Module) -> Dict[str, Any]:
-    return {key: value for key, value in vars(module).items()
-            if isinstance(value, _PLAIN) and not key.startswith('_') and key != 'training'}
+    return {key: value for key, value in vars(module).items() if key not in _BESIDE}
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether two options are equal for sure."""
+    if isinstance(one, dict) and isinstance(two, dict):  # a config has a class of its own
+        return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
+        return len(one) == len(two) and all(map(_same, one, two))
+    if one is two or type(one) is not type(two) or isinstance(one, nn.Module):
+        return one is two
+    try:
+        return bool((one == two).all()) if hasattr(one, 'all') else bool(one == two)
+    except Exception:  # arrays of other shapes, or what cannot be compared
+        return False
 
 
 class Shared:
@@ -174,7 +188,7 @@ class Shared:
         held, self._held = self._held, None
         chain = self._used
         inner = {id(module) for own, _ in chain for module in own.modules()} - {id(own) for own, _ in chain[-1:]}
-        if held is None or any(id(owner) in inner for owner in tapped):
+        if held is None or self._facts[0].requires_grad or any(id(owner) in inner for owner in tapped):
             yield
             return
         images, version, dtype = self._facts

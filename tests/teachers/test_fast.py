@@ -13,7 +13,7 @@ from kd_mm.teachers.base import Teacher
 from kd_mm.teachers.fast import distance
 from kd_mm.teachers.speed import TOLERANCE, Speed, speed_of
 from kd_mm.types.batch import KDBatch
-from kd_mm.types.records import Recorded
+from kd_mm.types.records import Call, Recorded
 
 CPU = torch.device('cpu')
 
@@ -97,6 +97,46 @@ def test_a_norm_over_one_cell_is_no_difference():
     assert distance(Recorded([torch.tensor([2.0, -3.0]), torch.tensor([-2e-7, 0.0])]), exact) < TOLERANCE
     assert distance(Recorded([torch.tensor([2.0, -3.0]), torch.tensor([1e-3, 0.0])]), exact) > TOLERANCE
     assert distance(Recorded([torch.tensor([2.001, -3.0]), exact[1]]), exact) > TOLERANCE
+
+
+def test_what_differs_is_seen_wherever_it_is():
+    exact = Recorded([torch.ones(2)])
+    assert distance(Recorded([torch.tensor([1.0, float('nan')])]), exact) == float('inf')
+    assert distance(Recorded([torch.ones(3)]), exact) == float('inf')
+    call = Recorded([])
+    call.calls = (Call((), {}, dict(scores=[torch.ones(2)])), )
+    other = Recorded([])
+    other.calls = (Call((), {}, dict(scores=[torch.zeros(2)])), )
+    assert distance(call, call) == 0 and distance(call, other) > 1
+
+
+def test_two_passes_prove_what_both_show():
+    model = settle(Chain())
+    teacher = Teacher(model, nn.Conv2d(3, 3, 1))
+    teacher.go('auto')
+    tap, late = Tap(model, 'act', 'teacher'), Tap(model, 'b', 'teacher')
+    images, batch = torch.randn(2, 3, 16, 20), KDBatch(input_shape=(16, 20))
+    for twist, taps, names, dry in (('', [tap, late], ['a'], {'act', 'b'}), ('conv twice', [tap], [], {'act'}),
+                                    ('', [tap], [], {'act'})):
+        model.twist = twist
+        teacher.run(images, (), taps, batch, full=True)
+        for one in taps:
+            one.read()
+        assert [name for name in teacher.fast.folding.names if name == 'a'] == names and teacher.fast._dry == dry
+
+
+def test_calls_are_given_in_the_hosts_layout():
+    """Heads run again on what was recorded."""
+    model = settle(Chain())
+    teacher = Teacher(model, nn.Conv2d(3, 3, 1))
+    teacher.go(dict(channels_last=True))
+    tap, batch = Tap(model, 'b', 'teacher', structured=True), KDBatch(input_shape=(16, 20))
+    teacher.run(torch.randn(2, 3, 16, 20), (), [tap], batch, full=True)
+    tap.read()
+    for _ in range(2):
+        teacher.run(torch.randn(2, 3, 16, 20), (), [tap], batch)
+        call, = tap.read().calls
+    assert call.args[0].is_contiguous() and call.output.is_contiguous()
 
 
 def test_one_image_says_nothing_of_parts():
@@ -289,6 +329,10 @@ def test_what_was_decided_is_kept_for_a_resume():
     tap.read()
     teacher.fast.speed = Speed(fold=True, chosen=True)  # as if the rest had not held
     state = teacher.fast.state()
+    teacher, _, _ = teach(settle(Chain()), 'auto', paths=('act', ))
+    assert 'a' in teacher.fast.folding.names
+    teacher.fast.load(dict(teacher.fast.state(), dropped=['a']))
+    assert teacher.fast.folding.names == ['b'] and teacher.fast.state()['dropped'] == ['a']  # for the next file too
     other, tap, batch = chunked('auto')
     other.fast.load(state)
     assert other.fast.speed == Speed(fold=True, chosen=True) and other.fast.checked == {'out'}

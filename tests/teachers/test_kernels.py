@@ -40,11 +40,15 @@ class Block(nn.Module):
         self.first, self.end = nn.Identity(), nn.Identity()
 
     def block(self, x, one, two):
-        out = self.relu(one[1](one[0](x)))
+        out = first = self.relu(one[1](one[0](x)))
         out = two[1](two[0](out))
+        if self.twist == 'written over':
+            first.mul_(0)
         if self.twist == 'looked at':
             out = out.relu()
         identity = x if two[0] is self.d else self.sn(self.s(x))
+        if self.twist == 'own input':
+            identity = first
         if self.twist == 'broadcast':
             identity = identity[:1]
         if self.twist == 'one of two':
@@ -85,6 +89,73 @@ def test_a_sum_is_written_over_what_nobody_wants_any_more(twist):
         with torch.no_grad():
             torch.testing.assert_close(model.kept, model.relu(
                 model.bn(model.b(model.relu(model.an(model.a(images))))) + model.sn(model.s(images))))
+
+
+@pytest.mark.parametrize('twist, dropped', [('own input', set()), ('written over', {'b', 'd'})])
+def test_a_convolution_that_waits_for_its_sum_sees_its_input_as_it_was(twist, dropped):
+    """It would read what the sum writes over, or what something else wrote in the meantime."""
+    model = settle(Block(twist))
+    teacher, far, _ = teach(model, FORM, paths=('end', ), images=torch.randn(2, 3, 32, 24))
+    assert far < 1e-5 and teacher.fast.dropped == dropped
+
+
+def test_a_sum_that_is_broadcast_later_is_none():
+    """The watched pass had one image, for which it is none."""
+    model = settle(Block('broadcast'))
+    teacher, far, _ = teach(model, FORM, paths=('end', ), images=torch.randn(1, 3, 32, 24))
+    assert far < 1e-5 and any(folded.pair.summed for folded in teacher.fast.folding.pairs)
+    images, tap = torch.randn(2, 3, 32, 24), Tap(model, 'end', 'teacher')
+    teacher.run(images, (), [tap], KDBatch(input_shape=(32, 24)))
+    with torch.no_grad():
+        torch.testing.assert_close(tap.read()[0], model(images))
+
+
+@pytest.mark.parametrize('padding', [dict(padding=1, padding_mode='reflect'), dict(padding='same')], ids=str)
+@pytest.mark.parametrize('activation', [nn.ReLU(), nn.Identity()], ids=str)
+def test_paddings_that_the_library_does_not_have(padding, activation):
+    model = settle(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, **padding), nn.BatchNorm2d(8), activation,
+                                 nn.Identity()))
+    teacher, far, _ = teach(model, FORM, paths=('4', ), images=torch.randn(2, 3, 32, 24))
+    assert far < 1e-5 and teacher.fast.folding.names == ['1']
+
+
+@pytest.mark.parametrize('options', [
+    dict(dilation=2), dict(stride=2, padding=1), dict(groups=4, padding=(1, 0)), dict(dilation=(1, 2), padding=(1, 2))],
+    ids=str)
+@pytest.mark.parametrize('act', [nn.ReLU(inplace=True), nn.LeakyReLU(0.3)], ids=str)
+@pytest.mark.parametrize('path', ['end', 'conv', 'norm'])
+def test_options_of_a_convolution_in_a_sum(options, act, path):
+    model = settle(Summed(options, act))
+    teacher, far, _ = teach(model, FORM, paths=(path, ), images=torch.randn(2, 3, 32, 24))
+    assert far < 1e-5 and 'side' in teacher.fast.folding.names
+
+
+class Summed(nn.Module):
+    """A norm after a convolution with options, and its sum with a shortcut of the same size."""
+
+    def __init__(self, options, act):
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, **options), nn.BatchNorm2d(8)
+        self.side, self.side_norm = nn.Conv2d(8, 8, 3, **options), nn.BatchNorm2d(8)
+        self.act, self.end = act, nn.Identity()
+
+    def forward(self, images):
+        maps = self.stem(images)
+        side = self.side_norm(self.side(maps))
+        out = self.norm(self.conv(maps))
+        out += side
+        return self.end(self.act(out))
+
+
+class OneImage(nn.Sequential):
+
+    def forward(self, images):
+        return super().forward(images[0])[None]
+
+
+def test_one_image_without_its_batch():
+    model = OneImage(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Identity())
+    assert teach(model, FORM, paths=('2', ))[1] < 1e-5
 
 
 @pytest.mark.parametrize('late', [False, True])

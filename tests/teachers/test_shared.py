@@ -1,13 +1,16 @@
 """The frozen start that student and teacher have in common: run once where it is equal, and as ever where it is not."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 from chains import settle
+from mmengine.config import ConfigDict
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.teachers.shared import similar
 
 LOSSES = dict(loss_kd=dict(type='FitNetLoss'))
 
@@ -45,10 +48,12 @@ def run(speed, change=None, steps=3, **at):
     student.train()
     student.frozen()
     distiller = Distiller(student, teacher, dict(loss_kd=dict(LOSSES['loss_kd'], **at or dict(at='late'))), speed=speed)
-    ran = []
-    for module in (student.conv1, student.stage[0]):
-        original = module._conv_forward
-        module._conv_forward = lambda *args, original=original: ran.append(1) or original(*args)
+    ran, original = [], nn.Conv2d._conv_forward
+
+    def counted(module, *args):
+        ran.extend([1] * (module in (student.conv1, student.stage[0])))
+        return original(module, *args)
+
     distiller.train()
     if change is not None:
         change(student, teacher, distiller)
@@ -58,7 +63,8 @@ def run(speed, change=None, steps=3, **at):
     for _ in range(steps):
         inputs = torch.randn(2, 3, 16, 16, generator=generator)
         del ran[:]
-        losses = student(inputs, (), mode='loss')
+        with mock.patch.object(nn.Conv2d, '_conv_forward', counted):
+            losses = student(inputs, (), mode='loss')
         student.zero_grad()
         sum(value for key, value in losses.items() if 'loss' in key and value.requires_grad).backward()
         found.append([losses['loss'].detach(), losses['loss_kd'].detach(), student.late.weight.grad.clone()])
@@ -131,6 +137,34 @@ def test_what_is_not_equal_runs_as_ever(change, runs):
             assert all(torch.equal(own, theirs) for own, theirs in zip(one, other))
 
 
+def teachers_hook(student, teacher, distiller):
+    teacher.stage[0].register_forward_hook(lambda module, given, output: None)
+
+
+def teachers_option(student, teacher, distiller):
+    teacher.stage[2].inplace = False
+
+
+@pytest.mark.parametrize('change', [teachers_hook, teachers_option])
+def test_what_is_not_equal_on_the_teachers_side(change):
+    assert compared(change) == 1
+
+
+def test_weights_that_change_during_the_training():
+    calls = []
+
+    def change(student, teacher, distiller):
+        def later(*_):
+            calls.append(1)
+            if len(calls) == 2:
+                with torch.no_grad():
+                    student.stage[0].weight.add_(1)
+
+        student.register_forward_pre_hook(later)
+
+    assert compared(lambda *models: (calls.clear(), change(*models))) == 1
+
+
 def test_a_tap_inside_and_another_input():
     def inside(student, teacher, distiller):
         shared, = (one.fast.shared for one in distiller.teachers.values())
@@ -150,6 +184,44 @@ def compared(change, **at):
     for one, other in zip(found, expected):
         assert all(torch.equal(own, theirs) for own, theirs in zip(one, other))
     return ran
+
+
+class Scales(nn.Sequential):
+    """Its options are no numbers of its own."""
+
+    def __init__(self, factors, after):
+        super().__init__(nn.Conv2d(8, 8, 1))
+        self.factors, self._after = factors, after
+
+    def forward(self, maps):
+        return self._after(sum(factor * super(Scales, self).forward(maps) for factor in self.factors))
+
+
+@pytest.mark.parametrize('factors, after, equal', [
+    ([1, 2], torch.tanh, True), ((1, 2), torch.tanh, True), ([1, 3], torch.tanh, False), ([1], torch.tanh, False),
+    ([1, 2], torch.sin, False), (torch.tensor([1, 2]), torch.tanh, False)])
+def test_options_of_every_kind_are_compared(factors, after, equal):
+    first = Scales([1, 2], torch.tanh)
+    second = Scales(factors, after)
+    second.load_state_dict(first.state_dict())
+    assert similar(first, second) == equal
+    assert similar(copy.deepcopy(second), second)
+    first.factors = second.factors = dict(a=[1, {'b': (2, None)}])
+    second.factors = ConfigDict(copy.deepcopy(first.factors))
+    assert similar(first, second) == (after is torch.tanh)
+    second.factors.a[1]['b'] = [3, None]
+    assert not similar(first, second)
+
+
+def test_a_gradient_of_the_images_is_the_students_own():
+    model = Net()
+    student = settle(model).eval().frozen()
+    distiller = Distiller(student, copy.deepcopy(student), dict(loss_kd=dict(type='FitNetLoss', at='late')))
+    distiller.attach()
+    images = torch.randn(2, 3, 16, 16, requires_grad=True)
+    student(images, (), mode='loss')['loss'].backward()
+    distiller.detach()
+    assert bool(images.grad.any())
 
 
 def writes(module):

@@ -8,8 +8,10 @@ from torch import nn
 from kd_mm.hosts.taps import Tap
 from kd_mm.teachers import fast
 from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.speed import Speed
 from kd_mm.teachers.tune import ROUNDS, Tuning, candidates
 from kd_mm.types.batch import KDBatch
+from kd_mm.types.records import Recorded
 
 BATCH = KDBatch(input_shape=(16, 20))
 
@@ -128,3 +130,47 @@ def test_a_form_that_fails_later_keeps_its_turns(monkeypatch):
         step(teacher, tap)
     assert teacher.fast.tuning is None and teacher.fast.speed.fold and teacher.fast.speed.channels_last
     assert sum('not at this size' in text for text in clock.said) == 1
+
+
+def test_times_are_compared_by_size_and_without_the_first():
+    exact, other = Speed(), Speed(fold=True)
+    tuning = Tuning([exact, other])
+    for number in range(ROUNDS):
+        size = 1 + number  # a form is not faster for having seen smaller batches
+        tuning.note(0, 1.0 * size, size)
+        tuning.note(1, (1e6 if number == 0 else 1.1) * (10 * size), 10 * size)
+    assert tuning.done and tuning.result(torch.device('cpu'))[0] == exact
+    quick = Tuning([exact, other])
+    for number in range(ROUNDS):
+        quick.note(0, 1.0, 1)
+        quick.note(1, 1e6 if number == 0 else 0.9, 1)
+    assert quick.result(torch.device('cpu'))[0] == other
+    slow = Tuning([exact, other])  # the first times would decide
+    for seconds in (0.0, 1.0, 1.0, 3.0):
+        slow.note(0, seconds, 1)
+    for seconds in (9.0, 0.9, 0.9, 3.0):
+        slow.note(1, seconds, 1)
+    assert slow.result(torch.device('cpu'))[0] == other
+
+
+def test_a_resume_tries_the_forms_that_it_had():
+    """What did not hold on the first batch is not tried after a resume either."""
+    first = Tuning([Speed(), Speed(onednn=True)])
+    first.note(0, 1.0, 1)
+    second = Tuning([Speed(), Speed(fold=True), Speed(channels_last=True)])
+    second.load(first.state())
+    assert second.forms == first.forms and second.times == first.times
+
+
+def test_a_form_that_does_not_hold_on_the_first_batch_is_not_tried():
+    teacher, tap = tuned()
+    own = teacher.fast._run
+
+    def run(form, images, samples, taps):
+        own(form, images, samples, taps)
+        if form.channels_last and teacher.fast.tuning is not None and not teacher.fast.checked:
+            tap.put(Recorded([tap.peek()[0] + 1]))
+
+    teacher.fast._run = run
+    step(teacher, tap)
+    assert teacher.fast.tuning is not None and not any(form.channels_last for form in teacher.fast.tuning.forms)

@@ -211,3 +211,15 @@ def test_no_view_where_pixels_must_be_the_same(coco_root, tmp_path):
             Distiller(student, source, losses, teacher_ckpt='random', view=HALF)
 
 
+
+
+def test_sizes_by_hand():
+    assert View(scale=0.5).of((63, 65)).size == (32, 32)
+    assert not View(multiple_of=(16, 16)).identity and View(multiple_of=(16, 16)).of((20, 33)).size == (32, 48)
+    halves, odd, grown = View(scale=0.5), View(scale=0.75), View(scale=0.5, multiple_of=(16, 16))
+    assert halves.of((64, 64)).strides and not odd.of((64, 64)).strides  # 48 is no power of two of 64
+    assert grown.of((64, 64)).strides and not grown.of((64, 68)).strides  # 34 is stretched to 48
+    assert not View(size=(64, 32)).of((64, 64)).strides
+    padded = View(multiple_of=(16, 8), fit='pad').apply(torch.zeros(1, 1, 30, 12), pad_value=3.0)
+    assert padded.shape == (1, 1, 32, 16) and not padded[..., :30, :12].any()
+    assert bool((padded[..., 30:, :] == 3).all()) and bool((padded[..., 12:] == 3).all())

@@ -1,0 +1,50 @@
+"""Channels last, and operators that do not know of it.
+
+Operators of a host's own library read memory in the order of (N, C, H, W), whatever the strides of a tensor say: with
+the channels innermost some give wrong numbers (modulated deformable convolutions, RoIAlign), others refuse.  Their
+modules get usual maps, and what comes after them gets the channels innermost again.
+"""
+
+from contextlib import ExitStack, contextmanager
+from typing import Any, Iterator, List
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from kd_mm.hosts.swap import swapped
+from kd_mm.teachers.kernels import laid_out
+
+#: Packages whose modules are such operators.
+PACKAGES = ('mmcv.ops.', )
+
+
+def operators(model: nn.Module) -> List[nn.Module]:
+    """The modules of a model, or of a class derived from one, that want usual maps."""
+    return [module for module in model.modules()
+            if any(cls.__module__.startswith(PACKAGES) for cls in type(module).__mro__)]
+
+
+@contextmanager
+def usual_in(modules: List[nn.Module]) -> Iterator[None]:
+    """The modules get maps in the usual layout inside, and give them with the channels innermost if they got such."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(swapped(module, 'forward', _usual(module.forward)))
+        yield
+
+
+def _usual(original: Any) -> Any:
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
+        output = original(*tree_map(_contiguous, args), **tree_map(_contiguous, kwargs))
+        innermost = any(laid_out(tensor) and not tensor.is_contiguous() for tensor in given)
+        return output.contiguous(memory_format=torch.channels_last) if (
+            innermost and isinstance(output, Tensor) and output.dim() == 4) else output
+
+    return forward
+
+
+def _contiguous(item: Any) -> Any:
+    return item.contiguous() if isinstance(item, Tensor) and item.dim() == 4 else item

@@ -1,0 +1,37 @@
+"""Operators that read memory as if the channels were not innermost."""
+
+import pytest
+import torch
+from chains import settle, teach
+from mmcv import ops
+from torch import nn
+
+from kd_mm.teachers.layout import operators
+
+
+class Deformed(nn.Module):
+
+    def __init__(self, kind):
+        super().__init__()
+        self.stem, self.norm, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.deform = kind(8, 8, 3, padding=1)
+        nn.init.normal_(self.deform.conv_offset.weight, std=0.1)
+        self.late, self.pool, self.end = nn.Conv2d(8, 8, 1), ops.RoIAlign((3, 3)), nn.Identity()
+        self.seen = []
+        self.late.register_forward_pre_hook(lambda module, given: self.seen.append(given[0].stride()))
+
+    def forward(self, images):
+        maps = self.late(self.deform(self.relu(self.norm(self.stem(images)))))
+        return self.end((maps, self.pool(maps, images.new_tensor([[0, 1, 1, 9, 9], [1, 2, 0, 12, 7]]))))
+
+
+@pytest.mark.parametrize('compiled', [False, 'eager'])
+@pytest.mark.parametrize('kind', [ops.ModulatedDeformConv2dPack, ops.DeformConv2dPack])
+def test_they_get_usual_maps(kind, compiled):
+    torch.manual_seed(0)
+    model = settle(Deformed(kind))
+    assert operators(model) == [model.deform, model.pool]
+    _, far, found = teach(model, dict(channels_last=True, compile=compiled), paths=('end', ))
+    assert far < 1e-5
+    assert model.seen[-1][1] == 1  # what comes after them has the channels innermost again
+    assert not any('forward' in vars(module) for module in model.modules())
