@@ -18,6 +18,15 @@ CONTRACT = ("the distillation terms are added to the dict of losses that the stu
             'module with such a forward (docs/own_loop.md has one)')
 
 
+class _Hook(functools.partial):  # type: ignore[type-arg]
+    """A hook that a copy of the student shares: copied, it would take the teachers along, and distil the copy."""
+
+    _kd_mm = True
+
+    def __deepcopy__(self, memo: Any) -> '_Hook':
+        return self
+
+
 def attach(distiller: Any) -> List[Any]:
     """Put the two hooks on the student of a :class:`~kd_mm.engine.distiller.Distiller`; their handles.
 
@@ -31,11 +40,8 @@ def attach(distiller: Any) -> List[Any]:
         raise ValueError(f"{type(student).__name__}.forward has no argument 'mode': {CONTRACT}")
     if any(getattr(hook, '_kd_mm', False) for hook in student._forward_hooks.values()):
         raise RuntimeError('a distiller is already attached to this student')
-    before = functools.partial(_before_forward, distiller)
-    after = functools.partial(_after_forward, distiller)
-    before._kd_mm = after._kd_mm = True  # type: ignore[attr-defined]
-    return [student.register_forward_pre_hook(before, with_kwargs=True),
-            student.register_forward_hook(after, with_kwargs=True, always_call=True)]
+    return [student.register_forward_pre_hook(_Hook(_before_forward, distiller), with_kwargs=True),
+            student.register_forward_hook(_Hook(_after_forward, distiller), with_kwargs=True, always_call=True)]
 
 
 def _arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Any, str]:

@@ -2,9 +2,11 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from ranks import run
 from torch import nn
 from torch.nn import functional as F
 
@@ -82,6 +84,28 @@ def test_passes_that_are_no_training_are_not_told():
         assert 'loss_hint' in student(PICTURES, LABELS, mode='loss')
         student(PICTURES)  # who knows the mode may look at outputs, too
     kd.detach()
+
+
+def test_a_loop_of_several_processes_equals_one(tmp_path):
+    """As docs/own_loop.md says: the wrapped student, `follow`, and extras that are equal on both ranks."""
+    worker = str(Path(__file__).resolve().parents[1] / 'helpers' / 'own_loop_worker.py')
+    one, = run([worker, str(tmp_path / 'one'), '1'], tmp_path / 'one', 1)
+    first, second = run([worker, str(tmp_path / 'two'), '2'], tmp_path / 'two', 2)
+    assert one['extras']
+    for part in ('student', 'extras'):
+        for key, value in one[part].items():
+            assert torch.equal(first[part][key], second[part][key]), (part, key)
+            torch.testing.assert_close(first[part][key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_extras_are_resumed():
+    kinds = dict(losses=LOSSES | dict(loss_pkd=dict(type='FitNetLoss', student_at='net.0', teacher_at='1')))
+    old, new = (Distiller(WithLosses(), network(), seed=seed, **kinds) for seed in (0, 1))
+    state = old.trainable_modules().state_dict()
+    assert state and not all(torch.equal(value, new.trainable_modules().state_dict()[key])
+                             for key, value in state.items())
+    new.trainable_modules().load_state_dict(state)
+    assert all(torch.equal(value, new.trainable_modules().state_dict()[key]) for key, value in state.items())
 
 
 class Unpacks(RegionMask):
