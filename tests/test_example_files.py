@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from kd_mm.hosts.models import build_model, load_config
 
 EXAMPLES = Path(__file__).resolve().parents[1] / 'examples'
 
@@ -33,6 +36,35 @@ def test_plain_loop(capsys):
     assert list(student.state_dict()) == list(plain.state_dict())
     assert not student._forward_hooks and not student._forward_pre_hooks
     assert 'distilled student  mIoU' in capsys.readouterr().out
+
+
+def test_own_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = example('own_network')
+    net, numbers = module.main(['--steps', '4'])
+    assert {'loss', 'loss_feature', 'loss_logit', 'kd_agree_feature', 'kd_agree_logit'} <= set(numbers)
+    assert numbers['loss_logit'] > 0
+    module.Network(4).load_state_dict(torch.load(tmp_path / 'student.pth'))  # strict: nothing of ours is in it
+    assert not net._forward_hooks
+
+
+def test_own_parts(tmp_path):
+    """The parts of the example in its own config, with two checkpoints of its teacher."""
+    pytest.importorskip('mmdet')
+    config = EXAMPLES / 'own_parts' / 'config.py'
+    torch.manual_seed(0)
+    model = build_model(load_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')[0], 'mmdet')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'epoch_11.pth')
+    os.symlink(tmp_path / 'epoch_11.pth', tmp_path / 'epoch_12.pth')
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'kd_mm', 'check', str(config), '--shape', '64', '64',
+         '--cfg-options', 'model.backbone.init_cfg=None'], cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(config.parent), str(EXAMPLES.parent)]),
+                 OMP_NUM_THREADS='1'), capture_output=True, text=True)
+    assert not done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
+    assert 'AveragedTeacher: RetinaNet' in done.stdout and 'those that its source gives' in done.stdout
+    assert 'adapter   TwoLayerAdapter; region: LowerPartRegion' in done.stdout
+    assert 'adapter   none needed' in done.stdout.split('loss_step: StepBetweenLoss')[1].split('loss_hint')[0]
 
 
 def test_own_loss():

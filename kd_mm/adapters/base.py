@@ -2,9 +2,14 @@
 
 from typing import Optional, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from kd_mm.ops.problems import named
 from kd_mm.types.batch import Features
+
+#: What is said of an adapter that fails: it may be a class of the user's.
+CONTRACT = ('Its prepare(student, teacher) and forward(student, teacher) are given two tuples of tensors, one tensor a '
+            'level; forward returns two such tuples')
 
 
 class Adapter(nn.Module):
@@ -17,11 +22,44 @@ class Adapter(nn.Module):
     def prepare(self, student: Features, teacher: Features) -> None:
         """Create the parameters, sized by one pair of features, before the optimizer is given them.
 
-        In plain-tensor use the first call does it.  A second call changes nothing.
+        It may be called again, and then must change nothing.
         """
 
     def forward(self, student: Features, teacher: Features) -> Tuple[Features, Features]:
+        """Both sides as the loss compares them.
+
+        Args:
+            student: L tensors, one a level.
+            teacher: L tensors.
+        """
         raise NotImplementedError
+
+
+def prepared(adapter: Adapter, student: Features, teacher: Features) -> None:
+    """Let an adapter make its parameters.
+
+    Raises:
+        ValueError: it fails.
+    """
+    with named(type(adapter).__name__, CONTRACT):
+        adapter.prepare(student, teacher)
+
+
+def adapted(adapter: Adapter, student: Features, teacher: Features) -> Tuple[Features, Features]:
+    """What an adapter makes of both sides, looked at.
+
+    Raises:
+        ValueError: it fails, or gives something else than two tuples of tensors.
+    """
+    name = type(adapter).__name__
+    with named(name, CONTRACT):
+        pair = adapter(student, teacher)
+    fine = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(
+        isinstance(side, (list, tuple)) and side and all(isinstance(level, Tensor) for level in side) for side in pair)
+    if not fine:
+        got = [type(side).__name__ for side in pair] if isinstance(pair, (list, tuple)) else type(pair).__name__
+        raise ValueError(f'{name} returned {got}. {CONTRACT}')
+    return tuple(pair[0]), tuple(pair[1])
 
 
 def check_maps(name: str, student: Features, teacher: Features, prepared: Optional[int] = None) -> None:

@@ -111,6 +111,8 @@ class Distiller(nn.Module):
         self._opened = False
         #: whether the student's own losses may be left out where they count nothing
         self.may_skip = True
+        #: whether the student was run in training so far, with or without ``mode='loss'``
+        self.asked = False
         #: of a semi-supervised detector in which the student is; None for a student that is trained as a whole
         self.branches: Optional[Branches] = None
 
@@ -389,7 +391,7 @@ class Distiller(nn.Module):
         """The student's loss dict with the distillation terms; called after its training forward."""
         pairs = self.evaluate()
         found = [evaluation for _, evaluation in pairs]
-        if self.likeness.due(self.step):
+        if self.likeness.due(self.step, self.max_steps):
             self._log.update(self.likeness.measure([comparison for comparison, _ in pairs]))
         self.watch.gradients(self.current, found)
         found = self.weigh(losses, found)

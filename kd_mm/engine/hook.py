@@ -82,9 +82,10 @@ class DistillHook(Hook):
             what was taken. ``'exact'``: the host's own forward, bit for bit. ``'tune'``: forms are tried in the first
             steps and the fastest is kept. Or a dict of what is wanted, see
             :class:`kd_mm.teachers.speed.Speed`, for example ``dict(fold=True, precision='bf16')``.
-        agreement: every so many iterations, and in the first one, the log says how alike student and teacher are at
-            the taps of each loss (``kd_agree_<name>``, see :class:`kd_mm.engine.likeness.Likeness`). Default 50, as
-            often as the hosts log; 0 for never. It changes nothing of the training.
+        agreement: every so many iterations, and in the first and the last one, the log says how alike student and
+            teacher are at the taps of each loss (``kd_agree_<name>``, see :class:`kd_mm.engine.likeness.Likeness`); a
+            training of less than ten times as many is measured about ten times. Default 50, as often as the hosts
+            log; 0 for never. It changes nothing of the training.
         score_teacher: whether the teachers are evaluated before the first step, in the config's own validation: the
             scores stand in the log beside those of the student (``teacher_mIoU``), and a student that is as good as
             its teacher is said. A number N: on the first N images alone; ``dict(images=N, seed=S)``: on N others. After

@@ -16,6 +16,8 @@ from kd_mm.types.query import MaskQueryView, QueryView
 
 #: Places whose largest class is compared: counting is cheap.
 PIXELS = 4096
+#: A training is measured at least so many times.
+TIMES = 10
 #: A level of the student and of the teacher.
 Pair = Tuple[Tensor, Tensor]
 
@@ -34,7 +36,8 @@ class Likeness:
     It is under no_grad, draws nothing, and changes nothing that a training uses.  The same on every rank.
 
     Args:
-        every: iterations from one measurement to the next; 0 for none.
+        every: iterations from one measurement to the next; 0 for none.  A training of fewer than ``10 * every``
+            iterations is measured about ten times and at its end, so that the log does not stay at its first value.
         labels_pixels: whether class logits are those of pixels (a segmentor), each of which has a class.
 
     Raises:
@@ -44,9 +47,19 @@ class Likeness:
     def __init__(self, every: int, labels_pixels: bool = False):
         self.every, self.labels_pixels = whole('DistillHook', 'agreement', every, 0), labels_pixels
 
-    def due(self, step: int) -> bool:
-        """Whether iteration ``step`` is measured: the first one, and each before which the host would log."""
-        return bool(self.every) and (step == 0 or (step + 1) % self.every == 0)
+    def due(self, step: int, steps: int = 0) -> bool:
+        """Whether iteration ``step`` is measured: the first, the last, and each before which the host would log.
+
+        Args:
+            step: from 0.
+            steps: of the whole training, 0 if unknown.
+
+        Example:
+            >>> [step for step in range(30) if Likeness(50).due(step, 30)]
+            [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29]
+        """
+        every = min(self.every, max(steps // TIMES, 1)) if steps else self.every
+        return bool(every) and (step == 0 or step + 1 == steps or (step + 1) % every == 0)
 
     @torch.no_grad()
     def measure(self, found: Sequence[Comparison]) -> Dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 from torch import Tensor, nn
 
 from kd_mm.adapters.auto import auto_adapter
-from kd_mm.adapters.base import Adapter
+from kd_mm.adapters.base import Adapter, adapted, prepared
 from kd_mm.engine.readers.base import Comparison, Reader
 from kd_mm.engine.readers.heads import HeadReader
 from kd_mm.engine.readers.instance_masks import InstanceMaskReader
@@ -334,9 +334,9 @@ class Term(nn.Module):
         if self.adapter_cfg == 'auto' and not self.of_heads:
             self.adapter = auto_adapter(self.loss, student, teacher)
         if self.adapter is not None:
-            self.adapter.prepare(student, teacher)
+            prepared(self.adapter, student, teacher)
             with eval_mode(self.adapter):  # a batch norm in it must not learn from random images
-                student, teacher = self.adapter(student, teacher)
+                student, teacher = adapted(self.adapter, student, teacher)
         try:
             self.loss.check_shapes(student, teacher)
         except ValueError as error:
@@ -359,7 +359,7 @@ class Term(nn.Module):
         """
         student, teacher = comparison.student, comparison.teacher
         if self.adapter is not None:
-            student, teacher = self.adapter(student, teacher)
+            student, teacher = adapted(self.adapter, student, teacher)
         return self.loss.parts(student, teacher, comparison.batch, self.region)
 
 

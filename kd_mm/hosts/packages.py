@@ -11,20 +11,29 @@ from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 #: Package -> how to get it.
 INSTALL: Dict[str, str] = {
+    'aim': 'pip install aim',
+    'clearml': 'pip install clearml',
     'detectron2': 'pip install git+https://github.com/facebookresearch/detectron2.git',
+    'dvclive': 'pip install dvclive',
     'ldm': 'pip install git+https://github.com/CompVis/stable-diffusion.git, with what requirements/optional.txt of '
            'mmsegmentation lists',
+    'mlflow': 'pip install mlflow',
     'mmcls': 'pip install "mmcls>=1.0.0rc0" (older ones need mmcv 1; mmpretrain took its place)',
     'mmpretrain': 'pip install mmpretrain (beside the maintained forks: pip install onedl-mmpretrain)',
+    'neptune': 'pip install neptune',
     'panopticapi': 'pip install git+https://github.com/cocodataset/panopticapi.git',
+    'tensorboard': 'pip install tensorboard',
     'timm': 'pip install timm',
     'torchvision': 'pip install torchvision, of the version that belongs to the installed torch',
     'transformers': 'pip install "transformers<5"',
+    'wandb': 'pip install wandb',
 }
 #: A ``type`` in a config -> the package that it needs.
 OF_TYPES: Dict[str, str] = {
-    'BertModel': 'transformers', 'CocoPanopticMetric': 'panopticapi', 'Detectron2Wrapper': 'detectron2',
-    'LoadPanopticAnnotations': 'panopticapi', 'TIMMBackbone': 'timm', 'VPD': 'ldm'}
+    'AimVisBackend': 'aim', 'BertModel': 'transformers', 'ClearMLVisBackend': 'clearml',
+    'CocoPanopticMetric': 'panopticapi', 'DVCLiveVisBackend': 'dvclive', 'Detectron2Wrapper': 'detectron2',
+    'LoadPanopticAnnotations': 'panopticapi', 'MLflowVisBackend': 'mlflow', 'NeptuneVisBackend': 'neptune',
+    'TIMMBackbone': 'timm', 'TensorboardVisBackend': 'tensorboard', 'VPD': 'ldm', 'WandbVisBackend': 'wandb'}
 #: A key that is set in a config -> the package that it needs when it runs (CrowdDet's RoI layer; an assigner).
 OF_KEYS: Dict[str, str] = {'perm_repeat_gt_cfg': 'torchvision', 'use_torchvision': 'torchvision'}
 #: A key that is set in a config -> how to do without its package.

@@ -106,7 +106,7 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
             whole = build_whole(cfg, device)
             report.whole, report.student = whole, inner_student(whole)
         except Exception as error:  # the registry and the models raise anything
-            problems.add(f'{UNBUILT}: {type(error).__name__}: {error}')
+            problems.add(f'{UNBUILT}: {type(error).__name__}: {error}{_base_scope(cfg, error)}')
         else:
             _look_at_training(cfg, whole, problems)
         for entry in entries:
@@ -135,6 +135,23 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
             _try_step(report, cfg, shape, batch, device, problems)
     report.problems = problems.found
     return report
+
+
+def _base_scope(cfg: Config, error: Exception) -> str:
+    """The cause of a class that no registry has: mmengine notes the scope of a base in each of its parts."""
+    name = str(error).strip('"\'').split(' ')[0]
+    own = cfg.get('default_scope')
+
+    def noted(part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return next(filter(None, map(noted, part)), None)
+        if not hasattr(part, 'get'):
+            return None
+        return part.get('_scope_') if part.get('type') == name else noted(list(part.values()))
+
+    scope = noted(cfg.model) if isinstance(error, KeyError) else None
+    return '' if scope in (None, own) else (f". Its part of the config comes from a _base_ of {scope} and is looked "
+                                            f"for there (_scope_={scope!r}): write type='{own}.{name}'")
 
 
 def _look_at_training(cfg: Config, student: nn.Module, problems: Problems) -> None:

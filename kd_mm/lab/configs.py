@@ -19,6 +19,7 @@ from kd_mm.engine.vis import NOTHING_TO_DRAW, DistillVisHook
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.files import read_file
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
+from kd_mm.hosts.packages import missing
 from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config, scopes
 from kd_mm.hosts.zoo import package_folder, zoo_config
@@ -260,12 +261,14 @@ def unsupported(cfg: Config) -> List[str]:
 
 
 def faults(cfg: Config) -> List[str]:
-    """What is wrong with the distillation hook of a config and can be told before anything is built, as sentences.
+    """What is wrong with the distillation hook of a config, or with where it logs, and can be told before anything is
+    built, as sentences.
 
     ``tools/train.py`` and ``tools/check_config.py`` both stop at it; a config without the hook has no faults.
     """
     problems = Problems()
-    for problem in unsupported(cfg):
+    # The Runner opens the backends of its log before any hook is asked.
+    for problem in [*unsupported(cfg), *missing(cfg.get('visualizer') or {})]:
         problems.add(problem)
     for entry in hook_entries(cfg):
         hook_arguments(entry, problems)

@@ -81,6 +81,15 @@ def open_set(cfg: Config, section: Any) -> Any:
         raise
 
 
+def training_samples(cfg: Config) -> Optional[int]:
+    """How many samples the training set has; None where it cannot be opened, for example on another machine."""
+    try:
+        with scope_of(cfg), preserved_random_state(0), contextlib.redirect_stdout(io.StringIO()):
+            return len(open_set(cfg, cfg.train_dataloader.dataset))
+    except Exception:  # the registry and the readers of annotations raise anything
+        return None
+
+
 def is_empty(error: Exception) -> bool:
     """Whether a data set could not be opened because it has no sample: the host joins what it has, and has none."""
     return 'need at least one array to concatenate' in str(error)

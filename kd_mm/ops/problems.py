@@ -1,6 +1,9 @@
 """Collects everything that is wrong with a configuration into one error."""
 
-from typing import Any, List, Sequence
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Sequence
+
+import torch
 
 
 class ConfigProblems(ValueError):
@@ -27,3 +30,30 @@ class Problems:
             lines = '\n'.join(f'  {number}. {text}' for number, text in enumerate(self.found, 1))
             raise ConfigProblems(f'kd_mm: {len(self.found)} problem(s) in the distillation config:\n{lines}',
                                  self.found)
+
+
+@contextmanager
+def named(owner: str, contract: str) -> Iterator[None]:
+    """Say whose an error is, unless it does: for parts that a user may have written.
+
+    Args:
+        owner: name of the class that runs inside.
+        contract: a sentence on what it is given and has to return.
+
+    Raises:
+        ValueError: what runs inside fails.
+
+    Example:
+        >>> with named('MyRegion', 'It returns weights'):
+        ...     None.shape
+        Traceback (most recent call last):
+        ValueError: MyRegion fails: AttributeError: 'NoneType' object has no attribute 'shape'. It returns weights
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if owner in str(error):
+            raise
+        raise ValueError(f'{owner} fails: {type(error).__name__}: {error}. {contract}') from error

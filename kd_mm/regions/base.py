@@ -1,9 +1,10 @@
 """Region masks: where on the feature map to imitate."""
 
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from kd_mm.ops.problems import named
 from kd_mm.types.batch import Features, KDBatch
 
 
@@ -31,3 +32,21 @@ class RegionMask(nn.Module):
     def forward(self, features: Features, batch: KDBatch) -> Features:
         """Weights for ``features``, which only give sizes, device and dtype."""
         raise NotImplementedError
+
+
+def weights_of(region: nn.Module, features: Features, batch: KDBatch) -> Features:
+    """What a region gives for ``features``, looked at: the region may be a class of the user's.
+
+    Raises:
+        ValueError: it fails, or does not give one map of weights for each level.
+    """
+    name = type(region).__name__
+    with named(name, 'Its forward(features, batch) is given L tensors (N, C, H, W) and returns L tensors (N, 1, H, W)'):
+        masks = region(features, batch)
+    wanted: Tuple[Tuple[int, ...], ...] = tuple((len(level), 1, *level.shape[2:]) for level in features)
+    given = tuple(tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__ for mask in masks) \
+        if isinstance(masks, (list, tuple)) else type(masks).__name__
+    if given != wanted:
+        raise ValueError(f'{name} returned {given}; a region returns a tuple of weights (N, 1, H, W), one for each '
+                         f'level: {wanted}')
+    return tuple(masks)

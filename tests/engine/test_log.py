@@ -9,6 +9,7 @@ from stock import detector, hook, same, segmentor, teacher_of, train, weights
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import DistillHook
+from kd_mm.engine.likeness import Likeness
 from kd_mm.engine.preflight import random_data
 from kd_mm.hosts.models import build_model, load_config
 
@@ -99,12 +100,30 @@ def test_agreement_reaches_every_backend_of_the_visualizer_and_changes_nothing(d
     assert record.losses == plain_record.losses
     for name in ('kd_agree_fgd', 'kd_agree_logit'):
         values, counts = runner.message_hub.get_scalar(f'train/{name}').data
-        assert len(values) == 2 and counts.tolist() == [1, 1]  # the first iteration, and the second
+        assert len(values) == 3 and counts.tolist() == [1, 1, 1]  # a training as short as this in every iteration
         assert all(-1 <= value <= 1 for value in values) and f'train/{name}' not in plain.message_hub.log_scalars
     file = next(Path(runner.work_dir).glob('*/vis_data/scalars.json'))
     line = json.loads(file.read_text().splitlines()[-1])
     for name in ('loss_fgd/fg', 'kd_weight_fgd', 'kd_task_ratio', 'kd_agree_fgd', 'kd_agree_logit'):
         assert isinstance(line[name], float), name
+
+
+def test_agreement_of_a_short_training_does_not_stay_at_its_first_value(det):
+    """By the default of the hook, which is longer than the whole training: the log of its end is of its end."""
+    det.train_cfg.max_iters = 12
+    runner, _ = train(det, [hook(teacher_of(det), dict(loss_fgd=dict(type='FGDLoss', at='neck')))])
+    values, _ = runner.message_hub.get_scalar('train/kd_agree_fgd').data
+    assert len(values) == 12 and len(set(values.tolist())) > 6
+    lines = next(Path(det.work_dir).glob('*/vis_data/scalars.json')).read_text().splitlines()
+    last = json.loads(lines[-1])['kd_agree_fgd']
+    assert last == pytest.approx(values[-1], abs=1e-4) and last != pytest.approx(values[0], abs=1e-4)
+
+
+def test_agreement_is_measured_at_its_interval_in_a_long_training():
+    likeness = Likeness(50)
+    assert [step for step in range(1000) if likeness.due(step, 1000)] == [0, *range(49, 1000, 50)]
+    assert [step for step in range(120) if likeness.due(step)] == [0, 49, 99]  # of unknown length
+    assert not any(Likeness(0).due(step, 20) for step in range(20))
 
 
 def test_a_copy_of_the_teacher_agrees_with_it(seg):

@@ -17,6 +17,7 @@ from kd_mm.hosts.packages import INSTALL, OF_KEYS, OF_SCOPES, OF_TYPES, PackageE
 from kd_mm.hosts.synthetic import synthetic_batch
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import train
+from kd_mm.lab.configs import faults
 
 CONVNEXT = 'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py'
 TIMM = 'mmdet::timm_example/retinanet_timm-tv-resnet50_fpn_1x_coco.py'
@@ -80,6 +81,18 @@ def test_one_sentence_a_package():
     assert [text.split('the package ')[1].split(',')[0] for text in missing(value)] == expected
     assert missing(dict(type='RetinaNet', backbone=dict(type='ResNet'))) == []
     assert {*OF_TYPES.values(), *OF_KEYS.values(), *OF_SCOPES.values()} <= set(INSTALL)
+
+
+def test_a_log_that_cannot_be_written_is_said_before_the_training(coco_root, tmp_path, absent):
+    """The Runner opens TensorBoard before any hook is asked."""
+    absent('tensorboard')
+    cfg = two_stage(coco_root, tmp_path)
+    cfg.visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'),
+                                                           dict(type='TensorboardVisBackend')])
+    assert faults(cfg) == ['TensorboardVisBackend needs the package tensorboard, which is not installed: pip install '
+                           'tensorboard']
+    cfg.visualizer.vis_backends.pop()
+    assert faults(cfg) == []
 
 
 def test_a_package_that_is_there_and_cannot_be_imported(tmp_path, monkeypatch):

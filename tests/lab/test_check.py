@@ -56,6 +56,17 @@ def test_a_name_that_no_runner_finds(det, tmp_path, capsys, monkeypatch, name):
     assert not (tmp_path / 'work').exists()
 
 
+def test_a_class_that_is_looked_for_in_the_scope_of_a_base(det):
+    """What inherits `_base_ = 'mmdet::...'` has that scope in each part; here the other way round, with both hosts."""
+    det.model.bbox_head.update(type='MyHead', _scope_='mmseg')
+    problem, = check(det, (64, 64)).problems
+    assert problem.startswith('the student of this config cannot be built: KeyError: ')
+    assert "comes from a _base_ of mmseg" in problem and "write type='mmdet.MyHead'" in problem
+    del det.model.bbox_head._scope_
+    problem, = check(det, (64, 64)).problems
+    assert '_base_' not in problem  # it is nowhere
+
+
 def test_whose_hook_it_is(det):
     """By what the Runner would make of it, not by the name alone."""
     det.custom_hooks = [dict(type='EMAHook'), dict(type='kd_mm.engine.hook.DistillHook')]

@@ -125,10 +125,13 @@ def test_a_cut_picture_and_one_that_is_not_there(det, tmp_path, capsys):
     assert kd_mm(*words).exit_code == 0
     result = kd_mm(*words, '--data', 4)
     assert result.exit_code == 1 and 'cannot be read as a picture' in message(result)
-    # and the length of an epoch is known then
-    result = kd_mm(*words, '--data', 1, '--plot', tmp_path / 'curves.svg')
-    assert result.exit_code == 0, message(result)
-    assert 'epoch (2 iterations each)' in (tmp_path / 'curves.svg').read_text()
+    # and the length of an epoch is known, whether samples are loaded or not
+    for flags in (['--data', 1], []):
+        result = kd_mm(*words, *flags, '--plot', tmp_path / 'curves.svg')
+        assert result.exit_code == 0, message(result)
+        assert 'epoch (2 iterations each)' in (tmp_path / 'curves.svg').read_text()
+        assert 'taken as' not in result.output
+        (tmp_path / 'curves.svg').unlink()
 
 
 def test_labels_beyond_the_classes_and_a_config_without_data(cityscapes_root, tmp_path):

@@ -313,7 +313,8 @@ def test_curves_of_a_training_by_epochs(folder, capsys):
     config = write(folder, distil({'loss_a': {'type': 'CWDLoss', 'at': 'neck'}}))
     assert TOOL.main([config, *SHAPE, '--plot', str(folder / 'curves.svg')]) == 0
     assert 'epoch (7000 iterations each, a guess' in (folder / 'curves.svg').read_text()
-    capsys.readouterr()
+    text = capsys.readouterr().out
+    assert 'the training set cannot be opened here, so an epoch is taken as 7000' in text and 'at 83999' in text
     nothing = write(folder, distil({'loss_a': {'type': 'CWDLoss', 'at': 'neck'}}), extra='train_cfg = None')
     assert TOOL.main([nothing, *SHAPE, '--plot', str(folder / 'curves.svg')]) == 1
     assert 'does not say how long it trains' in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kd_mm.lab import cost as benchmark
+from kd_mm.lab.commands import profile
 from kd_mm.lab.configs import hook_arguments, hook_entries, read_config
 from kd_mm.lab.meters import count_flops
 from kd_mm.lab.models import scope_of
@@ -53,6 +54,11 @@ def test_the_numbers_are_positive_and_consistent(tmp_path, capsys):
     assert 'fast teacher' in text and 'norms folded' in text
     assert f'{term["peak_bytes"] / 2**20:.1f}' in text
     assert f'{result["ratio"]:.3f}' in text and 'loss_cwd' in text and 'MiB' in text
+    rows = [line[:16].strip() for line in text.splitlines()]
+    assert rows.index('by rounds') == rows.index('ratio') + 1  # which it is about
+    for ratio, told in ((1.2, True), (0.9, False)):
+        profile.print_result(dict(result, teacher_ratio=ratio))
+        assert ("try speed='exact'" in capsys.readouterr().out) == told
 
 
 @pytest.fixture(scope='module')

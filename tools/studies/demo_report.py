@@ -16,7 +16,7 @@ from kd_mm.hosts.table import DETECTION
 from kd_mm.lab.commands.train import move_data_root
 from kd_mm.lab.configs import read_config
 from kd_mm.lab.report import plots
-from kd_mm.lab.report.examples import MISSED, RIGHT, WRONG, Example, object_panels, pixel_panels
+from kd_mm.lab.report.examples import LEGEND, Example, object_panels, pixel_panels
 from kd_mm.lab.report.gather import look
 from kd_mm.lab.report.page import render
 from kd_mm.lab.report.sources import ROLES, Side, Source
@@ -256,7 +256,7 @@ def page(results: Results, pictures: Mapping[str, Sequence[Example]],
     tasks = [dict(title=entry['title'], verdict=verdict(entry), plots=charts(entry), examples=pictures.get(key, []))
              for key, entry in results.items()]
     return render('demo.html', [Path(__file__).parent], head=head, rows=rows[1:], notes=notes(results), tasks=tasks,
-                  detection=[('right', RIGHT), ('wrong, and what about it', WRONG), ('missed', MISSED)],
+                  detection=LEGEND,
                   profile=profile or {})
 
 

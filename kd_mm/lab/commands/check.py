@@ -5,9 +5,9 @@
     kd-mm check CONFIG --plot weights.png
     kd-mm check CONFIG --data 20
 
-Opens no data set without --data (or --plot of a config with labels=), needs no GPU and downloads nothing: teacher
-weights that are not on this machine are replaced by random ones, and the report says so.  The exit status is 1 if there
-is a problem.
+Opens no data set without --data (--plot opens that of a training by epochs, to count it), needs no GPU and downloads
+nothing: teacher weights that are not on this machine are replaced by random ones, and the report says so.  The exit
+status is 1 if there is a problem.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from kd_mm.engine.hook import guesses
 from kd_mm.hosts.growing import COPY
 from kd_mm.lab import check as inspection
 from kd_mm.lab.commands import REFUSALS, program, words
-from kd_mm.lab.configs import Options, hook_entries, read_config, training_length
+from kd_mm.lab.configs import ASSUMED_EPOCH, Options, hook_entries, read_config, training_length
 from kd_mm.lab.curves import curves_of, plot
-from kd_mm.lab.data import look_at_data
+from kd_mm.lab.data import look_at_data, training_samples
 from kd_mm.lab.labels import draw_labels
 from kd_mm.lab.observe import shape_text
 from kd_mm.lab.step import StepReport, parameter_count
@@ -67,7 +67,9 @@ def print_models(cfg: Config, report: inspection.Report) -> None:
         print_row('teacher', "the student itself (teacher='self')")
     for name, teacher in distiller.teachers.items():
         millions = sum(parameter.numel() for parameter in teacher.model.parameters()) / 1e6
-        weights = report.weights[name] if isinstance(report.weights, dict) else report.weights
+        weights = report.weights.get(name) if isinstance(report.weights, dict) else report.weights
+        if weights is None:
+            weights = 'those that its source gives (no teacher_ckpt)'
         print_row(name, f'{teacher.name}: {type(teacher.model).__name__}, {millions:.2f} M parameters, '
                   f'weights: {weights}')
         print_row('inputs', "the teacher takes the student's normalised images as they are" if teacher.same_input
@@ -117,7 +119,7 @@ def draw(file: str, cfg: Config, report: inspection.Report, samples: Optional[in
         file: to write.
         cfg: the config.
         report: of the check.
-        samples: of the training set, if it was opened.
+        samples: of the training set, if it was opened already.
 
     Raises:
         ValueError: nothing is known of the length of the training, or the file cannot be written.
@@ -127,11 +129,16 @@ def draw(file: str, cfg: Config, report: inspection.Report, samples: Optional[in
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     if not length:
         raise ValueError('--plot: the config does not say how long it trains (train_cfg with max_iters or max_epochs)')
-    if epochs and samples is not None:
+    if epochs and samples is None:
+        samples = training_samples(cfg)
+    if epochs and samples:
         length, guessed = int(epochs) * math.ceil(samples / (cfg.train_dataloader.get('batch_size') or 1)), False
     found = curves_of(list(report.distiller.terms.values()), length)  # type: ignore[arg-type]
     plot(file, found, os.path.basename(str(cfg.filename)), length // int(epochs) if epochs else None, guessed)
     print()
+    if guessed:
+        print_row('length', f'{length} iterations: the training set cannot be opened here, so an epoch is taken as '
+                  f'{ASSUMED_EPOCH}')
     for curve in found:
         marks = [curve.steps[min(range(len(curve.steps)), key=lambda i: abs(curve.steps[i] - part * length / 4))]
                  for part in range(5)]

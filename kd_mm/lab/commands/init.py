@@ -98,8 +98,8 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
                          'distils one task into another. Take a teacher of the same task, or write a config by hand, '
                          "with a loss on features (at='backbone')")
     if found is None:
-        raise ValueError(f'{teacher} has no published weights. Give those of your teacher with --teacher-ckpt FILE, or '
-                         "'random' to write a config for a dry try")
+        raise ValueError(f'{teacher} has no published weights. Give those of your teacher with --teacher-ckpt FILE '
+                         "(kd-mm init also takes 'random', to write a config for a dry try)")
     if '://' not in found and found != RANDOM:
         found = osp.abspath(osp.expanduser(found))
         if not osp.isfile(found):

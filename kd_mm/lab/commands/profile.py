@@ -35,6 +35,13 @@ from kd_mm.lab.cost import profile_config
 from kd_mm.lab.models import hint_of
 from kd_mm.ops.words import count
 
+#: Rows of the table, and what each is.
+ROWS = {'plain_step': 'the training without distillation', 'needed_teacher': 'to the last tap, as the host runs it',
+        'fast_teacher': 'the same in the form that speed= gives it', 'full_teacher': 'to the end of its heads',
+        'kd_step': 'the training with distillation'}
+#: From this share of the host's own form on, the fast form of a teacher is said to be slower.
+SLOWER = 1.05
+
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,15 +64,18 @@ def print_result(result: Dict[str, Any]) -> None:
     print(f'{result["config"]}: {count(result["batch"], "image")} of {"x".join(map(str, result["input_shape"]))} on '
           f'{result["device"]}, {result["threads"]} thread(s), load {result["load_average"]}, torch {result["torch"]}')
     print(f'\n{"":<16}{"median ms":>10}{"fastest":>10}   ({result["steps"]} rounds)')
-    for name in ('plain_step', 'needed_teacher', 'fast_teacher', 'full_teacher', 'kd_step'):
+    for name, what in ROWS.items():
         label = name.replace('_', ' ').replace('kd', 'KD')
-        print(f'{label:<16}{result[f"{name}_ms"]:>10.2f}{result["fastest_ms"][name]:>10.2f}')
+        print(f'{label:<16}{result[f"{name}_ms"]:>10.2f}{result["fastest_ms"][name]:>10.2f}   {what}')
     print(f'{"ratio":<16}{result["ratio"]:>10.3f}{result["ratio_of_fastest"]:>10.3f}   KD step / (plain step + needed '
           f'teacher), {result["overhead_ms"]:+.2f} ms')
-    print(f'{"fast / needed":<16}{result["teacher_ratio"]:>10.3f}{"":>10}   {result["teacher_form"]}')
     rounds = result['ratio_of_rounds']
     print(f'{"  by rounds":<16}{rounds["median"]:>10.3f}{"":>10}   half of the rounds lie between '
           f'{rounds["low"]:.3f} and {rounds["high"]:.3f}: the noise of this machine')
+    print(f'{"fast / needed":<16}{result["teacher_ratio"]:>10.3f}{"":>10}   {result["teacher_form"]}')
+    if result['teacher_ratio'] > SLOWER:
+        print(f"{'':<39}slower here than the host's own form, as may be with small models: try speed='exact', or\n"
+              f"{'':<39}speed='tune', which measures in the first steps of the training")
     print(f'\n{"term":<16}{"forward ms":>10}{"backward":>10}{"opponent":>10}{"peak MiB":>10}{"GFLOP":>10}   after the '
           'passes of both models')
     for term in result['terms']:

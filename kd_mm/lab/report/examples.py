@@ -14,7 +14,6 @@ from kd_mm.lab.report.pictures import (
     Panel,
     boxes_panel,
     data_url,
-    hexadecimal,
     map_panel,
     moved,
     scaled,
@@ -24,6 +23,11 @@ from kd_mm.ops.words import count
 
 #: Colours of what a detection is: right, wrong (each type), and an object that was not found.
 RIGHT, WRONG, MISSED, IGNORED = '#2fb36d', '#ff4d4d', '#ffb000', '#9aa0a6'
+#: An object of the truth: no colour of a judgement, and none of a class, which may be the same as one of them.
+TRUTH = '#4c8dff'
+#: What the page says about the colours of boxes.
+LEGEND = (('object of the truth', TRUTH), ('found, and right', RIGHT), ('wrong, and in what', WRONG),
+          ('missed', MISSED), ('counts neither way', IGNORED))
 #: What was lost, and what was won, in a map of pixels.
 LOST, WON, REST = (232, 62, 62), (47, 179, 109), (70, 70, 70)
 #: Short words for the types of errors.
@@ -106,11 +110,10 @@ def object_panels(found: Found, at: int, score: Mapping[str, float]) -> Tuple[st
     factors = size[0] / width, size[1] / height
     image = data_url(picture)
     truth = found.objects['student'][at]
-    colours = [hexadecimal(colour) for colour in found.palette]
     order = np.argsort(-detections.areas(truth.truth), kind='stable')
     panels = [boxes_panel('truth', image, size, [Box(
         moved(truth.truth[row], factors), '' if truth.ignored[row] else found.classes[truth.labels[row]],
-        IGNORED if truth.ignored[row] else colours[truth.labels[row]]) for row in order])]
+        IGNORED if truth.ignored[row] else TRUTH) for row in order])]
     panels += [_judged_panel(found, role, at, score[role], image, size, factors) for role in ROLES
                if role in found.objects]
     return _name(sample, found.indices[at]), tuple(panels)

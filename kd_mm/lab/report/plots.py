@@ -145,6 +145,8 @@ def bars(title: str, names: Sequence[str], groups: Mapping[str, Sequence[Optiona
                       label=group)
         axis.set_yticks(np.arange(len(names)), names)
         axis.set_ylim(len(names) - 0.4, -0.6)
+        if not any(value for values in groups.values() for value in values):
+            axis.set_xlim(0, 1)  # left to itself it would be around 0, with numbers below it
         axis.set_xlabel(x)
         axis.grid(True, axis='x')
         axis.tick_params(axis='y', length=0)

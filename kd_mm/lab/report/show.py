@@ -7,7 +7,7 @@ from kd_mm.hosts.table import DETECTION
 from kd_mm.lab.report import plots
 from kd_mm.lab.report.advice import lost
 from kd_mm.lab.report.agreement import mean_at
-from kd_mm.lab.report.examples import IGNORED, LOST, MISSED, REST, RIGHT, WON, WRONG, Example
+from kd_mm.lab.report.examples import LEGEND, LOST, REST, WON, WRONG, Example
 from kd_mm.lab.report.numbers import of_all
 from kd_mm.lab.report.page import difference, percent, render, signed
 from kd_mm.lab.report.pictures import hexadecimal
@@ -63,8 +63,7 @@ def html(report: Dict[str, Any], examples: Sequence[Example], palette: Sequence[
     sections = _of_detection(report) if report['task'] == DETECTION else _of_segmentation(report)
     agreement = _agreement(report)
     detection = report['task'] == DETECTION
-    legend = [('right', RIGHT), ('wrong, and what about it', WRONG), ('missed', MISSED), ('counts neither way', IGNORED)
-              ] if detection else [
+    legend = LEGEND if detection else [
         ('only the teacher is right', hexadecimal(LOST)), ('only the student is right', hexadecimal(WON)),
         ('no difference', hexadecimal(REST)),
         *((name, hexadecimal(colour)) for name, colour in zip(report['classes'], palette))]

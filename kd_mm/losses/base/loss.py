@@ -10,6 +10,7 @@ from kd_mm.losses.base.opponent import Opponent
 from kd_mm.ops.functional import average_to, lift
 from kd_mm.ops.modulation import GradientShareSchedule
 from kd_mm.ops.schedules import Weight
+from kd_mm.regions.base import weights_of
 from kd_mm.types.batch import Features, KDBatch
 from kd_mm.types.dense import DenseView
 from kd_mm.types.targets import valid_pixels
@@ -197,7 +198,8 @@ class KDLoss(nn.Module):
             student = tuple(lift(tensor) for tensor in student)
             teacher = tuple(lift(tensor.detach()) for tensor in teacher)
             self.prepare(student, teacher)
-            masks: List[Optional[Tensor]] = [None] * len(student) if region is None else list(region(teacher, batch))
+            masks: List[Optional[Tensor]] = (
+                [None] * len(student) if region is None else list(weights_of(region, teacher, batch)))
             if self.pools_to is not None:  # after the region, whose strides are those of the teacher's own map
                 student, teacher, masks = self._pooled(student, teacher, masks)
             if self.joint:

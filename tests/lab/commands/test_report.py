@@ -9,6 +9,7 @@ import torch
 from pairs import detection_pair, kd_mm, message, segmentation_pair
 
 from kd_mm.lab.report import plots
+from kd_mm.lab.report.examples import LEGEND, MISSED, RIGHT, TRUTH, WRONG
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,11 @@ def test_a_detector(det):
     assert [len(points) for points in agreement['logged'].values()] == [3]
     text = check_page(work / 'report.html')
     assert 'plain student' in text and 'Types of errors' in text and '<figure' in text
+    # the truth judges nothing: its boxes have a colour of their own, which the key names
+    truths = re.findall(r'aria-label="truth">(.*?)</svg>', text, re.DOTALL)
+    drawn = {colour for truth in truths for colour in re.findall(r'stroke="(#\w+)"', truth)}
+    assert truths and drawn == {TRUTH} and not drawn & {RIGHT, WRONG, MISSED}
+    assert all(f'background:{colour}' in text for _, colour in LEGEND)
     assert str(work / 'report.html') in result.output.replace('\n', '')
 
 
@@ -163,6 +169,7 @@ def test_a_run_that_has_not_finished(tmp_path):
 
 def test_figures_leave_out_what_is_not_finite():
     assert plots.lines('x', [('a', '#888888', [])], 'x') == '' == plots.bars('x', [], {}, 'x')
+    assert '−' not in plots.bars('x', ['small', 'large'], {'student wrong': [None, 0.0]}, 'x')  # no axis around nothing
     text = plots.lines('a < b', [('a', '#888888', [(1, 2.0), (2, float('nan')), (3, 1.0)])], 'x')
     assert text.count('<svg') == 1 and 'a &lt; b' in text and 'xmlns' not in text and 'currentColor' in text
     assert text == plots.lines('a < b', [('a', '#888888', [(1, 2.0), (3, 1.0)])], 'x')  # the same every time
