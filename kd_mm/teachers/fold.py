@@ -23,7 +23,7 @@ from kd_mm.hosts.swap import swapped
 from kd_mm.ops.live import storage_key
 from kd_mm.teachers import kernels
 from kd_mm.teachers.flow import Pair, unhooked
-from kd_mm.teachers.late import Late
+from kd_mm.teachers.late import Late, spend
 
 
 class FlowChanged(Exception):  # noqa: N818  (a signal: the pass is done again without the pair)
@@ -158,7 +158,8 @@ class Folded:
                     or storage_key(other) in (self.folding.guarded(), storage_key(images))  # it reads what it adds to
                     or images._version != version):
                 return None
-            output = kernels.add_into(layer, images, *self._weights(), other, activation is not None)
+            output = spend(kernels.add_into(layer, images, *self._weights(), other, activation is not None),
+                           FlowChanged(self.pair))
             if activation is not None:
                 activation.forward.expect(self, output)
             return output

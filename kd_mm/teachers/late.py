@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 CPU = torch.device('cpu')
 #: What counts as the sum of two tensors.
@@ -71,6 +71,24 @@ class Late(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
             cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*tree_map(_value, args), **tree_map(_value, kwargs or {}))
+
+
+class Spent(Tensor):
+    """A tensor over which a sum was written: whoever uses it again is told."""
+
+    _gone: Exception
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise next(vars(leaf)['_gone'] for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Spent))
+
+
+def spend(tensor: Tensor, gone: Exception) -> Tensor:
+    """The same memory as another tensor; the first raises ``gone`` where it is used from now on."""
+    result = tensor.detach()
+    vars(tensor)['_gone'] = gone
+    tensor.__class__ = Spent
+    return result
 
 
 def _value(item: Any) -> Any:

@@ -186,6 +186,14 @@ def test_a_sum_that_goes_elsewhere_is_done_again():
     with torch.no_grad():
         torch.testing.assert_close(tap.read()[0], model(images))
     assert teacher.fast.dropped == {'d'}
+    model.twist = 'used later'  # what the other sum is written over
+    teacher, _, _ = teach(settle(Block()), FORM, paths=('end', ), images=images)
+    model = teacher.model
+    model.twist, tap = 'used later', Tap(model, 'end', 'teacher')
+    teacher.run(images, (), [tap], batch)
+    with torch.no_grad():
+        torch.testing.assert_close(tap.read()[0], model(images))
+    assert teacher.fast.dropped == {'d'}
     model.twist = 'looked at'  # anything else than the sum makes the convolution run
     teacher.run(images, (), [tap], batch)
     with torch.no_grad():
