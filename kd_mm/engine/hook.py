@@ -28,6 +28,7 @@ from kd_mm.hosts.files import settle
 from kd_mm.hosts.models import as_names, classes_of
 from kd_mm.hosts.own_loss import ALL
 from kd_mm.hosts.packages import PARTS, missing
+from kd_mm.hosts.pictures import ImageFolder
 from kd_mm.hosts.semi import BRANCHES, inner_student, is_semi, labelled_sample
 from kd_mm.hosts.table import host_of, host_of_scope
 from kd_mm.hosts.versions import require
@@ -322,6 +323,8 @@ class DistillHook(Hook):
         if self.distiller is not None:
             self.distiller.raise_if_not_finite()
             self.distiller.detach()
+            if isinstance(runner.train_dataloader.dataset, ImageFolder):
+                return  # no training without this hook has pictures alone
             print_log('kd_mm: whether it helped is seen beside a training of the same config and seed without this '
                       f'hook: kd-mm compare WORK_DIR_WITHOUT {runner.work_dir}. Stock tools and inference take what '
                       'kd-mm export CHECKPOINT student.pth writes', 'current')

@@ -284,7 +284,7 @@ def faults(cfg: Config) -> List[str]:
 
 
 def lost_weights(cfg: Config) -> List[str]:
-    """Files that the student starts from and that are not there, as sentences; no address is asked.
+    """Files that the student starts from and that are not there, as a sentence each; no address is asked.
 
     Those are ``load_from``, ``model.pretrained`` and each ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
     """
@@ -304,10 +304,14 @@ def lost_weights(cfg: Config) -> List[str]:
                     visit(value, f'{where}.{key}')
 
     visit(cfg.get('model'), 'model')
-    return [f'{where}={file!r}: no such file (looked at {os.path.abspath(file)}). The student starts from these '
-            f'weights: mend the path, or {where.removesuffix(".checkpoint")}=None to start without them'
-            for where, file in found if isinstance(file, str) and file and '://' not in file
-            and not os.path.isfile(os.path.expanduser(file))]
+    lost: Dict[str, List[str]] = {}
+    for where, file in found:
+        if isinstance(file, str) and file and '://' not in file and not os.path.isfile(os.path.expanduser(file)):
+            lost.setdefault(file, []).append(where)
+    return [f'{" and ".join(places)}={file!r}: no such file (looked at {os.path.abspath(os.path.expanduser(file))}). '
+            'The student starts from these weights: mend the path, or '
+            + ' and '.join(f'{place.removesuffix(".checkpoint")}=None' for place in places) + ' to start without them'
+            for file, places in lost.items()]
 
 
 def _built_alone(cls: Any, entry: Dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ from kd_mm.lab.configs import type_name
 from kd_mm.lab.models import scope_of
 from kd_mm.ops.modes import preserved_random_state
 
+#: Metrics that give their predictions to pycocotools as results for the annotations.
+OF_COCO = ('CocoMetric', 'CocoOccludedSeparatedMetric', 'CocoVideoMetric', 'OVCocoMetric', 'RotatedCocoMetric')
 #: Lists of an annotation file in COCO's form.
 SECTIONS = ('images', 'annotations', 'categories')
 
@@ -136,7 +138,7 @@ def evaluation_problems(evaluator: Any, phase: str = 'val') -> List[str]:
     problems = []
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         file = metric.get('ann_file') if isinstance(metric, dict) else None
-        if type_name(metric) != 'CocoMetric' or not isinstance(file, str) or not (
+        if type_name(metric) not in OF_COCO or not isinstance(file, str) or not (
                 file.endswith('.json') and os.path.isfile(file)):
             continue
         try:

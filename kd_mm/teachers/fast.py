@@ -56,6 +56,7 @@ class Fast:
         self.forward, self.name = forward, name
         self.checked: Set[str] = set()
         self.dropped: Set[str] = set()
+        self._told = ''  # the form that the log has last
         self.folding = Folding([], fixed)
         self.attentions: List[nn.MultiheadAttention] = []
         self.layers: List[kernels.Layer] = []
@@ -320,8 +321,10 @@ class Fast:
                 if self.tuning is not None:  # what did not hold is not tried
                     self.tuning = Tuning(candidates(form))
                     break
-                self._say(f'runs with {used.words}{self._count(used, images)}; on this batch its taps are {error} of '
-                          'the exact forward')
+                words = f'{used.words}{self._count(used, images)}'
+                if words != self._told:  # taps that come later in the training are checked as well
+                    self._say(f'runs with {words}; on this batch its taps are {error} of the exact forward')
+                self._told = words
                 break
         if tried:
             left = '; '.join(f'{form.words}: {error}' for form, error in tried.items())

@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 from mmdet.evaluation import CocoMetric
-from pairs import kd_mm, message
+from pairs import detection_pair, kd_mm, message
 from pycocotools.coco import COCO
 from stock import detector, hook, segmentor, wide
 
+from kd_mm.lab import data
 from kd_mm.lab.commands.train import check_data
 from kd_mm.lab.data import look_at_data
 from kd_mm.lab.models import build_student, scope_of
@@ -71,7 +72,7 @@ def test_data_without_a_sample(det, tmp_path):
     assert 'the data set has no sample' in empty.problems[0]
 
 
-@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric', CocoMetric])
+@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric', CocoMetric, 'CocoOccludedSeparatedMetric'])
 def test_annotations_that_cannot_be_evaluated(det, tmp_path, kind):
     file = tmp_path / 'coco' / 'annotations.json'
     content = json.loads(file.read_text())
@@ -94,6 +95,21 @@ def test_annotations_that_cannot_be_evaluated(det, tmp_path, kind):
                 check_data(det, ['val'])
         else:
             check_data(det, ['val'])
+
+
+def test_commands_say_it_before_they_train(coco_root, tmp_path, monkeypatch):
+    """Where the installed library needs ``info``, whichever version that is."""
+    monkeypatch.setattr(data, '_info_is_needed', lambda: True)
+    root = shutil.copytree(coco_root, tmp_path / 'coco')
+    content = json.loads((root / 'annotations.json').read_text())
+    del content['info']
+    (root / 'annotations.json').write_text(json.dumps(content))
+    pair = detection_pair(tmp_path / 'pair', root)
+    for words in (('train', pair.student), ('distill', pair.student, '--teacher', pair.teacher, '--teacher-ckpt',
+                                            pair.weights)):
+        result = kd_mm(*words, '--work-dir', tmp_path / words[0])
+        assert result.exit_code == 1 and "annotations.json has no 'info'" in message(result), message(result)
+        assert not list((tmp_path / words[0]).rglob('*.pth'))
 
 
 def test_a_file_that_ends_too_early(det, tmp_path):

@@ -37,9 +37,10 @@ def test_exact_is_the_hosts_forward():
         assert far == 0 and torch.equal(found['bn'][0], model(images))
 
 
-def test_auto_is_checked_once_for_each_tap():
+def test_auto_is_checked_once_for_each_tap(monkeypatch):
     model = settle(Chain())
-    passes = []
+    passes, said = [], []
+    monkeypatch.setattr(fast.Fast, '_say', lambda self, text, level=20: said.append(text))
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     teacher, far, found = teach(model, 'auto', paths=('act', ), runs=1)
     dry = len(passes) - 2  # the first step runs both forms
@@ -52,6 +53,7 @@ def test_auto_is_checked_once_for_each_tap():
     assert len(passes) == dry + 5 and teacher.fast.checked == {'act', 'b'}
     teacher.run(images, (), [first, late], batch)
     assert len(passes) == dry + 6
+    assert len(said) == 1 and said[0].startswith('runs with ')  # the same form is said once
 
 
 class Viewing(nn.Module):

@@ -179,6 +179,11 @@ def test_weights_to_start_from_that_are_not_there(folder):
     assert problems[0].endswith('or load_from=None to start without them')
     assert problems[1].startswith("model.backbone.init_cfg.checkpoint='gone/resnet.pth': no such file")
     assert problems[1].endswith('or model.backbone.init_cfg=None to start without them')
+    config.model.pretrained, config.load_from = 'gone/resnet.pth', None  # one file at two places is one problem
+    problem, = lost_weights(config)
+    assert problem.startswith("model.backbone.init_cfg.checkpoint and model.pretrained='gone/resnet.pth': no such file")
+    assert problem.endswith('or model.backbone.init_cfg=None and model.pretrained=None to start without them')
+    config.model.pop('pretrained')
     (folder / 'there.pth').write_text('')
     config.load_from, config.model.backbone.init_cfg = str(folder / 'there.pth'), dict(
         type='Pretrained', checkpoint='torchvision://resnet18')

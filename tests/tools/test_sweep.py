@@ -106,6 +106,12 @@ def test_traces_are_found(coco_root, tmp_path):
     assert sweep.traces(model) == ['loss']
 
 
+def test_a_reason_keeps_addresses_and_no_path():
+    text = 'ImportError: pip install git+https://github.com/owner/it.git#egg=it; see /home/me/lib/it.py and file:///a/b'
+    assert sweep.shorten(text) == ('ImportError: pip install git+https://github.com/owner/it.git#egg=it; see ... and '
+                                   'file://...')
+
+
 def busy():
     end = time.process_time() + 60
     while time.process_time() < end:

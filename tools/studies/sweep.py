@@ -330,7 +330,8 @@ def describe(error: BaseException) -> str:
 def shorten(text: object, width: int = 220) -> str:
     text = re.sub(r'/\S*site-packages/', '', ' '.join(str(text).split()))
     text = re.sub(r',? the current sys\.path is.*', '', text)
-    text = re.sub(r'(?<![\w.])/[\w.+~-]+(?:/[\w.+~-]+)+', '...', text)  # no path of this machine
+    # No path of this machine; what follows `https:/` is an address.
+    text = re.sub(r'(?<![\w.])(?<!\w:/)/[\w.+~-]+(?:/[\w.+~-]+)+', '...', text)
     return text if len(text) <= width else text[:width - 3] + '...'
 
 

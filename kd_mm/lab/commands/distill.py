@@ -7,7 +7,6 @@ import os.path as osp
 import re
 import shutil
 import sys
-import tempfile
 import time
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -94,12 +93,10 @@ class Run:
         """Make the folder, or find what is there; whether there was something.
 
         Raises:
-            OSError: it cannot be written.
+            SystemExit: it cannot be written.
             ValueError: another run is in it.
         """
-        os.makedirs(self.folder, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder):
-            pass
+        training.check_folder(self.folder)
         if not osp.isfile(self.path):
             if not overwrite and any(Path(self.folder).rglob('*.pth')):
                 raise ValueError(f'{self.folder} has checkpoints of something else. Choose another --work-dir')
@@ -354,10 +351,7 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str
         run = Run(folder, dict(student=plan.file, teacher=plan.source, weights=plan.weights,
                                recipe=plan.choice.recipe.name, flags=list(flags),
                                **({} if score_images is None else dict(images=score_images))))
-        try:
-            again = run.open(overwrite)
-        except OSError as error:
-            fail(f'the work dir {folder} cannot be written: {error}. Give another one with --work-dir')
+        again = run.open(overwrite)
         print_recipe(plan, explain)
         if again:
             click.echo(f'continuing in {folder}; done: {", ".join(run.results) or "nothing yet"}')

@@ -7,7 +7,7 @@ import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 import click
 from mmengine.config import Config
@@ -15,6 +15,7 @@ from mmengine.config import Config
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.models import build_model, class_names, default_weights, load_config, scope_of_config
 from kd_mm.hosts.table import host_of_config
+from kd_mm.hosts.weights import load_weights
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.configs import hook_entries, read_config
@@ -104,7 +105,8 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
         found = osp.abspath(osp.expanduser(found))
         if not osp.isfile(found):
             raise FileNotFoundError(f'no such teacher weights: {weights} (looked at {found})')
-    notes = _compare_classes(cfg, theirs, found)
+    content = ckpt.load_file(found) if '://' not in found and found != RANDOM else None
+    notes = _compare_classes(cfg, theirs, content)
     scope = scope_of_config(cfg)
     with scope_of(cfg), preserved_random_state(0):
         models = []
@@ -113,6 +115,8 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
                 models.append(build_model(config, scope))
             except Exception as error:  # the registry and the models raise anything
                 raise ValueError(f'the model of the {side} cannot be built: {type(error).__name__}: {error}') from error
+        if content is not None:
+            load_weights(models[1], content, found, strict=False)
         choice = choose(models[0], models[1], recipe, class_names(cfg))
         notes += _compare_sizes(*models)
     source = teacher if '::' in teacher else str(path)
@@ -123,13 +127,12 @@ def _same_model(one: Config, two: Config) -> bool:
     return bool(one.model.to_dict() == two.model.to_dict())
 
 
-def _compare_classes(cfg: Config, theirs: Config, weights: str) -> List[str]:
-    """A note where the class names of a side are not known.
+def _compare_classes(cfg: Config, theirs: Config, content: Optional[Dict[str, Any]]) -> List[str]:
+    """A note where the class names of a side are not known; ``content`` is the teacher's checkpoint, where it is here.
 
     Raises:
         ValueError: they differ.
     """
-    content = ckpt.load_file(weights) if '://' not in weights and weights != RANDOM else None
     own, other = class_names(cfg), class_names(theirs, content)
     if own and other and own != other:
         extra = [name for name in own if name not in other]

@@ -222,7 +222,7 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], images: str
             all_levels(cfg)
         stem = re.sub(r'\W', '_', Path(student.split('::')[-1]).stem)
         folder = work_dir or osp.join('work_dirs', f'{stem}_pretrained')
-        os.makedirs(folder, exist_ok=True)
+        training.check_folder(folder)
         path = osp.join(folder, 'pretrain.py')
         write_new(path, cfg.pretty_text, overwrite=overwrite or not osp.exists(path))
         run = osp.join(folder, 'training')  # where the Runner writes its own copy of the config

@@ -104,6 +104,16 @@ def test_no_weights_and_itself(det, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_without_weights_of_the_teacher(det, tmp_path):
+    """The first is of torch.save and holds none, the second those of something else."""
+    for content, text in ((dict(meta={}), 'none.pth holds no weights; its entries are meta'),
+                          (dict(state_dict=dict(a=torch.zeros(1))), 'none.pth: no key fits RetinaNet')):
+        torch.save(content, tmp_path / 'none.pth')
+        result = init(det, '--out', tmp_path / 'no.py', weights=tmp_path / 'none.pth')
+        assert result.exit_code == 1 and text in message(result), message(result)
+    assert not (tmp_path / 'no.py').exists()
+
+
 def test_classes_that_differ(det, tmp_path):
     content = torch.load(det.weights, weights_only=True)
     content['meta'] = dict(dataset_meta=dict(classes=('square', 'star', 'tree')))

@@ -52,6 +52,8 @@ def test_backbone_and_neck_then_ordinary_training(det, vit, coco_root, tmp_path)
     result = pretrain(det.student, vit, images, work, '--iters', 2, '--part', 'neck')
     assert result.exit_code == 0, message(result)
     assert f'load_from={work}/pretrained.pth' in result.output
+    log = next((work / 'training').glob('*/*.log')).read_text()
+    assert 'kd_mm: loss_pretrain' in log and 'kd-mm compare' not in log  # no training on pictures alone is beside it
     content = load_file(work / 'pretrained.pth')
     assert {key.split('.')[0] for key in content['state_dict']} == {'backbone', 'neck'}
     cfg = Config.fromfile(str(work / 'pretrain.py'))
@@ -154,6 +156,10 @@ def test_wrong_use_is_told(det, vit, coco_root, tmp_path):
     result = kd_mm('pretrain', det.student, '--teacher', vit, '--images', images, '--batch', 2, '--work-dir',
                    tmp_path / 'other')
     assert 'kd_mm downloads nothing for it' in message(result)
+    (tmp_path / 'file').write_text('')
+    result = pretrain(det.student, vit, images, tmp_path / 'file' / 'run')
+    assert f'the work dir {tmp_path}/file/run cannot be written: ' in message(result)
+    assert 'Give another one with --work-dir' in message(result)
     result = pretrain(det.student, vit, images, tmp_path / 'run', '--batch', 100)
     assert 'give a smaller --batch' in message(result)
     assert teacher_of('torch.hub:folder:dino') == dict(type='torch.hub', repo='folder', name='dino')
