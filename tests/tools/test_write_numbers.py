@@ -33,7 +33,8 @@ def test_another_score_makes_pages_old(data, task, pages, tmp_path, monkeypatch,
 
 
 #: What the studies write into pages of their own; each has a test that the page is what its results say.
-WRITTEN = re.compile(r'<!-- (?:growing|table): written by `python tools/studies/.*?<!-- end of \w+ -->', re.DOTALL)
+WRITTEN = re.compile(r'<!-- (?:growing|table): written by `python tools/studies/.*?<!-- end of \w+ -->'
+                     r'|<!-- variants: begin -->.*?<!-- variants: end -->', re.DOTALL)
 
 
 def test_no_score_stands_outside_of_the_blocks():
