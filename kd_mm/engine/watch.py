@@ -16,8 +16,8 @@ WINDOW = 10
 #: A term that has grown to so many times its first value, and is so many times the student's own losses, runs away.  (A
 #: term that starts at nearly nothing, as beside an average of the student, may grow and stay small.)
 RISE, LARGE = 30.0, 10.0
-#: So many times the student's own losses: these may not count beside the term.  Of the methods that helped in our tables
-#: none had more than 3000.
+#: So many times the student's own losses: these may not count beside the term.  Of the methods that helped in our
+#: tables none had more than 3000.
 HEAVY = 1e4
 #: Name of the model that learns, and of the term.
 Key = Tuple[str, str]
