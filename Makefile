@@ -6,7 +6,8 @@
 #                CUDA and an mmcv that is compiled for it (CONTRIBUTING.md, "On a GPU"), and makes its CPU part without
 # Each sets everything up by themselves on a fresh machine (.venv; about ten minutes, once).
 #
-# STACK=onedl    the maintained forks of the hosts instead of the published ones
+# STACK=onedl    the maintained forks of the hosts instead of the published ones; make test runs what depends on them
+#                most, FULL=1 everything
 # STACK=rotate   MMRotate on top of the published hosts; see STACK=yolo
 # STACK=yolo     MMYOLO on top of the published hosts; make test runs the tests that need it, and nothing else
 # PYTHON=...     the interpreter for the virtual environment
@@ -20,11 +21,12 @@ SEEDS ?= 1
 JOBS ?= 2
 COVERAGE ?= 0
 ARGS ?=
+FULL ?=
 VENV := $(if $(filter upstream,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
 MEASURE := $(filter-out 0,$(COVERAGE))
-# Stacks with a host of their own: the mark of its tests has the same name.
-MARKED := $(filter yolo rotate,$(STACK))
+# Stacks with a part of the tests: its mark has the same name.
+MARKED := $(if $(FULL),,$(filter yolo rotate onedl,$(STACK)))
 PLAIN := tests/test_examples.py tests/ops/test_functional.py tests/regions tests/adapters tests/test_golden.py
 
 .PHONY: demo test docs sweep gpu lint env clean

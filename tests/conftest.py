@@ -57,8 +57,25 @@ mmengine.runner.loops.time = SimpleNamespace(**{**vars(time), 'sleep': lambda se
 # Each data set collects garbage when it is made: among the objects of all modules and tests that takes 0.2 s.
 mmengine.dataset.base_dataset.gc = SimpleNamespace(collect=lambda: None)
 CLASSES = ('square', 'disc')
+#: What depends on the hosts most, by path below this folder: `make test STACK=onedl` runs it on the maintained forks.
+ON_FORKS = (
+    'engine/test_data.py', 'engine/test_heads.py', 'engine/test_promises.py', 'engine/test_queries.py',
+    'engine/test_training.py', 'hosts/heads', 'hosts/test_checkpoint.py', 'hosts/test_forward.py',
+    'hosts/test_packages.py', 'hosts/test_places.py', 'hosts/test_predictions.py', 'hosts/test_samples.py',
+    'hosts/test_synthetic.py', 'hosts/test_table.py', 'hosts/test_taps.py', 'hosts/test_versions.py',
+    'lab/commands/test_doctor.py', 'lab/test_export_files.py', 'test_golden.py', 'test_host_facts.py')
 # Their asserts show values too, as those of test files do.
 pytest.register_assert_rewrite('tensors', 'stock')
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """Mark what is tested on the maintained forks."""
+    tests = Path(__file__).resolve().parent
+    paths = [tests / name for name in ON_FORKS]
+    for item in items:
+        if any(path == item.path or path in item.path.parents for path in paths):
+            item.add_marker('onedl')
 
 
 def pytest_collection_finish():

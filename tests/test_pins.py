@@ -7,6 +7,7 @@ import venv
 from pathlib import Path
 
 import yaml
+from conftest import ON_FORKS
 
 import kd_mm
 
@@ -47,13 +48,22 @@ def test_the_citation_is_of_this_version():
 
 def test_every_stack_has_its_pins_and_its_line_in_the_makefile():
     makefile = (ROOT / 'Makefile').read_text()
-    marked = re.search(r'^MARKED := \$\(filter (.*),\$\(STACK\)\)', makefile, re.MULTILINE).group(1).split()
-    assert marked == list(setup_env.ON_TOP) and set(setup_env.ON_TOP.values()) <= set(setup_env.MMCV)
+    marked = re.search(r'^MARKED := .*\$\(filter (.*),\$\(STACK\)\)', makefile, re.MULTILINE).group(1).split()
+    assert marked == [*setup_env.ON_TOP, 'onedl'] and set(setup_env.ON_TOP.values()) <= set(setup_env.MMCV)
     for stack in setup_env.STACKS:
         assert pins(stack)
         assert stack == 'upstream' or re.search(rf'^# STACK={stack} ', makefile, re.MULTILINE)
     for mark in marked:
         assert f'"{mark}: ' in (ROOT / 'pyproject.toml').read_text()
+
+
+def test_what_is_tested_on_the_forks_is_there_and_marked(request):
+    folder = ROOT / 'tests'
+    assert all((folder / name).exists() for name in ON_FORKS) and list(ON_FORKS) == sorted(ON_FORKS)
+    for item in request.session.items:
+        name = item.path.relative_to(folder).as_posix()
+        wanted = any(name == path or name.startswith(f'{path}/') for path in ON_FORKS)
+        assert bool(item.get_closest_marker('onedl')) == wanted, item.nodeid
 
 
 def test_an_environment_on_top_of_another(tmp_path, monkeypatch):
