@@ -50,7 +50,6 @@ def test_own_network(tmp_path, monkeypatch):
 
 def test_own_parts(tmp_path):
     """The parts of the example in its own config, with two checkpoints of its teacher."""
-    pytest.importorskip('mmdet')
     config = EXAMPLES / 'own_parts' / 'config.py'
     torch.manual_seed(0)
     model = build_model(load_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')[0], 'mmdet')

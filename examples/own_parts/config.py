@@ -1,6 +1,6 @@
 # RetinaNet R18 learns from itself, by parts that kd_mm does not have. From the root of the repository:
 #   PYTHONPATH=examples/own_parts kd-mm check examples/own_parts/config.py
-# `plain.pth` stands for checkpoints of your own, such as two epochs of one training.
+# The two files stand for checkpoints of your own, such as two epochs of one training.
 _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['parts'], allow_failed_imports=False)

@@ -51,7 +51,7 @@ def named(owner: str, contract: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:  # not of the part; torch.OutOfMemoryError is younger than the oldest torch here
         raise
     except Exception as error:
         if owner in str(error):
