@@ -16,7 +16,6 @@ def test_an_error_that_names_nobody_gets_the_name_and_the_contract():
 @pytest.mark.parametrize('error', [
     RuntimeError('MyRegion: the sizes differ'), torch.cuda.OutOfMemoryError('full'), KeyboardInterrupt()], ids=repr)
 def test_one_that_says_it_is_left_and_so_is_what_no_part_can_help(error):
-    with pytest.raises(type(error)) as caught:
-        with named('MyRegion', 'It returns weights'):
-            raise error
+    with pytest.raises(type(error)) as caught, named('MyRegion', 'It returns weights'):
+        raise error
     assert caught.value is error
