@@ -7,9 +7,9 @@ from kd_mm.ops.problems import named
 
 
 def test_an_error_that_names_nobody_gets_the_name_and_the_contract():
-    with pytest.raises(ValueError, match=r"MyRegion fails: KeyError: 'a'\. It returns weights") as caught:
-        with named('MyRegion', 'It returns weights'):
-            dict()['a']
+    with pytest.raises(ValueError, match=r"MyRegion fails: KeyError: 'a'\. It returns weights") as caught, named(
+            'MyRegion', 'It returns weights'):
+        dict()['a']
     assert isinstance(caught.value.__cause__, KeyError)
 
 
