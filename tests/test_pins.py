@@ -5,9 +5,10 @@ import re
 import subprocess
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
-from conftest import ON_FORKS
+from conftest import ON_FORKS, pytest_collection_modifyitems
 
 import kd_mm
 
@@ -57,13 +58,17 @@ def test_every_stack_has_its_pins_and_its_line_in_the_makefile():
         assert f'"{mark}: ' in (ROOT / 'pyproject.toml').read_text()
 
 
-def test_what_is_tested_on_the_forks_is_there_and_marked(request):
+def test_what_is_tested_on_the_forks_is_there_and_marked():
     folder = ROOT / 'tests'
     assert all((folder / name).exists() for name in ON_FORKS) and list(ON_FORKS) == sorted(ON_FORKS)
-    for item in request.session.items:
-        name = item.path.relative_to(folder).as_posix()
-        wanted = any(name == path or name.startswith(f'{path}/') for path in ON_FORKS)
-        assert bool(item.get_closest_marker('onedl')) == wanted, item.nodeid
+    marked = []
+    pytest_collection_modifyitems([
+        SimpleNamespace(path=path, add_marker=lambda mark, path=path: marked.append((path, mark)))
+        for path in folder.rglob('test_*.py')])
+    assert {mark for _, mark in marked} == {'onedl'} and {
+        next(name for name in ON_FORKS if path.relative_to(folder).as_posix().startswith(name))
+        for path, _ in marked} == set(ON_FORKS)
+    assert folder / 'hosts' / 'heads' / 'test_dense.py' in dict(marked) and Path(__file__) not in dict(marked)
 
 
 def test_an_environment_on_top_of_another(tmp_path, monkeypatch):

@@ -121,7 +121,7 @@ def test_agreement_of_a_short_training_does_not_stay_at_its_first_value(det):
 
 def test_agreement_is_measured_at_its_interval_in_a_long_training():
     likeness = Likeness(50)
-    assert [step for step in range(1000) if likeness.due(step, 1000)] == [0, *range(49, 1000, 50)]
+    assert [step for step in range(1003) if likeness.due(step, 1003)] == [0, *range(49, 1000, 50), 1002]
     assert [step for step in range(120) if likeness.due(step)] == [0, 49, 99]  # of unknown length
     assert not any(Likeness(0).due(step, 20) for step in range(20))
 
