@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from shipped import train_one_step
+from shipped import ROUNDING, train_one_step
+from stock import distill_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'configs' / 'growing'
@@ -38,6 +39,10 @@ def test_a_step_of_the_second_step(path, tmp_path):
     teacher = Config.fromfile(cfg.custom_hooks[0].teacher)
     own, theirs = (list(config.train_dataloader.dataset.metainfo.classes) for config in (cfg, teacher))
     assert own[:len(theirs)] == theirs and len(own) > len(theirs)
-    runner, look, names = train_one_step(cfg, tmp_path, gradients=False)
-    assert all(math.isfinite(value) for value in look.losses.values()) and all(look.losses[name] > 0 for name in names)
-    assert any(hook.distiller.grown for hook in runner.hooks if hasattr(hook, 'distiller'))
+    # Of smaller pictures of a random teacher no cell is sure enough to be a label.
+    runner, look, names = train_one_step(cfg, tmp_path, gradients=False, shape=(64, 128))
+    assert all(math.isfinite(value) for value in look.losses.values())
+    # A copy of its teacher differs by rounding, which has no sign; its gradient does say that it learns.
+    assert all(look.losses[name] > -ROUNDING for name in names)
+    distiller = distill_hook(runner).distiller
+    assert distiller.grown and {name for _, name in distiller.watch.proven} == set(names)

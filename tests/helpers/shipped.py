@@ -19,6 +19,8 @@ from kd_mm.lab import check as inspection
 from kd_mm.registry import MODELS
 
 SHAPE = (32, 64)
+#: A loss of two models that hardly differ is of this size, and has any sign.
+ROUNDING = 1e-6
 SAMPLES = {}
 
 
