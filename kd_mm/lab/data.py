@@ -5,7 +5,7 @@ import io
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from mmengine.config import Config
@@ -90,6 +90,33 @@ def training_samples(cfg: Config) -> Optional[int]:
             return len(open_set(cfg, cfg.train_dataloader.dataset))
     except Exception:  # the registry and the readers of annotations raise anything
         return None
+
+
+def picture_size(cfg: Config, count: int = 8) -> Optional[Tuple[int, int]]:
+    """(H, W) that hold some training pictures as the pipeline gives them; None where they cannot be read.
+
+    Args:
+        cfg: a config with a train_dataloader.
+        count: samples that are loaded, spread over the set.
+    """
+    try:
+        with scope_of(cfg), preserved_random_state(0), contextlib.redirect_stdout(io.StringIO()):
+            dataset = open_set(cfg, cfg.train_dataloader.dataset)
+            sizes = [tuple(dataset[index]['inputs'].shape[-2:]) for index in spread(len(dataset), count)]
+        return max(height for height, _ in sizes), max(width for _, width in sizes)
+    except Exception:  # the registry, the readers and the transforms raise anything
+        return None
+
+
+def spread(length: int, count: int) -> List[int]:
+    """Indices of at most ``count`` samples, spread over ``length``.
+
+    Example:
+        >>> spread(10, 3), spread(2, 3)
+        ([0, 3, 6], [0, 1])
+    """
+    count = min(count, length)
+    return sorted({index * length // count for index in range(count)})
 
 
 def is_empty(error: Exception) -> bool:
@@ -182,7 +209,7 @@ def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, repo
         return
     if phase == 'train':
         report.length = length
-    chosen = sorted({index * length // min(count, length) for index in range(min(count, length))})
+    chosen = spread(length, count)
     report.notes.append(f'{len(chosen)} of {length} samples of {where}')
     objects, counted = 0, False
     labels: Set[int] = set()

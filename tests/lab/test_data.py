@@ -12,7 +12,7 @@ from stock import detector, hook, segmentor, wide
 
 from kd_mm.lab import data
 from kd_mm.lab.commands.train import check_data
-from kd_mm.lab.data import look_at_data
+from kd_mm.lab.data import look_at_data, picture_size
 from kd_mm.lab.models import build_student, scope_of
 
 
@@ -34,6 +34,17 @@ def test_nothing_is_wrong(det):
     report = look_at_data(det, 3)
     assert not report.problems and not report.warnings and report.length == 8
     assert report.notes == ['3 of 8 samples of train_dataloader.dataset']
+
+
+def test_the_size_of_training_pictures(det, tmp_path):
+    """As the pipeline gives them, the largest edge of each side; of a data set that is not there nothing is known."""
+    size = picture_size(det)
+    assert size is not None and max(size) == 64
+    resize = next(step for step in det.train_dataloader.dataset.pipeline if step['type'] == 'Resize')
+    resize.update(scale=(96, 64), keep_ratio=False)
+    assert picture_size(det) == (64, 96)
+    det.train_dataloader.dataset.ann_file = 'nowhere.json'
+    assert picture_size(det) is None
 
 
 @pytest.mark.parametrize('section, number, key, said', [

@@ -25,11 +25,14 @@ from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.evaluate import evaluate, own_name, primary, sign, span, with_span
 from kd_mm.lab.commands.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
 from kd_mm.lab.cost import profile_config
+from kd_mm.lab.data import picture_size
 from kd_mm.ops.words import count
 from kd_mm.teachers.spec import RANDOM
 
 #: What a run is and what it has reached, in its work dir.
 STATE = 'distill.json'
+#: (H, W) of the random images of the check, and of the cost where no training picture can be read.
+SMALL = (256, 256)
 #: What is said where the host's evaluation gives no number.
 NOTHING = 'nothing was detected on the validation data, so that there is no score'
 #: What may be chance on a scale that ends at 1, at 100, or nobody knows where.
@@ -129,10 +132,10 @@ class Run:
         self.save()
 
 
-def image_shape(cfg: Config) -> Tuple[int, int]:
-    """(H, W) of the random images for check and cost: what the model is cropped or padded to, else 256 x 256."""
+def model_shape(cfg: Config) -> Optional[Tuple[int, int]]:
+    """(H, W) that the model crops or pads every training image to; None if it takes them as they come."""
     size = (cfg.model.get('data_preprocessor') or {}).get('size')
-    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) and len(size) == 2 else (256, 256)
+    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) and len(size) == 2 else None
 
 
 def loaded(path: str, folder: str, flags: Sequence[str]) -> Tuple[Config, Any]:
@@ -147,7 +150,7 @@ def loaded(path: str, folder: str, flags: Sequence[str]) -> Tuple[Config, Any]:
 
 def check(cfg: Config) -> None:
     """Stop with all problems of a config; warnings are printed."""
-    report = inspection.check(cfg, image_shape(cfg))
+    report = inspection.check(cfg, model_shape(cfg) or SMALL)
     for warning in report.warnings:
         click.echo(f'note: {warning}')
     if report.problems:
@@ -156,10 +159,11 @@ def check(cfg: Config) -> None:
 
 
 def cost(cfg: Config) -> Dict[str, Any]:
-    """Seconds and memory of a step with and without distillation, on random images of this machine."""
+    """Seconds and memory of a step with and without distillation: random images of the training's size, measured."""
+    shape = model_shape(cfg) or picture_size(cfg) or SMALL
     batch = int(cfg.train_dataloader.get('batch_size') or 2)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    found = profile_config(cfg, batch, image_shape(cfg), 2, device)
+    found = profile_config(cfg, batch, shape, 2, device)
     memory = found['peak_memory']
     return dict(plain_seconds=found['plain_step_ms'] / 1e3, kd_seconds=found['kd_step_ms'] / 1e3, device=device,
                 batch=batch, shape=found['input_shape'], plain_bytes=memory['plain_bytes'],

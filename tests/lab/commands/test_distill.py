@@ -14,6 +14,7 @@ from kd_mm.hosts.checkpoint import load_file
 from kd_mm.hosts.models import build_model
 from kd_mm.lab.commands import distill as module
 from kd_mm.lab.commands import train as training
+from kd_mm.lab.data import picture_size
 
 
 @pytest.fixture(scope='module')
@@ -47,6 +48,9 @@ def test_everything_in_one_go(det, tmp_path, monkeypatch):
     assert parts == ['checking', 'scoring ', 'training', 'training', 'exportin']
     assert 'loss_mimic' in result.output
     state = json.loads((work / 'distill.json').read_text())
+    # measured at the size of the training's pictures, padded as the model does
+    height, width = picture_size(training.load_config(training.parse_args([str(work / 'distilled.py')])))
+    assert state['results']['cost']['shape'] == [-(-height // 32) * 32, -(-width // 32) * 32] != [256, 256]
     scores = {name: state['results'][name]['metrics']['coco/bbox_mAP'] for name in ('teacher', 'baseline', 'distilled')}
     assert all(0 <= score <= 1 for score in scores.values())
     text = (work / 'report.md').read_text()
