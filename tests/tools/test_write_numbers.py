@@ -21,7 +21,7 @@ def test_every_page_is_what_the_files_make():
 
 
 @pytest.mark.parametrize('data, task, pages', [
-    ('demo', 'detection', ['README.md']), ('bccd', 'bccd', ['README.md', 'docs/results.md'])])
+    ('demo', 'detection', ['README.md', 'docs/results.md']), ('bccd', 'bccd', ['docs/results.md'])])
 def test_another_score_makes_pages_old(data, task, pages, tmp_path, monkeypatch, capsys):
     content = json.loads(write_numbers.FILES[data].read_text())
     content[task]['roles']['distilled'] = dict(scores={'0': 60.0, '1': 61.0})
@@ -53,6 +53,26 @@ def test_every_file_names_how_it_was_made():
         for made in entries:
             assert made['command'] and {'python', 'versions', 'machine'} <= set(made) and 'processor' in made['machine']
         assert not re.search(r'(?<![\w.)])/\w|[A-Z]:\\', text)  # no absolute path
+
+
+def test_rows_on_pretrained_backbones(tmp_path):
+    """Students of the same seeds in pairs, from three seeds on; bold where the interval says better."""
+    def runs(*scores):
+        return {str(seed): dict(score=score) for seed, score in enumerate(scores)}
+
+    def rows(ours):
+        pair = dict(runs={'teacher': runs(44.0, 46.0), 'plain': runs(37.0, 38.0, 36.0, 50.0), 'recipe:auto': ours},
+                    cost={}, errors={})
+        (tmp_path / 'det').mkdir(exist_ok=True)
+        (tmp_path / 'det' / 'benchmark.json').write_text(json.dumps(dict(pairs=dict(lite_gfl=pair))))
+        return write_numbers.pretrained(tmp_path).splitlines()[2:]
+
+    assert rows(runs(40.0, 41.0)) == []
+    assert rows(runs(40.0, 41.5, 39.5)) == [
+        '| GFL with ImageNet backbones on blood cells (BCCD) | COCO mAP | 45.0 ± 1.4 | 37.0 ± 1.0 | **40.3 ± 1.0** | '
+        '+3.3 [+2.6, +4.1] | 3 | better |']
+    row, = rows(runs(36.0, 41.5, 36.0))
+    assert row.endswith('| 37.8 ± 3.2 | +0.8 [-5.0, +6.7] | 3 | no difference shown |')
 
 
 def results(**roles):

@@ -7,7 +7,8 @@
 What stands between ``<!-- numbers: NAME -->`` and ``<!-- end of numbers -->`` is written here.  The files name the
 commands that the numbers are from: ``configs/demo/results.json`` and ``configs/real/results.json`` are written by
 ``tools/studies/demo.py --record``, ``configs/profile/results.json`` by hand of what ``tools/measure.py`` and
-``tools/studies/auto_weight.py`` print.  The tables of ``configs/det`` and ``configs/seg`` have generators of their own,
+``tools/studies/auto_weight.py`` print; rows on pretrained backbones are from ``configs/<task>/benchmark.json``.  The
+tables of ``configs/det`` and ``configs/seg`` have generators of their own,
 ``tools/studies/benchmark.py --render`` and ``tools/studies/cost.py``.
 """
 
@@ -22,11 +23,17 @@ from typing import Any, Callable, Dict, Optional, Sequence
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools' / 'studies'))
 
+from benchmark_plan import RECIPE, read_settings  # noqa: E402
+from benchmark_results import Book, Results  # noqa: E402
+from benchmark_table import METRICS, gain_text, mean_text  # noqa: E402
 from demo_numbers import FILES, roles_of  # noqa: E402
 
 PAGES = ('README.md', 'docs/results.md', 'docs/configuration.md')
 BLOCK = re.compile(r'<!-- numbers: (\w+) -->\n(.*?)<!-- end of numbers -->\n', re.DOTALL)
-METRICS = {'coco/bbox_mAP': 'COCO mAP', 'mIoU': 'mIoU'}
+#: Pairs on pretrained backbones, by task.
+PRETRAINED = {'det': ('lite_gfl', 'lite_rcnn', 'lite_dino'), 'seg': ('lite_psp', 'segformer')}
+#: Seeds that a row of the README needs.
+SEEDS = 3
 TITLES = {
     'detection': 'GFL R18 (width 32 teaches 8), drawn shapes',
     'segmentation': 'PSPNet R18 (width 32 teaches 16), drawn streets',
@@ -84,7 +91,8 @@ def weak(entry: Dict[str, Any]) -> bool:
 def row(key: str, entry: Dict[str, Any]) -> str:
     roles, part = roles_of(entry), closed(entry)
     distilled = f'**{roles["distilled"]}**' if gain(entry) > 0 else str(roles['distilled'])
-    cells = [TITLES[key], METRICS[entry['metric']], str(roles['teacher']), str(roles['student']), distilled,
+    metric = METRICS.get(entry['metric'], entry['metric'])
+    cells = [TITLES[key], metric, str(roles['teacher']), str(roles['student']), distilled,
              f'{gain(entry):+.1f}', 'none' if part is None else f'{part:.0f} %']
     return '| ' + ' | '.join(cells) + ' |\n'
 
@@ -94,25 +102,44 @@ def table(tasks: Dict[str, Any]) -> str:
 
 
 def demo() -> str:
-    """The table of the README, the single scores, as far as they were kept, and real data in a sentence."""
-    tasks = read('demo')
-    entry = tasks['detection']
+    return table(read('demo'))
+
+
+def demo_singles() -> str:
+    """Single scores of the demo, as far as they were kept."""
+    entry = read('demo')['detection']
     singles = '; '.join(
         f'{name} ' + ', '.join(f'{score:.1f}' for score in roles_of(entry)[role].scores)
         for name, role in (('plain', 'student'), ('distilled', 'distilled')))
-    single = (f'Single detectors: {singles}: the gain is {deviations(entry):.1f} standard deviations of the larger '
-              'spread.')
-    return f'{table(tasks)}\n{wrapped(single)}\n{real_in_short()}'
+    return wrapped(f'Single detectors: {singles}: the gain is {deviations(entry):.1f} standard deviations of the '
+                   'larger spread.')
 
 
-def real_in_short() -> str:
-    tasks = read('bccd')
-    bccd, camvid = (gain(tasks[key]) for key in ('bccd', 'camvid'))
-    second = 'none' if camvid <= 0 else f'one of {camvid:.1f} mIoU'
-    if camvid <= 0 and weak(tasks['camvid']):
-        second = f'with a teacher that was no better than its students, {second}'
-    return wrapped(f'On real images a gain of {bccd:.1f} mAP (BCCD) and, {second} (CamVid): [all results]'
-                   '(docs/results.md).')
+def pretrained(configs: Path = ROOT / 'configs') -> str:
+    """What ``kd-mm distill --recipe auto`` takes, on the pairs with pretrained backbones, beside the plain student of
+    the same seeds; a pair counts from :data:`SEEDS` seeds on.
+
+    Args:
+        configs: folder with the benchmark's results, <task>/benchmark.json.
+    """
+    rows = ''
+    for task, pairs in PRETRAINED.items():
+        book = Book(configs / task / 'benchmark.json')
+        for pair in pairs:
+            settings, results = read_settings(pair), Results(book, pair)
+            found = results.gain(RECIPE)
+            if found is None or found[2] < SEEDS:
+                continue
+            plain, ours = (dict(results.group(name).scores) for name in ('plain', RECIPE))
+            seeds = sorted(plain.keys() & ours.keys())
+            text = mean_text([ours[seed] for seed in seeds])
+            verdict = results.verdict(RECIPE)
+            rows += '| ' + ' | '.join([
+                settings.title, METRICS.get(settings.metric, settings.metric), mean_text(results.scores('teacher')),
+                mean_text([plain[seed] for seed in seeds]), f'**{text}**' if verdict == 'better' else text,
+                gain_text(*found[:2]), str(len(seeds)), verdict]) + ' |\n'
+    return ('| pair | metric | teacher | plain student | `--recipe auto` | gain, 95 % interval | seeds | shown |\n'
+            + '|---' * 8 + f'|\n{rows}')
 
 
 def real() -> str:
@@ -143,7 +170,8 @@ def auto_weight() -> str:
 
 
 WRITERS: Dict[str, Callable[[], str]] = {
-    'demo': demo, 'real': real, 'step_cost': step_cost, 'auto_weight': auto_weight}
+    'demo': demo, 'demo_singles': demo_singles, 'pretrained': pretrained, 'real': real, 'step_cost': step_cost,
+    'auto_weight': auto_weight}
 
 
 def rendered(text: str) -> str:
