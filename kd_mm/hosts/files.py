@@ -52,13 +52,31 @@ def read_file(path: Any, owner: str) -> Config:
         ValueError: it is no config.
     """
     try:
-        return Config.fromfile(os.fspath(path))
+        return _callable_parts(Config.fromfile(os.fspath(path)))
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{owner}: {error}{hint(str(error))}') from error
     except ImportError as error:
         raise explained(error, owner) from error
     except Exception as error:  # the file is a program, and mmengine asserts what it does not like
         raise ValueError(f'{owner} is no config that mmengine can read: {type(error).__name__}: {error}') from error
+
+
+def _callable_parts(cfg: Config) -> Config:
+    """The config, with the functions of its loaders as the Runner can call them; in place.
+
+    Of a ``_base_ = 'mmyolo::...'`` mmengine notes the scope in each outermost dict with a ``type``.  Registries take
+    that note off.  A collate function is called by the Runner with everything in its dict, and knows no ``_scope_``.
+    """
+    for name in ('train', 'val', 'test'):
+        for loader in _dicts(cfg.get(f'{name}_dataloader')):
+            for function in ('collate_fn', 'worker_init_fn'):
+                for part in _dicts(loader.get(function)):
+                    part.pop('_scope_', None)
+    return cfg
+
+
+def _dicts(value: Any) -> List[Any]:
+    return [item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, dict)]
 
 
 def find(path: Any, folder: Optional[str]) -> Tuple[Optional[str], str]:

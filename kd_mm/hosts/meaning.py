@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, List, Optional
 
 from kd_mm.hosts import table
+from kd_mm.hosts.picks import yolo_v3, yolo_v5
 
 CLASSES, OBJECTNESS, BOXES, DISTRIBUTIONS, QUALITY = table.BRANCHES
 _WORDS = {CLASSES: 'class logits', OBJECTNESS: 'objectness (any object or none; no classes)', BOXES: 'box numbers',
@@ -30,6 +31,8 @@ class Meaning:
             None for numbers that are no logits.
         bins: of a distribution; 0 for all others.
         anchors: a cell; None until :meth:`of` has seen the channels.
+        given_object: whether the model multiplies the scores with an objectness of its own, so that the classes were
+            never taught anything where there is no object.
 
     Example:
         >>> rpn = Meaning(OBJECTNESS, 'RPNHead', sigmoid=True)
@@ -44,6 +47,7 @@ class Meaning:
     sigmoid: Optional[bool] = None
     bins: int = 0
     anchors: Optional[int] = None
+    given_object: bool = False
 
     @property
     def width(self) -> int:
@@ -111,7 +115,16 @@ def class_meaning(head: Any, proposals: bool = False) -> Meaning:
     background = 'last' if isinstance(width, int) and width == count + 1 else None
     if proposals:
         return Meaning(OBJECTNESS, name, background=background, sigmoid=sigmoid)
-    return Meaning(CLASSES, name, count, background, sigmoid)
+    return Meaning(CLASSES, name, count, background, sigmoid, given_object=has_objectness(head))
+
+
+def has_objectness(head: Any) -> bool:
+    """Whether a dense head predicts, beside its classes, whether there is an object at all."""
+    found = table.nearest(head, 'logits')
+    if found and found[1] in (yolo_v3, yolo_v5):  # among the channels of the same convolution
+        return True
+    return any(table.branch(head, path) == OBJECTNESS and next(module.parameters(), None) is not None
+               for path, module in head.named_modules())
 
 
 def branch_meaning(head: Any, branch: str) -> Optional[Meaning]:

@@ -101,6 +101,8 @@ class CrossKDLoss(HeadLoss):
             raise ValueError(f'CrossKDLoss: only one of {student.name} and {teacher.name} predicts distributions')
         if student.distributions is None and self.factors['box']:
             student.boxes, teacher.boxes  # noqa: B018  (raises where they are not known)
+        if self.factors['box']:
+            self.same_bins(student, teacher)
         if student.distributions is not None and self.factors['box'] and self.standardise:
             enough_bins('CrossKDLoss', student.distributions[0].shape[-1], True)
 

@@ -140,6 +140,7 @@ class ERDLoss(HeadLoss):
                 raise ValueError(f'ERDLoss, level {level}: box distributions {tuple(own.shape)} and '
                                  f'{tuple(theirs.shape)} differ; both heads need the same reg_max')
             enough_bins('ERDLoss', own.shape[3], self.standardise)
+        self.same_bins(student, teacher)
         if self.decode == 'boxes':
             teacher.boxes  # noqa: B018  (raises where they are not known)
         elif teacher.priors is None:

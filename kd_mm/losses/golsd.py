@@ -108,6 +108,7 @@ class GOLSDLoss(HeadLoss):
             raise ValueError(f'GOLSDLoss: {bins[0]} bins of {student.name} and {bins[1]} of {teacher.name}: reg_max '
                              'must be the same')
         enough_bins('GOLSDLoss', min(bins[0]), self.standardise)
+        self.same_bins(student, teacher)
         if student.assignment.objects is None:
             raise ValueError(f'GOLSDLoss: {student.name} does not tell which object a positive prior belongs to')
 

@@ -194,6 +194,7 @@ class LDLoss(HeadLoss):
                 raise ValueError(f'LDLoss, level {level}: box distributions {tuple(s.shape)} and {tuple(t.shape)} '
                                  'differ; both heads need the same reg_max')
             enough_bins('LDLoss', s.shape[3], self.standardise)
+        self.same_bins(student, teacher, sides=False)
 
     def terms(self, student: DenseView, teacher: DenseView, batch: KDBatch) -> Dict[str, List[Tensor]]:
         assert student.assignment is not None

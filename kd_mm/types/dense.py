@@ -51,6 +51,8 @@ class DenseView:
         assignment: the host's; the student's only.
         sigmoid: whether the classes are independent (else the last of K is the background).
         name: of the head, for messages.
+        measured: from where the bins of ``distributions`` count, in words; None where it is not known. Bins can be
+            compared where both heads say the same.
 
     Example:
         >>> view = DenseView([torch.zeros(2, 12, 3)], boxes=[torch.rand(2, 12, 4)])
@@ -60,12 +62,13 @@ class DenseView:
 
     def __init__(self, logits: Sequence[Tensor], boxes: Any = None, distributions: Optional[Sequence[Tensor]] = None,
                  quality: Optional[Sequence[Tensor]] = None, priors: Optional[Sequence[Tensor]] = None,
-                 assignment: Optional[Assignment] = None, sigmoid: bool = True, name: str = 'head'):
+                 assignment: Optional[Assignment] = None, sigmoid: bool = True, name: str = 'head',
+                 measured: Optional[str] = None):
         self.logits: Rows = tuple(logits)
         self.distributions = None if distributions is None else tuple(distributions)
         self.quality = None if quality is None else tuple(quality)
         self.priors = None if priors is None else tuple(priors)
-        self.assignment, self.sigmoid, self.name = assignment, sigmoid, name
+        self.assignment, self.sigmoid, self.name, self.measured = assignment, sigmoid, name, measured
         self._boxes = boxes
 
     def __len__(self) -> int:
@@ -79,7 +82,7 @@ class DenseView:
 
         boxes = None if self._boxes is None else lambda: cut(self.boxes)
         return DenseView(cut(self.logits) or (), boxes, cut(self.distributions), cut(self.quality), self.priors,
-                         self.assignment, self.sigmoid, self.name)
+                         self.assignment, self.sigmoid, self.name, self.measured)
 
     @property
     def boxes(self) -> Rows:

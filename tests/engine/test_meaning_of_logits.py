@@ -252,7 +252,7 @@ def test_meanings_of_softmax_heads_and_picks():
     assert place.meaning == Meaning(CLASSES, 'SSDHead', 3, 'last', False)
     assert meaning_at(ssd, 'bbox_head.reg_convs.0').kind == BOXES
     yolo = built(yolov3_config())
-    assert find(yolo, '@logits').meaning == Meaning(CLASSES, 'YOLOV3Head', 3, None, True)
+    assert find(yolo, '@logits').meaning == Meaning(CLASSES, 'YOLOV3Head', 3, None, True, given_object=True)
     assert meaning_at(yolo, 'bbox_head.convs_pred.0') is None  # boxes, objectness and classes in one
     faster = built(two_stage_config('faster'))
     assert find(faster, '@logits').meaning == meaning_at(faster, 'rpn_head.rpn_cls')
@@ -265,3 +265,15 @@ def test_a_mask_transformer_means_the_same_as_a_segmentor(tmp_path):
     queries = find(build_model(cfg, 'mmseg'), '@logits').meaning
     assert queries == Meaning(CLASSES, 'Mask2FormerHead', 19, None, False)
     assert not differences(queries.of(19), find(built(segmentor(tmp_path, tmp_path)), '@logits').meaning.of(19))
+
+
+@pytest.mark.parametrize('student, teacher, said', [
+    ('rtmdet', 'yolox', 'YOLOXHead multiplies its class scores with an objectness, and RTMDetSepBNHead has none'),
+    ('yolox', 'rtmdet', 'which its objectness says already'), ('yolox', 'yolox', None), ('rtmdet', 'rtmdet', None)])
+def test_classes_beside_an_objectness_say_nothing_of_the_background(student, teacher, said):
+    """YOLOX learns its classes at positives alone; elsewhere they are whatever they are."""
+    models = built(head_config(student)), head_config(teacher)
+    notes = dict.fromkeys(distil(*models).agreement.notes)  # one a level, told once
+    assert [said in note for note in notes if 'objectness' in note] == ([True] if said else [])
+    notes = distil(*models, region=dict(type='GTBoxRegion')).agreement.notes
+    assert not any('objectness' in note for note in notes)

@@ -19,6 +19,7 @@ def test_labels_in_one_tensor():
     assert samples.labels()[0].dtype == torch.long and samples.rotated() is None
     assert samples.img_shapes(None) == [(64, 96)] * 3 and samples.img_shapes((32, 32)) == [(32, 32)] * 3
     assert samples.masks() is None and not samples.has_seg_map()
+    assert [boxes.shape for boxes in samples.ignored()] == [(0, 4)] * 3
 
 
 def test_labels_in_one_tensor_at_another_size():
@@ -38,9 +39,13 @@ def test_rotated_boxes_give_the_upright_ones_around_them():
     half = 4 * math.sqrt(2)
     expected = torch.tensor([[6., 8, 14, 12], [8, 6, 12, 14], [10 - half, 10 - half, 10 + half, 10 + half]])
     assert torch.allclose(samples.boxes()[0], expected) and samples.rotated()[0].shape == (3, 5)
+    Sample.ignored_instances = InstanceData(bboxes=Sample.gt_instances.bboxes)  # difficult ones, a centre first as well
+    assert torch.allclose(Samples([Sample()]).ignored()[0], expected)
     table = torch.cat([torch.zeros(3, 2), samples.rotated()[0]], dim=1)
     others = samples_of(dict(bboxes_labels=table, img_metas=[dict(batch_input_shape=(64, 64))]))
     assert torch.allclose(others.boxes()[0], expected) and torch.equal(others.rotated()[0], samples.rotated()[0])
     quadrilateral = InstanceData(bboxes=torch.tensor([[1., 5, 9, 1, 7, 8, 2, 9]]))
     Sample.gt_instances = quadrilateral
     assert Samples([Sample()]).boxes()[0].tolist() == [[1, 1, 9, 9]] and Samples([Sample()]).rotated() is None
+    Sample.ignored_instances = quadrilateral
+    assert Samples([Sample()]).ignored()[0].tolist() == [[1, 1, 9, 9]]

@@ -178,6 +178,20 @@ def test_views_that_do_not_fit():
     assert loss(student, DenseView([torch.zeros(1, 1, 80)], distributions=teacher.distributions)) > 0
 
 
+def test_bins_that_count_from_another_place():
+    host = Assignment([torch.tensor([[1, 3]])], [torch.ones(1, 2)], background=3)
+
+    def view(measured, **more):
+        return DenseView([torch.zeros(1, 2, 3)], distributions=[torch.randn(1, 2, 4, 9)], measured=measured, **more)
+
+    loss = build(dict(type='LDLoss', valuable_weight=0))
+    student = view('distances from the points at 0 of a cell', assignment=host)
+    with pytest.raises(ValueError, match='the same bin means another number'):
+        loss(student, view('distances from the points at 0.5 of a cell'))
+    for other in (None, student.measured):
+        assert loss(student, view(other)) > 0
+
+
 def test_half_range_is_finite():
     own = [torch.full((1, 1, 4, 17), 6e4)]
     student, teacher = views([[[0]]], own, [torch.linspace(-6e4, 6e4, 17).expand(1, 1, 4, 17)])

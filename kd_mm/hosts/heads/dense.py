@@ -110,7 +110,8 @@ def dense_view(head: Any, output: Any, assignment: Optional[Assignment] = None,
         # The flag of now: heads scale their outputs by it, and the dry pass sets it for a moment only.
         decode = functools.partial(_decode, head, distances or rows(boxes, 4), priors, head.training)
     return DenseView(logits, decode, distances, quality, priors, assignment,
-                     bool(getattr(head, 'use_sigmoid_cls', True)), name)
+                     bool(getattr(head, 'use_sigmoid_cls', True)), name,
+                     None if distances is None else _measured(head, distances[0].shape[2] == 1))
 
 
 def is_rotated(head: Any) -> bool:
@@ -121,6 +122,16 @@ def is_rotated(head: Any) -> bool:
 def has_angle_bins(head: Any) -> bool:
     """Whether a head predicts the angle as a distribution over bins; phases (PSC) and plain angles are none."""
     return type(getattr(head, 'angle_coder', None)).__name__ == 'CSLCoder'
+
+
+def _measured(head: Any, angle: bool) -> Optional[str]:
+    """From where the bins of a head's distributions count, in words."""
+    if angle:
+        start = -head.angle_coder.angle_offset
+        return f'angles from {start} to {start + head.angle_coder.angle_range} degrees'
+    generator = head.prior_generator
+    place = getattr(generator, 'offset', getattr(generator, 'center_offset', None))
+    return None if place is None else f'distances from the points at {float(place):g} of a cell'
 
 
 def _priors(head: Any, sizes: List[Tuple[int, int]], like: Tensor) -> Rows:

@@ -90,6 +90,25 @@ class HeadLoss(KDLoss):
                     f'and teacher {teacher.name} {tuple(t.shape[:2])}: the heads must have the same strides and the '
                     'same number of anchors a cell')
 
+    def same_bins(self, student: DenseView, teacher: DenseView, sides: bool = True) -> None:
+        """Raise a ValueError where the bins of two heads do not stand for the same numbers.
+
+        Args:
+            student, teacher: with distributions, or without any, which is no fault here.
+            sides: they must be the four sides of a box; else those of an angle are right as well.
+        """
+        name, views = type(self).__name__, (student, teacher)
+        for view in views:
+            if sides and view.distributions is not None and view.distributions[0].shape[2] != 4:
+                raise ValueError(f'{name}: the distributions of {view.name} are of an angle, and not of the sides of a '
+                                 "box. Use LDLoss (at='bbox_head', valuable_weight=0), or box_weight=0 where there is "
+                                 'one')
+        own, theirs = (view.measured if view.distributions is not None else None for view in views)
+        if own is not None and theirs is not None and own != theirs:
+            raise ValueError(f'{name}: the bins of {student.name} are {own}, those of {teacher.name} {theirs}: the '
+                             'same bin means another number. Give both heads the same convention (angle_version; '
+                             'offset of the prior generator), or use a loss on features or classes')
+
     def sigmoid_only(self, view: DenseView) -> None:
         """Raise a ValueError for a head whose classes are a softmax."""
         if not view.sigmoid:

@@ -132,6 +132,32 @@ def test_localization_distillation_of_the_angle(family):
     assert found['loss_ld'] > 0 and predictor.weight.grad.abs().sum() > 0
 
 
+def test_bins_of_another_angle_convention_are_refused():
+    """As many bins of one degree, which begin at -90 or at -45; other losses know no angles."""
+    cfg, model = build('fcos_csl')
+    other = as_teacher(cfg)
+    other['model']['bbox_head']['angle_coder']['angle_version'] = 'le135'
+    losses = dict(loss_ld=dict(type='LDLoss', at='bbox_head', valuable_weight=0))
+    with scope_of(cfg), pytest.raises(ConfigProblems, match='angles from -90 to 90 degrees, those of RotatedFCOSHead '
+                                                            'angles from -45 to 135 degrees'):
+        Distiller(model, other, losses, teacher_ckpt='random', scope='mmrotate')
+    with scope_of(cfg):
+        Distiller(model, other, dict(loss_logits=dict(type='SigmoidKDLoss', at='@logits')), teacher_ckpt='random',
+                  scope='mmrotate')
+
+
+@pytest.mark.parametrize('family', BINS)
+def test_bins_of_an_angle_are_no_sides_of_a_box(family):
+    cfg, model = build(family)
+    losses = dict(loss_crosskd=dict(type='CrossKDLoss', at='bbox_head'))
+    with scope_of(cfg), pytest.raises(ConfigProblems, match='are of an angle, and not of the sides of a box'):
+        Distiller(model, as_teacher(cfg), losses, teacher_ckpt='random', scope='mmrotate')
+    losses['loss_crosskd']['box_weight'] = 0
+    with scope_of(cfg):
+        distiller = Distiller(model, as_teacher(cfg), losses, teacher_ckpt='random', scope='mmrotate')
+        assert losses_of(model, distiller, random_batch(model, 2, (128, 128)))['loss_crosskd'] > 0
+
+
 def test_without_a_distribution_it_is_refused():
     cfg, model = build('retinanet')
     with scope_of(cfg), pytest.raises(ConfigProblems, match='predicts no box distributions'):

@@ -282,6 +282,17 @@ def test_a_real_run_with_its_loader_hooks_and_schedule(family, coco_root, tmp_pa
     assert not any('kd_mm' in key for key in saved['ema_state_dict'])
 
 
+def test_a_config_that_inherits_by_its_scope(coco_root, tmp_path):
+    """mmengine notes the scope of such a base in the collate function, too, which the Runner then calls with it."""
+    path = tmp_path / 'student.py'
+    path.write_text(f"_base_ = 'mmyolo::{CONFIGS['yolov8']}'\n")
+    cfg = read_config(str(path))
+    assert cfg.train_dataloader.collate_fn == dict(type='yolov5_collate') and cfg.model._scope_ == 'mmyolo'
+    cfg.model = yolo_config('yolov8').model
+    runner, recorder = train(trainable(cfg, coco_root, tmp_path / 'work'), [])
+    assert len(recorder.losses) == 4
+
+
 def test_weight_zero_is_no_hook(coco_root, tmp_path):
     found = []
     for index, hooks in enumerate(([], [hook(as_teacher(yolo_config('yolov5')), dict(
