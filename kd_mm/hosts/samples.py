@@ -66,13 +66,14 @@ class Samples:
                 for masks in found]  # mmdet's bitmap and polygon masks
 
     def ignored(self) -> List[Tensor]:
-        """(M, 4), regions in which nothing is said about objects; empty where a sample has none."""
+        """(M, 4), regions in which nothing is said about objects, of rotated ones the boxes around them; empty where a
+        sample has none."""
         found = []
         for sample in self.data_samples:
             boxes: Any = getattr(getattr(sample, 'ignored_instances', None), 'bboxes', None)
             boxes = torch.zeros(0, 4) if boxes is None else boxes
             boxes = boxes.tensor if hasattr(boxes, 'tensor') else boxes
-            found.append(boxes.reshape(-1, boxes.shape[-1])[:, :4])
+            found.append(envelope(boxes.reshape(-1, boxes.shape[-1])))
         return found
 
     def _of_instances(self, name: str) -> Optional[List[Any]]:

@@ -94,7 +94,7 @@ def _or_the_other(name: str) -> str:
         distribution(name)
     except PackageNotFoundError:
         return ''
-    return f'; or take the package {other}, which has the same name in Python: pip uninstall {name}; pip install {other}'
+    return f'; or take the package {other}, which is imported as {name}, too: pip uninstall {name}; pip install {other}'
 
 
 def misfits(modules: Mapping[str, Any]) -> List[str]:

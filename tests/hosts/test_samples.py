@@ -38,6 +38,8 @@ def test_rotated_boxes_give_the_upright_ones_around_them():
     half = 4 * math.sqrt(2)
     expected = torch.tensor([[6., 8, 14, 12], [8, 6, 12, 14], [10 - half, 10 - half, 10 + half, 10 + half]])
     assert torch.allclose(samples.boxes()[0], expected) and samples.rotated()[0].shape == (3, 5)
+    Sample.ignored_instances = Sample.gt_instances
+    assert torch.allclose(samples.ignored()[0], expected)
     table = torch.cat([torch.zeros(3, 2), samples.rotated()[0]], dim=1)
     others = samples_of(dict(bboxes_labels=table, img_metas=[dict(batch_input_shape=(64, 64))]))
     assert torch.allclose(others.boxes()[0], expected) and torch.equal(others.rotated()[0], samples.rotated()[0])

@@ -74,7 +74,7 @@ def mmyolo_060(tmp_path, monkeypatch):
 
 
 def test_mmyolo_060_beside_mmcv_210(mmyolo_060, tmp_path, monkeypatch):
-    """The doctor, the check and the training name the versions and the fork that takes them, and nothing that follows."""
+    """The doctor, the check and the training name the versions and the fork that takes them, not what follows."""
     said = ('AssertionError: MMCV==2.1.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.1.0.',
             'pip uninstall mmyolo; pip install mmyolo-open')
     result = kd_mm('doctor')
@@ -85,8 +85,9 @@ def test_mmyolo_060_beside_mmcv_210(mmyolo_060, tmp_path, monkeypatch):
                       "    type='kd_mm.DistillHook', teacher=dict(model=model))]\n")
     for command in ('check', 'train'):
         text = message(kd_mm(command, config))
-        assert all(part in text for part in said) and 'does not find' not in text and text.count('\n') <= 2, text
+        assert all(part in text for part in said) and 'does not find' not in text, text
     shutil.rmtree(mmyolo_060)
     monkeypatch.setitem(sys.modules, 'mmyolo', None)
     config.write_text("_base_ = 'mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py'\n")
-    assert 'needs the package mmyolo, which is not installed: pip install mmyolo-open' in message(kd_mm('check', config))
+    text = message(kd_mm('check', config))
+    assert 'needs the package mmyolo, which is not installed: pip install mmyolo-open' in text
