@@ -9,6 +9,8 @@ import importlib.util
 import re
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
+from kd_mm.hosts.versions import index_name
+
 #: Package -> how to get it.
 INSTALL: Dict[str, str] = {
     'aim': 'pip install aim',
@@ -72,7 +74,7 @@ def sentence(package: str, needs: str) -> str:
         'TIMMBackbone needs the package timm, which is not installed: pip install timm'
     """
     return (f'{needs} needs the package {package}, which is not installed: '
-            f'{INSTALL.get(package, f"pip install {package}")}')
+            f'{INSTALL.get(package, f"pip install {index_name(package)}")}')
 
 
 def _needs(value: Any) -> Iterator[Tuple[str, str]]:
@@ -134,6 +136,9 @@ def explained(error: ImportError, owner: str) -> PackageError:
     Returns:
         The error to raise instead.
     """
+    base = re.match(r'(\w+) is not installed, please install', str(error))
+    if base is not None:  # a file of its _base_ is in a package that is not there
+        return PackageError(f'{owner} cannot be read: {sentence(base.group(1), "it")}')
     # mmengine says which modules, in quotes, and keeps the cause to itself.
     modules = [module for module in re.findall(r"'([A-Za-z_][\w.]*)'", str(error).split('sys.path')[0])
                if module not in ('imports', 'allow_failed_imports')]

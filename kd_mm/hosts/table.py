@@ -66,6 +66,8 @@ class Host:
         packed: makes the data samples that its model is given in training of those that it is given in evaluation,
             where they differ: (model, inputs, samples) -> data samples. Default: they are the same.
         pack: transform that ends a pipeline, by which ``kd-mm pretrain`` reads pictures without labels.
+        no_tta: why predictions on flipped pictures cannot be merged where a config does not say how, for ``kd-mm test
+            --tta``.
 
     Raises:
         ValueError: a scope that is no name, or an unknown task.
@@ -98,6 +100,7 @@ class Host:
     batch: Optional[Callable[..., Dict[str, Any]]] = None
     packed: Optional[Callable[..., Any]] = None
     pack: str = ''
+    no_tta: str = ''
 
     def __post_init__(self) -> None:
         if not isinstance(self.scope, str) or not self.scope:

@@ -1,8 +1,10 @@
 """Which versions of torch, mmengine, mmcv and the hosts kd_mm works with."""
 
+import importlib
 import re
 import sys
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import kd_mm
 from kd_mm.hosts.table import hosts, packages
@@ -57,6 +59,42 @@ def mend(name: str, version: str) -> Optional[str]:
     limit = f', below {below},' if below else ''
     return (f'{name} {least} or newer{limit} is needed: pip install "{index_name(name)}>={least}'
             f'{f",<{below}" if below else ""}"')
+
+
+def import_fault(name: str, load: Callable[[str], Any] = importlib.import_module) -> Optional[Tuple[str, str]]:
+    """Why an installed package cannot be imported, and the mend; None where it can.
+
+    Hosts assert the versions of what they build on while they are imported.
+
+    Args:
+        name: to import it by.
+        load: imports it.
+
+    Example:
+        >>> import_fault('torch') is None
+        True
+    """
+    try:
+        load(name)
+    except Exception as error:  # packages raise anything when they meet versions that they do not know
+        text = str(error).split('\n')[0] or type(error).__name__
+        mend = f'mend the import: python -c "import {name}"; or pip install {index_name(name)} --force-reinstall'
+        if isinstance(error, AssertionError):
+            mend = f'the versions do not fit each other: install the one that {name} names{_or_the_other(name)}'
+        return f'{type(error).__name__}: {text}', mend
+    return None
+
+
+def _or_the_other(name: str) -> str:
+    """Of a host whose package of its own name was given up for another one: that one, which takes later versions."""
+    other = index_name(name)
+    if other == name:
+        return ''
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return ''
+    return f'; or take the package {other}, which is imported as {name}, too: pip uninstall {name}; pip install {other}'
 
 
 def misfits(modules: Mapping[str, Any]) -> List[str]:

@@ -19,9 +19,10 @@ from kd_mm.engine.vis import NOTHING_TO_DRAW, DistillVisHook
 from kd_mm.hosts import checkpoint as ckpt
 from kd_mm.hosts.files import read_file
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
-from kd_mm.hosts.packages import missing
+from kd_mm.hosts.packages import installed, missing
 from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config, scopes
+from kd_mm.hosts.versions import import_fault
 from kd_mm.hosts.zoo import package_folder, zoo_config
 from kd_mm.ops.problems import Problems
 from kd_mm.registry import accepted_arguments
@@ -47,7 +48,7 @@ def read_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
     apply_options(cfg, options or {})
     if not cfg.get('model') or 'type' not in cfg.model:
         raise ValueError(f'{path} has no `model` with a `type`')
-    problem = no_host(cfg)
+    problem = no_host(cfg) or unusable_host(cfg)
     if problem is not None:
         raise ValueError(f'{path} {problem}')
     return cfg
@@ -62,6 +63,20 @@ def no_host(cfg: Config) -> Optional[str]:
             'and what builds on them: inherit from a config of one, such as '
             "'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py', set default_scope, or add an entry for your own package "
             '(docs/hosts.md)')
+
+
+def unusable_host(cfg: Config) -> Optional[str]:
+    """Why the host of a config cannot be imported, and the mend, as the end of a sentence; None where it can.
+
+    Without this nothing of its scope is found, neither the model nor our hook, and a registry does not say why.
+    """
+    found = host_of_config(cfg)
+    if found is None or not installed(found.host.package):
+        return None
+    fault = import_fault(found.host.package)
+    if fault is None:
+        return None
+    return f'needs {found.host.package}, which is installed and cannot be imported: {fault[0]} -> {fault[1]}'
 
 
 class Options(DictAction):

@@ -3,7 +3,9 @@
 ``RTDETR``: attention within the last level and a fusion of the levels from top to bottom, the best cells as queries
 with denoising queries before them, a decoder that gives every layer in training and the last one alone in evaluation.
 ``DFINE``: the same with a distribution for each side of a box; its head gives one prediction more than there are
-layers and returns boxes and distributions as a pair of lists.  Import it by ``custom_imports`` or by itself.
+layers and returns boxes and distributions as a pair of lists.
+``DEIM``: that detector with the matchability-aware loss of its classes, which DEIM trains it with; its denser matching
+comes from the data (mosaic and mixup).  Import it by ``custom_imports`` or by itself.
 """
 
 from typing import Any
@@ -14,6 +16,7 @@ from mmdet.models.dense_heads import DINOHead
 from mmdet.models.detectors import DINO
 from mmdet.models.detectors.deformable_detr import DeformableDETR
 from mmdet.models.layers import DinoTransformerDecoder, inverse_sigmoid
+from mmdet.models.losses import QualityFocalLoss
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -121,11 +124,42 @@ class DFINEHead(RTDETRHead):
         return super().predict_by_feat(all_layers_cls_scores, all_layers_bbox_preds[0], **kwargs)
 
 
+@MODELS.register_module(force=True)
+class DEIM(DFINE):
+    pass
+
+
+@MODELS.register_module(force=True)
+class DEIMHead(DFINEHead):
+    pass
+
+
+@MODELS.register_module(force=True)
+class MatchabilityAwareLoss(QualityFocalLoss):
+    """Binary cross entropy with the target q^gamma of a matched query, q its IoU; one of no object weighs p^gamma.
+
+    DINO's head gives labels and IoUs to losses of its base class.
+    """
+
+    def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
+        label, quality = target
+        scores, aim = pred.sigmoid(), torch.zeros_like(pred)
+        rows = ((label >= 0) & (label < pred.shape[1])).nonzero().flatten()
+        aim[rows, label[rows]] = quality[rows].clamp(min=0) ** self.beta
+        matched = torch.zeros_like(pred, dtype=torch.bool)
+        matched[rows, label[rows]] = True
+        each = F.binary_cross_entropy_with_logits(pred, aim, reduction='none')
+        each = torch.where(matched, each, each * scores.detach() ** self.beta)
+        return self.loss_weight * each.sum() / (avg_factor or 1)
+
+
 def realtime_config(name: str, **options: Any) -> Config:
-    """DINO's stock config with the parts of RT-DETR or D-FINE, narrowed."""
+    """DINO's stock config with the parts of RT-DETR, D-FINE or DEIM, narrowed."""
     cfg = detr_config('dino', **options)
-    kind = dict(rtdetr='RTDETR', dfine='DFINE')[name]
+    kind = dict(rtdetr='RTDETR', dfine='DFINE', deim='DEIM')[name]
     cfg.model.type, cfg.model.bbox_head.type = kind, f'{kind}Head'
+    if name == 'deim':
+        cfg.model.bbox_head.loss_cls = dict(type='MatchabilityAwareLoss', use_sigmoid=True, beta=1.5, loss_weight=1.0)
     cfg.model.encoder = dict(width=256, levels=4)
     cfg.custom_imports = dict(imports=['realtime_detrs'], allow_failed_imports=False)
     return cfg

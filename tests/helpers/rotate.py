@@ -51,8 +51,13 @@ def as_teacher(cfg: Config) -> Any:
     return dict(model=copy.deepcopy(cfg.model.to_dict()), default_scope='mmrotate')
 
 
-def write_dota(root: Any, images: int = 4) -> Any:
-    """A data set in the layout of DOTA: pictures, and a text file with corners and classes for each."""
+def write_dota(root: Any, images: int = 4, extra: bool = False) -> Any:
+    """A data set in the layout of DOTA: pictures, and a text file with corners and classes for each.
+
+    Args:
+        extra: whether the first picture has a third, difficult object (ignored with ``diff_thr`` below 101), and the
+            last one none.
+    """
     import cv2
     import numpy as np
     draw = np.random.default_rng(0)
@@ -66,8 +71,12 @@ def write_dota(root: Any, images: int = 4) -> Any:
             corners = cv2.boxPoints(box)
             cv2.fillPoly(picture, [corners.astype(np.int32)], tuple(draw.integers(150, 255, 3).tolist()))
             lines.append(' '.join(f'{value:.1f}' for value in corners.flatten()) + f' {("plane", "ship")[kind]} 0')
+        if extra and index == 0:
+            lines.append('4.0 4.0 24.0 4.0 24.0 14.0 4.0 14.0 plane 101')
+        if extra and index == images - 1:
+            lines = []
         cv2.imwrite(str(root / 'images' / f'P{index:04d}.png'), picture)
-        (root / 'annfiles' / f'P{index:04d}.txt').write_text('\n'.join(lines) + '\n')
+        (root / 'annfiles' / f'P{index:04d}.txt').write_text(''.join(f'{line}\n' for line in lines))
     return root
 
 

@@ -45,4 +45,5 @@ register(Host(
     # All others have the layers of the mmdet heads that they derive from.
     logits={'RotatedRTMDetSepBNHead': (('rtm_cls.*', ), None)},
     branches={'conv_angle': BOXES, 'rtm_ang': BOXES},
+    no_tta='mmdet merges upright boxes alone, and mmrotate has no model for rotated ones',
 ))

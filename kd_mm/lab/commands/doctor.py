@@ -37,18 +37,12 @@ def _there(name: str) -> bool:
 
 def look(name: str, load: Callable[[str], Any] = importlib.import_module) -> Finding:
     """A package: whether it is there, can be imported, and has a version that fits."""
-    install = f'pip install {versions.index_name(name)}'
-    host = name in packages()
     if not _there(name):
-        return Finding(name, 'not installed', install, needed=not host)
-    try:
-        module = load(name)
-    except Exception as error:  # hosts assert versions while they are imported
-        text = str(error).split('\n')[0] or type(error).__name__
-        mend = (f'the versions do not fit each other: install the one that {name} names' if isinstance(
-            error, AssertionError) else f'mend the import: python -c "import {name}"; or {install} --force-reinstall')
-        return Finding(name, f'cannot be imported: {type(error).__name__}: {text}', mend)
-    version = str(getattr(module, '__version__', '?'))
+        return Finding(name, 'not installed', f'pip install {versions.index_name(name)}', needed=name not in packages())
+    fault = versions.import_fault(name, load)
+    if fault is not None:
+        return Finding(name, f'cannot be imported: {fault[0]}', fault[1])
+    version = str(getattr(load(name), '__version__', '?'))
     return Finding(name, version, versions.mend(name, version))
 
 

@@ -67,6 +67,9 @@ def use_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; for a detector without a recipe of its own: flips."""
     if not detects(cfg) and not ('tta_model' in cfg and 'tta_pipeline' in cfg):
         fail('--tta needs tta_model and tta_pipeline in the config; the base configs of mmseg have them')
+    found = host_of_config(cfg)
+    if found is not None and found.host.no_tta and 'tta_model' not in cfg:
+        fail(f'--tta: {found.host.no_tta}. Test without it, or give tta_model and tta_pipeline in the config')
     sets = [cfg.test_dataloader.dataset]
     for dataset in sets:  # it grows: wrappers hold one or several
         sets += [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])

@@ -36,7 +36,16 @@ from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import REFUSALS, fail, words
-from kd_mm.lab.configs import Options, apply_options, faults, hook_entries, lost_weights, no_host, type_name
+from kd_mm.lab.configs import (
+    Options,
+    apply_options,
+    faults,
+    hook_entries,
+    lost_weights,
+    no_host,
+    type_name,
+    unusable_host,
+)
 from kd_mm.lab.data import empty_sets, evaluation_problems, is_empty
 from kd_mm.ops.problems import ConfigProblems
 
@@ -124,6 +133,9 @@ def check_host(cfg: Config) -> None:
     if importlib.util.find_spec(found.host.package) is None:
         fail(f'the config is for {found.host.package}, which is not installed. Install it: pip install '
              f'{found.host.index}')
+    problem = unusable_host(cfg)
+    if problem is not None:
+        fail(f'the config {problem}')
 
 
 def move_data_root(cfg: Config, old: str, new: str) -> None:

@@ -48,7 +48,7 @@ def test_the_matched_queries_in_training(models):
     assert counts == dict(query=QUERIES, reference_points=QUERIES)
 
 
-@pytest.mark.parametrize('name', ['rtdetr', 'dfine'])
+@pytest.mark.parametrize('name', ['rtdetr', 'dfine', 'deim'])
 def test_in_evaluation_the_last_layer_is_what_it_predicts_from(models, name):
     model = models(name)[0].eval()
     data = batch_of(model)
@@ -62,9 +62,10 @@ def test_in_evaluation_the_last_layer_is_what_it_predicts_from(models, name):
                                    view.scores()[-1, image].flatten().sort(descending=True).values)
 
 
-def test_distributions(models):
+@pytest.mark.parametrize('name', ['dfine', 'deim'])
+def test_distributions(models, name):
     """One prediction more than layers, and a distribution for each side of a box of the others."""
-    model, _ = models('dfine')
+    model, _ = models(name)
     view, records = recorded_view(model.train(), batch_of(model))
     logits, (boxes, corners) = records['head'].calls[0].output
     assert view.logits.shape == (LAYERS + 1, 2, QUERIES, CLASSES) and len(logits) == len(boxes) == LAYERS + 1
@@ -73,13 +74,13 @@ def test_distributions(models):
     assert torch.equal(view.logits[-1], logits[-1][:, -QUERIES:]) and torch.equal(view.boxes[0], boxes[0][:, -QUERIES:])
 
 
-@pytest.mark.parametrize('name', ['rtdetr', 'dfine'])
+@pytest.mark.parametrize('name', ['rtdetr', 'dfine', 'deim'])
 def test_every_loss_on_queries_teaches(models, name):
     """The teacher is in evaluation and shows its last layer: that one is compared."""
     student, teacher = models(name)
     data = batch_of(student)
     losses = copy.deepcopy(LOSSES)
-    if name == 'dfine':  # the same points with and without the distributions
+    if name != 'rtdetr':  # the same points with and without the distributions
         losses['points']['points'] = 'specific'
         losses['sides'] = dict(losses['points'], distribution_weight=1.0)
     student.train().zero_grad()
@@ -92,21 +93,28 @@ def test_every_loss_on_queries_teaches(models, name):
         distiller.detach()
     for key in losses:
         assert torch.isfinite(found[f'loss_{key}']) and found[f'loss_{key}'] > 0, key
-    if name == 'dfine':
+    if name != 'rtdetr':
         assert found['loss_sides'] > found['loss_points']
     sum(found[f'loss_{key}'] for key in losses).backward()
     assert any(grad.abs().sum() > 0 for grad in learned(student, teacher).values())
 
 
-def test_a_real_training(coco_root, tmp_path):
-    """By `custom_imports`, as others register theirs."""
-    cfg = realtime_config('dfine', classes=2)
-    teacher = realtime_config('dfine', classes=2, base=12)
+@pytest.mark.parametrize('name', ['dfine', 'deim'])
+def test_a_real_training(name, coco_root, tmp_path):
+    """By `custom_imports`, as others register theirs; DEIM on mosaics."""
+    cfg = realtime_config(name, classes=2)
+    teacher = realtime_config(name, classes=2, base=12)
     finish(merge(cfg, coco_data(coco_root, batch=2)), tmp_path, 1, False)
+    if name == 'deim':
+        inner = cfg.train_dataloader.dataset
+        load, boxes, resize, pack = inner.pipeline
+        inner.pipeline = [load, boxes]
+        cfg.train_dataloader.dataset = dict(type='MultiImageMixDataset', dataset=inner, pipeline=[
+            dict(type='Mosaic', img_scale=(64, 64), pad_val=114.0), resize, pack])
     cfg.train_dataloader.batch_sampler = None
-    runner, _ = train(cfg, [hook(dict(model=teacher.model.to_dict(), default_scope='mmdet'), dict(
+    runner, recorder = train(cfg, [hook(dict(model=teacher.model.to_dict(), default_scope='mmdet'), dict(
         loss_points=dict(LOSSES['points'], distribution_weight=0.5), loss_logits=LOSSES['logits']))])
-    assert runner.iter == 1
+    assert runner.iter == 1 and all(recorder.losses[0][name] > 0 for name in ('loss_points', 'loss_logits', 'loss_cls'))
 
 
 class OwnHead(nn.Module):
