@@ -158,9 +158,9 @@ class Agreement:
                 taught = ('the student learns there what the teacher was never taught' if other.given_object else
                           "the student's classes learn to be silent there, which its objectness says already")
                 self.notes.append(f'{term.title}: {one.head} multiplies its class scores with an objectness, and '
-                                  f'{two.head} has none: where there is no object they do not mean the same, and {taught}'
-                                  ". Compare them on objects alone, region=dict(type='GTBoxRegion'), or use a feature "
-                                  'loss')
+                                  f'{two.head} has none: where there is no object they do not mean the same, and '
+                                  f"{taught}. Compare them on objects alone, region=dict(type='GTBoxRegion'), or use a "
+                                  'feature loss')
             if s.dim() == t.dim() and s.shape[1] != t.shape[1]:
                 ours, theirs = self.known.classes_of(term.learner), self.known.classes_of(source)
                 names = ['' if ours and ours == theirs else f' ({names_text(found)})' for found in (ours, theirs)]
