@@ -331,6 +331,16 @@ def test_reparametrised_blocks(family):
         switch_to_deploy(student)
         after = student(data['inputs'], None, mode='tensor')
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(before[0], after[0]))
+    # Who tunes a deployed student further distils it from a teacher in either form; the switch froze what it merged.
+    for form in (teacher, deployed):
+        student.train().requires_grad_(True).zero_grad()
+        with scope_of(cfg):
+            found = losses_of(student, Distiller(student, form, dict(
+                loss_pkd=dict(type='PKDLoss', at='@neck'), loss_logits=dict(type='SigmoidKDLoss', at='@logits')),
+                scope='mmyolo', max_steps=10), data)
+        (found['loss_pkd'] + found['loss_logits']).backward()
+        merged = [module.rbr_reparam.weight for module in student.modules() if hasattr(module, 'rbr_reparam')]
+        assert found['loss_pkd'] > 0 and merged and all(bool(weight.grad.abs().sum() > 0) for weight in merged)
 
 
 @pytest.mark.parametrize('family, config', [('yolov6', 'deployed'), ('yolov6', 'training'), ('yolov7_l', 'training')])
