@@ -6,6 +6,8 @@ import importlib.util
 from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from foundation import require
@@ -189,3 +191,29 @@ def test_validation_scores_both_and_flips_are_refused(dota, tmp_path, monkeypatc
     cfg.dump(str(tmp_path / 'config.py'))
     said = message(kd_mm('test', tmp_path / 'config.py', tmp_path / 'work' / 'iter_2.pth', '--tta'))
     assert '--tta: mmdet merges upright boxes alone' in said and 'give tta_model' in said
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_grey_and_four_bands_of_16_bits(channels, tmp_path):
+    """Grey ones are normalised by the preprocessor, which takes a mean of one or three; of four bands by the
+    pipeline."""
+    root = write_dota(tmp_path / 'dota')
+    cfg = config(root, tmp_path / 'work')
+    load, *rest = cfg.train_dataloader.dataset.pipeline
+    norm = dict(mean=[100.0], std=[50.0], bgr_to_rgb=False)
+    theirs = dict(mean=[120.0], std=[60.0])
+    if channels == 4:
+        for path in (root / 'images').iterdir():
+            picture = cv2.imread(str(path)).astype(np.uint16) * 150
+            cv2.imwrite(str(path), np.concatenate([picture, picture[..., :1]], axis=2))
+        rest.insert(-1, dict(type='mmdet.Normalize', mean=[9000.0] * 4, std=[8000.0, 9000.0, 10000.0, 11000.0],
+                             to_rgb=False))
+        norm = theirs = dict(mean=None, std=None, bgr_to_rgb=False)
+    cfg.train_dataloader.dataset.pipeline = [
+        dict(load, color_type='unchanged' if channels == 4 else 'grayscale'), *rest]
+    cfg.merge_from_dict(dict(model=dict(backbone=dict(in_channels=channels), data_preprocessor=norm)))
+    teacher = as_teacher(cfg)
+    teacher['model']['data_preprocessor'].update(theirs)
+    found = distilled(cfg, LOSSES, teacher)
+    assert same_pictures(found)
+    assert all(inputs.shape[1] == channels and float(inputs.max()) > 1 for inputs in found.watch.seen['teacher'])
