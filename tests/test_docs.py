@@ -107,7 +107,8 @@ def test_data_sets_and_samplers_of_the_hosts_are_listed():
               if found.__module__.split('.')[0] in ('mmdet', 'mmseg', 'mmengine')]
     assert len(theirs) > 60 and [name for name in theirs if f'`{name}`' not in text] == []
     code = ''.join((ROOT / 'tests' / path).read_text() for path in (
-        'engine/test_data.py', 'engine/test_data_seg.py', 'lab/test_layouts.py', 'helpers/layouts.py'))
+        'engine/test_data.py', 'engine/test_data_seg.py', 'lab/test_layouts.py', 'helpers/layouts.py',
+        'hosts/known/test_mmyolo_data.py', 'helpers/rotate.py'))
     rows = [line.split(' | ') for line in text.splitlines() if re.search(r'\| (trained|read)\b', line)]
     names = [re.findall(r'`(\w+)`', row[0]) for row in rows]
     assert len(rows) > 12 and all(not found or any(name in code for name in found) for found in names)

@@ -5,7 +5,7 @@ from typing import Any, List, Optional, Tuple
 
 from mmengine.config import Config
 
-from kd_mm.hosts.packages import explained
+from kd_mm.hosts.packages import PackageError, explained, importing
 from kd_mm.hosts.renamed import hint
 
 #: Keys of a hook that name files.
@@ -48,7 +48,7 @@ def read_file(path: Any, owner: str) -> Config:
 
     Raises:
         FileNotFoundError: a file that it inherits from is not there; an old name of one of ours is told the new one.
-        PackageError: a package that it imports is not installed.
+        PackageError: a package that it imports is not installed, or cannot be imported.
         ValueError: it is no config.
     """
     try:
@@ -58,6 +58,10 @@ def read_file(path: Any, owner: str) -> Config:
     except ImportError as error:
         raise explained(error, owner) from error
     except Exception as error:  # the file is a program, and mmengine asserts what it does not like
+        module = importing(error)
+        if module is not None:
+            raise PackageError(f'{owner} cannot be read: importing {module} fails: {type(error).__name__}: {error}'
+                               ) from error
         raise ValueError(f'{owner} is no config that mmengine can read: {type(error).__name__}: {error}') from error
 
 

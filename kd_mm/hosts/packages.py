@@ -7,6 +7,7 @@ training step.  Here it is said before anything is built, from the config.
 import importlib
 import importlib.util
 import re
+import traceback
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 from kd_mm.hosts.versions import index_name
@@ -153,6 +154,17 @@ def explained(error: ImportError, owner: str) -> PackageError:
         if reason is not None:
             return PackageError(f'{owner} cannot be read: importing {module} fails: {reason}')
     return PackageError(f'{owner} cannot be read: {error}')
+
+
+def importing(error: BaseException) -> Optional[str]:
+    """Which module of ``custom_imports`` was being imported when an error was raised; None for another error.
+
+    mmengine explains an ImportError alone, and packages raise anything when they meet versions that they do not know.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == 'import_modules_from_strings':
+            return frame.f_locals.get('imp')
+    return None
 
 
 def _absent(roots: Any) -> Set[str]:

@@ -1,6 +1,7 @@
 """Segmentation sets as users have them: every layout and wrapper of mmseg trains with distillation."""
 
 import copy
+import json
 
 import cv2
 import numpy as np
@@ -10,7 +11,9 @@ from layout_runs import LOAD, distilled, loader, pictures, same_pictures, seg_co
 from layouts import Layout, scenes, segmentation, write_picture
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
+from pairs import kd_mm, message
 
+from kd_mm.lab.data import look_at_data
 from kd_mm.types.targets import seg_map, valid_pixels
 
 RESIZE = dict(type='Resize', scale=(64, 64), keep_ratio=True)
@@ -164,3 +167,61 @@ def test_pairs_of_pictures(tmp_path):
     cfg.val_dataloader = loader(dict(layout.dataset, test_mode=True), [], 1, False)
     run = distilled(cfg, model=teacher(cfg, dict(norm, mean=[110.0] * 6)), score_teacher=True)
     assert same_pictures(run) and run.watch.seen['teacher'][0].shape[1] == 6
+
+
+def with_test(cfg, layout):
+    """Its test loop, one picture at a time."""
+    pipeline = [LOAD, RESIZE, dict(type='LoadAnnotations'), PACK]
+    cfg.test_dataloader = loader(dict(layout.dataset, test_mode=True), pipeline, 1, False)
+    cfg.test_evaluator, cfg.test_cfg = copy.deepcopy(layout.evaluator), dict(type='TestLoop')
+    return cfg
+
+
+def test_test_time_augmentation_of_a_distilled_student(tmp_path):
+    """mmseg's own: two scales, each also mirrored; the checkpoint is the plain student."""
+    layout = segmentation(tmp_path / 'data', classes=('ground', 'square', 'disc'))
+    cfg = with_test(seg_config(layout, tmp_path / 'work'), layout)
+    distilled(cfg)
+    assert cfg.tta_model.type == 'SegTTAModel'  # of the stock config
+    cfg.tta_pipeline[-1].transforms[0] = [dict(type='Resize', scale=(size, size), keep_ratio=True) for size in (64, 96)]
+    cfg.custom_hooks, cfg.work_dir = [], None
+    cfg.dump(str(tmp_path / 'config.py'))
+    result = kd_mm('test', tmp_path / 'config.py', tmp_path / 'work' / 'iter_2.pth', '--tta', '--work-dir',
+                   tmp_path / 'tta')
+    assert result.exit_code == 0, message(result)
+    found, = (json.loads(file.read_text().splitlines()[-1]) for file in (tmp_path / 'tta').glob('*/*.json'))
+    assert 0 <= found['mIoU'] <= 100
+
+
+def test_one_picture_a_step_with_frozen_statistics(tmp_path):
+    layout = plain(segmentation(tmp_path / 'data', classes=('ground', 'square', 'disc')))
+    cfg = seg_config(layout, tmp_path / 'work', batch_size=1)
+    cfg.model.backbone.norm_eval = True
+    losses = dict(loss_cwd=dict(type='CWDLoss', at='decode_head.conv_seg'), loss_kd=dict(
+        type='SoftmaxKDLoss', at='@logits'), loss_hint=dict(type='FitNetLoss', at='backbone'))
+    run = distilled(cfg, losses)
+    assert same_pictures(run) and {len(inputs) for inputs in run.watch.seen['teacher']} == {1}
+    assert not any(module.training for module in run.distiller.student.backbone.modules() if isinstance(
+        module, torch.nn.BatchNorm2d))
+
+
+def test_pictures_of_nothing_but_ignored_pixels(tmp_path):
+    """The host's loss is 0 there, and so is ours where it looks at labels; without labels it goes on."""
+    layout = plain(segmentation(tmp_path / 'data', classes=('ground', 'square', 'disc')))
+    for path in (tmp_path / 'data' / 'ann_dir' / 'train').iterdir():
+        write_picture(path, np.full((*cv2.imread(str(path)).shape[:2], 1), 255, np.uint8))
+    run = distilled(seg_config(layout, tmp_path / 'work'), dict(
+        loss_kd=dict(type='SoftmaxKDLoss', at='@logits'), loss_hint=dict(type='FitNetLoss', at='backbone')))
+    for step in run.watch.losses:
+        assert step['loss_kd'] == step['decode.loss_ce'] == 0 and step['loss_hint'] > 0
+
+
+def test_classes_in_balance_are_not_told_by_the_hosts_sets(tmp_path):
+    """ClassBalancedDataset asks a set for the classes of each picture; mmseg's do not say, with and without us."""
+    layout = plain(segmentation(tmp_path / 'data', classes=('ground', 'square', 'disc')))
+    dataset = dict(type='ClassBalancedDataset', oversample_thr=0.5, dataset=dict(layout.dataset, pipeline=[
+        LOAD, dict(type='LoadAnnotations'), RESIZE, PACK]))
+    cfg = seg_config(layout, tmp_path / 'work', dataset=dataset)
+    assert any('get_cat_ids' in problem for problem in look_at_data(cfg, 2).problems)
+    with pytest.raises(Exception, match='get_cat_ids'):
+        distilled(cfg)

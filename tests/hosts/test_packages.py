@@ -12,6 +12,7 @@ from stock import hook, loss_step, make_runner, widths
 from two_stage import two_stage, two_stage_config
 
 from kd_mm.engine.distiller import Distiller
+from kd_mm.hosts.files import read_file
 from kd_mm.hosts.models import build_model, load_config
 from kd_mm.hosts.packages import INSTALL, OF_KEYS, OF_SCOPES, OF_TYPES, PackageError, explained, installed, missing
 from kd_mm.hosts.synthetic import synthetic_batch
@@ -107,6 +108,11 @@ def test_a_package_that_is_there_and_cannot_be_imported(tmp_path, monkeypatch):
                                      f'current sys.path is: {sys.path}'), 'the config a.py'))
     assert text == ('the config a.py cannot be read: importing broken_package fails: RuntimeError: needs transformers '
                     'below 5'), raised
+    with pytest.raises(PackageError, match='the config a.py cannot be read: importing broken_package fails: Runtime'):
+        read_file(config, 'the config a.py')
+    config.write_text("model = dict(type='A')\nraise RuntimeError('mine')\n")
+    with pytest.raises(ValueError, match='the config a.py is no config that mmengine can read: RuntimeError: mine'):
+        read_file(config, 'the config a.py')
     assert str(explained(ImportError('something else'), 'it')) == 'it cannot be read: something else'
 
 
