@@ -23,7 +23,7 @@ from kd_mm.ops.words import count
 from kd_mm.teachers import chunk, kernels
 from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
-from kd_mm.teachers.flow import Flow, Pair, plain_conv, plain_linear, unhooked, watch_flow
+from kd_mm.teachers.flow import Flow, Pair, plain_attention, plain_layer, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.layout import operators, usual_in
 from kd_mm.teachers.shared import Shared
@@ -72,6 +72,16 @@ class Fast:
         self.compiled: Optional[Compiled] = None
         self.shared: Optional[Shared] = None
         self.tuning = Tuning(candidates(speed)) if speed.tune else None
+        #: whether the next pass has to be the first one again.
+        self.unseen = False
+
+    def anew(self, model: nn.Module) -> 'Fast':
+        """The same form for a model that is made of other modules than before."""
+        fast = Fast(model, self.asked, self.forward, self.name, self._fixed)
+        fast.budget, fast.unseen = self.budget, True
+        if self.shared is not None:
+            fast.shared = Shared(self.shared.student, model)
+        return fast
 
     # ------------------------------------------------------------------ before the training
 
@@ -82,6 +92,7 @@ class Fast:
             images, samples, taps: see :meth:`run`.
             whole: a pass to the end of the model, which counts the calls of the taps.
         """
+        self.unseen = False
         looking = self.shared.looking(images) if self.shared is not None else nullcontext()
         if self.speed.exact:
             with looking:
@@ -107,8 +118,8 @@ class Fast:
             attentions = [module for module in attentions if module in self.attentions]
         self._dry = self._dry & paths if self._watched else paths
         self.folding, self.attentions, self._watched = Folding(pairs, self._fixed), attentions, True
-        layers: List[Any] = [module for module in self.model.modules() if plain_conv(module) or plain_linear(module)]
-        self.layers = [layer for layer in layers if flow.calls.get(layer) and kernels.takes(layer)]
+        layers: List[Any] = [module for module in self.model.modules() if plain_layer(module)]
+        self.layers = [layer for layer in layers if flow.calls.get(layer)]
 
     def _learn_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         """Find how the records of parts are joined, from the whole (in the taps) and one part an image."""
@@ -254,7 +265,7 @@ class Fast:
                 kept |= stack.enter_context(self.compiled.on(taps, usual))
             stack.enter_context(usual_in(usual))
             for module in self.attentions if form.attention else ():
-                if unhooked(module) and id(module) not in kept:
+                if plain_attention(module) and id(module) not in kept:
                     stack.enter_context(swapped(module, 'forward', without_weights(
                         module, module.forward, form.onednn)))
             if shared is not None:
@@ -277,7 +288,8 @@ class Fast:
                         images, kept, {tap.path for tap in taps} <= self._dry, form.onednn))
                 for layer in self.layers if form.onednn else ():
                     # what is recorded is its result, however it was made
-                    if unhooked(layer) and (id(layer) not in kept or id(layer) in recorded):
+                    if kernels.takes(layer) and plain_layer(layer) and (
+                            id(layer) not in kept or id(layer) in recorded):
                         stack.enter_context(swapped(layer, 'forward', kernels.direct(layer, layer.forward)))
                 self.forward(images, samples, taps)
         except FlowChanged as change:
