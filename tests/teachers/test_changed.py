@@ -191,5 +191,13 @@ def test_an_exchanged_module_is_no_common_start(side):
     assert not shared.start()
     models[side].stage[1] = nn.ReLU(inplace=True).eval()
     assert shared.start()
+    models[side].stage.train()
+    assert not shared.start()
+    models[side].stage.eval()
+    assert shared.start()
+    bias, models[side].stage[0].bias = models[side].stage[0].bias, None
+    assert not shared.start()
+    models[side].stage[0].bias = bias
+    assert shared.start()
     models[side].stage.append(nn.Identity().eval())
     assert not shared.start()
