@@ -226,6 +226,12 @@ class Passed:
         return self.original(given)
 
 
+def _of_one_kind(pair: Pair) -> bool:
+    """Whether convolution and norm have one dtype; a norm in float32 after a convolution in bfloat16 is legal."""
+    assert pair.norm is not None and pair.norm.running_var is not None
+    return pair.conv.weight.dtype == pair.norm.running_var.dtype
+
+
 class Folding:
     """All proven pairs of a teacher.
 
@@ -291,7 +297,7 @@ class Folding:
             for part in self.pairs:
                 pair = part.pair
                 if (id(pair.conv) in kept or not plain_layer(pair.conv) or not part.pays(images)
-                        or pair.norm is not None and not plain_norm(pair.norm)):
+                        or pair.norm is not None and not (plain_norm(pair.norm) and _of_one_kind(pair))):
                     continue
                 summed = sums and self._sums(pair, images, kept)
                 fused = self._fuses(pair, images, kept, passed) and (not pair.summed or summed)
