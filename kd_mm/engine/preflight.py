@@ -324,8 +324,9 @@ class Preflight:
         self.given = inputs, samples, batch
         with LiveBytes() as kept:
             records: Dict[str, Dict[str, Recorded]] = {STUDENT: self._learner(STUDENT, step.student, inputs, samples)}
+        gradients = sum(parameter.nbytes for parameter in step.student.parameters() if parameter.requires_grad)
         for teacher in step.teachers.values():
-            teacher.fast.budget = kept.held / inputs.shape[0]
+            teacher.fast.budget, teacher.fast.gradients = kept.held / inputs.shape[0], gradients
         for name, teacher in step.teachers.items():
             self._running = step.word(name)
             if name in step.peers:

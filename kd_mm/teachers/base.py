@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from kd_mm.hosts import checkpoint as ckpt
@@ -49,12 +50,9 @@ class Teacher:
         self.notes: List[str] = []
         #: which files relative paths turned out to be, as sentences
         self.files: List[str] = []
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        model.eval()
         reference = next(student.parameters(), torch.zeros(()))
-        model.to(reference.device)
-        self._modules = list(model.modules())
+        self._device = reference.device
+        self._take()
         self._from = Normalisation(getattr(student, 'data_preprocessor', None)).to(reference.device)
         self._to = Normalisation(getattr(model, 'data_preprocessor', None)).to(reference.device)
         #: channels of the student's pictures and of the teacher's; None for a student without any layer
@@ -75,6 +73,18 @@ class Teacher:
         self.calls: Dict[str, int] = {}
         self.runs = 0
         self.go(EXACT)
+
+    def _take(self) -> None:
+        """Freeze the model where the student is, in eval mode, and note of which modules it is made."""
+        model = self.model
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model.eval()
+        model.to(self._device)
+        self._modules = list(model.modules())
+        self._known = {id(module) for module in self._modules}
+        #: the children of each module, as they are and as they were
+        self._children = [(module._modules, list(module._modules.values())) for module in self._modules]
 
     @property
     def fixed(self) -> bool:
@@ -297,7 +307,15 @@ class Teacher:
             f'mean=({scaled[0]}), std=({scaled[1]})')
 
     def check_eval(self) -> None:
-        """Put back any module that something switched to training mode."""
+        """Put back any module that something switched to training mode; take in modules that were put in since, of
+        which the next pass finds anew in which form they may run."""
+        if self.model is not self._modules[0] or any(
+                list(children.values()) != known for children, known in self._children):
+            self._take()
+            self.calls.clear()
+            self.fast = self.fast.anew(self.model)
+            print_log(f'kd_mm: teacher {self.name}: modules of it were exchanged; they are frozen and in eval mode, '
+                      'and its form is chosen anew', 'current', level=30)
         for module in self._modules:
             if module.training:
                 self.model.eval()
@@ -315,11 +333,14 @@ class Teacher:
             full: run to the end (the first pass, which counts the calls).
         """
         self.check_eval()
+        for tap in taps:
+            if isinstance(tap.owner, nn.Module) and id(tap.owner) not in self._known:
+                tap.move(self.model)  # to the module that is there now
         self.runs += 1
         images, samples = self.prepare(inputs, data_samples, batch)
         if self.runs == 1:
             self._judge_units(images)
-        if full:
+        if full or self.fast.unseen:
             self.fast.dry(images, samples, taps, partial(self._forward, full=True))
         else:
             self.fast.run(images, samples, taps)

@@ -23,7 +23,7 @@ from kd_mm.ops.words import count
 from kd_mm.teachers import chunk, kernels
 from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
-from kd_mm.teachers.flow import Flow, Pair, plain_conv, plain_linear, unhooked, watch_flow
+from kd_mm.teachers.flow import Flow, Pair, plain_attention, plain_layer, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.layout import operators, usual_in
 from kd_mm.teachers.shared import Shared
@@ -65,6 +65,8 @@ class Fast:
         self._fixed, self._watched = fixed, False
         #: bytes that one image needs for a while in the dry pass, and that the student keeps of one; 0: not known.
         self.needed = self.budget = 0.0
+        #: pixels of such an image; and bytes of the student's gradients, of which none is there while the teacher runs.
+        self._area, self.gradients = 0, 0.0
         #: how the records of parts are joined, by path; and why that is not possible.
         self.plans: Dict[str, Sequence[chunk.Dimension]] = {}
         self.refusal: Optional[str] = None
@@ -72,6 +74,16 @@ class Fast:
         self.compiled: Optional[Compiled] = None
         self.shared: Optional[Shared] = None
         self.tuning = Tuning(candidates(speed)) if speed.tune else None
+        #: whether the next pass has to be the first one again.
+        self.unseen = False
+
+    def anew(self, model: nn.Module) -> 'Fast':
+        """The same form for a model that is made of other modules than before."""
+        fast = Fast(model, self.asked, self.forward, self.name, self._fixed)
+        fast.budget, fast.gradients, fast.unseen = self.budget, self.gradients, True
+        if self.shared is not None:
+            fast.shared = Shared(self.shared.student, model)
+        return fast
 
     # ------------------------------------------------------------------ before the training
 
@@ -82,6 +94,7 @@ class Fast:
             images, samples, taps: see :meth:`run`.
             whole: a pass to the end of the model, which counts the calls of the taps.
         """
+        self.unseen = False
         looking = self.shared.looking(images) if self.shared is not None else nullcontext()
         if self.speed.exact:
             with looking:
@@ -107,8 +120,8 @@ class Fast:
             attentions = [module for module in attentions if module in self.attentions]
         self._dry = self._dry & paths if self._watched else paths
         self.folding, self.attentions, self._watched = Folding(pairs, self._fixed), attentions, True
-        layers: List[Any] = [module for module in self.model.modules() if plain_conv(module) or plain_linear(module)]
-        self.layers = [layer for layer in layers if flow.calls.get(layer) and kernels.takes(layer)]
+        layers: List[Any] = [module for module in self.model.modules() if plain_layer(module)]
+        self.layers = [layer for layer in layers if flow.calls.get(layer)]
 
     def _learn_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         """Find how the records of parts are joined, from the whole (in the taps) and one part an image."""
@@ -117,7 +130,7 @@ class Fast:
             return
         whole = {tap.path: tap.read() for tap in taps}
         try:
-            parts = []
+            parts, self._area = [], images.shape[-2] * images.shape[-1]
             for part in chunk.slices(images.shape[0], 1):
                 with LiveBytes() as made:
                     self.forward(images[part], chunk.part_of(samples, part), taps)
@@ -136,13 +149,23 @@ class Fast:
                 tap.clear()
                 tap.put(whole[tap.path])
 
-    def parts(self, count: int) -> int:
-        """How many of ``count`` images it sees at a time."""
+    def parts(self, count: int, area: int = 0) -> int:
+        """How many of ``count`` images of ``area`` pixels (0: as in the dry pass) it sees at a time.
+
+        The plain step needs the memory of what the student keeps when its backward pass begins, and that of all
+        gradients when it ends; while the teacher runs neither is there (the gradients are where they are accumulated),
+        and it may have the larger of both.
+        """
         size = self.speed.chunk
         if size == AUTO:
+            scale = area / self._area if area and self._area else 1.0
+            room = max(count * self.budget * scale, self.gradients)
             # 0: the needs are not known
-            size = max(1, int(count * self.budget / self.needed)) if self.budget and self.needed else None
+            size = max(1, int(room / (self.needed * scale))) if self.budget and self.needed else None
         return count if size is None or self.refusal else min(size, count)
+
+    def _size(self, images: Tensor) -> int:
+        return self.parts(images.shape[0], images.shape[-2] * images.shape[-1])
 
     # ------------------------------------------------------------------ a step
 
@@ -204,7 +227,7 @@ class Fast:
             self.side.join(tensor for record in records for tensor in chunk.tensors_of(record))
 
     def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
-        size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
+        size = self._size(images) if form.chunk else images.shape[0]
         form = self._for(form, images)
         if size >= images.shape[0]:
             self._shared(form, images, samples, taps)
@@ -254,7 +277,7 @@ class Fast:
                 kept |= stack.enter_context(self.compiled.on(taps, usual))
             stack.enter_context(usual_in(usual))
             for module in self.attentions if form.attention else ():
-                if unhooked(module) and id(module) not in kept:
+                if plain_attention(module) and id(module) not in kept:
                     stack.enter_context(swapped(module, 'forward', without_weights(
                         module, module.forward, form.onednn)))
             if shared is not None:
@@ -277,7 +300,8 @@ class Fast:
                         images, kept, {tap.path for tap in taps} <= self._dry, form.onednn))
                 for layer in self.layers if form.onednn else ():
                     # what is recorded is its result, however it was made
-                    if unhooked(layer) and (id(layer) not in kept or id(layer) in recorded):
+                    if kernels.takes(layer) and plain_layer(layer) and (
+                            id(layer) not in kept or id(layer) in recorded):
                         stack.enter_context(swapped(layer, 'forward', kernels.direct(layer, layer.forward)))
                 self.forward(images, samples, taps)
         except FlowChanged as change:
@@ -340,7 +364,7 @@ class Fast:
         norms = sum(folded.pair.norm is not None for folded in self.folding.pairs)
         counts = [count(norms, 'norm')] if form.fold and norms else []
         counts += [count(len(self.attentions), 'attention')] if form.attention and self.attentions else []
-        size = self.parts(images.shape[0]) if form.chunk else images.shape[0]
+        size = self._size(images) if form.chunk else images.shape[0]
         counts += [f'{count(size, "image")} at a time'] if size < images.shape[0] else []
         return f' ({", ".join(counts)})' if counts else ''
 

@@ -20,12 +20,12 @@ used by nothing after it and nobody held it at the end of the pass: then the sum
 import weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_mm.hosts.swap import swapped
@@ -61,24 +61,27 @@ def unhooked(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module))
 
 
-def plain_conv(module: nn.Module) -> bool:
-    """Whether a module does what ``torch.nn.Conv2d`` does, and nothing else.
+@lru_cache(maxsize=None)
+def _class_of_layers(kind: Any) -> bool:
+    """Whether a class does what ``torch.nn.Conv2d`` or ``torch.nn.Linear`` does, and nothing else.
 
-    An old-style weight norm is a hook. The hosts' wrapper of the class handles empty batches, which torch does by
-    itself.
+    The hosts' wrappers of both handle empty batches, which torch does by itself.
+    """
+    wrapper = (kind.__module__, kind.__name__)
+    if issubclass(kind, nn.Conv2d):
+        return kind._conv_forward is nn.Conv2d._conv_forward and (
+            kind.forward is nn.Conv2d.forward or wrapper == ('mmcv.cnn.bricks.wrappers', 'Conv2d'))
+    return issubclass(kind, nn.Linear) and (
+        kind.forward is nn.Linear.forward or wrapper == ('mmcv.cnn.bricks.wrappers', 'Linear'))
+
+
+def plain_layer(module: Any) -> bool:
+    """Whether a module is a convolution or a linear layer as torch has it, with weights that are simply there.
+
+    An old-style weight norm is a hook.  Asked in every pass: somebody may change the module meanwhile.
     """
     kind: Any = type(module)
-    wrapper = (kind.__module__, kind.__name__) == ('mmcv.cnn.bricks.wrappers', 'Conv2d')
-    return (isinstance(module, nn.Conv2d) and (kind.forward is nn.Conv2d.forward or wrapper)
-            and kind._conv_forward is nn.Conv2d._conv_forward and not is_parametrized(module) and unhooked(module))
-
-
-def plain_linear(module: nn.Module) -> bool:
-    """Whether a module does what ``torch.nn.Linear`` does, and nothing else."""
-    kind: Any = type(module)
-    wrapper = (kind.__module__, kind.__name__) == ('mmcv.cnn.bricks.wrappers', 'Linear')
-    return (isinstance(module, nn.Linear) and (kind.forward is nn.Linear.forward or wrapper)
-            and not is_parametrized(module) and unhooked(module))
+    return _class_of_layers(kind) and unhooked(module) and 'parametrizations' not in module._modules
 
 
 def plain_norm(module: nn.Module) -> bool:
@@ -140,7 +143,7 @@ class Flow(TorchDispatchMode):
         """The model's convolutions, norms and activations are watched inside."""
         with ExitStack() as stack:
             for module in self.names:
-                if any(plain(module) for plain in (plain_conv, plain_linear, plain_norm, plain_activation)):
+                if any(plain(module) for plain in (plain_layer, plain_norm, plain_activation)):
                     stack.enter_context(swapped(module, 'forward', self._watched(module)))
                 elif plain_attention(module):
                     stack.enter_context(swapped(module, 'forward', self._weighing(module)))

@@ -41,11 +41,12 @@ def similar(own: nn.Module, theirs: nn.Module) -> bool:
 
 
 def settled(own: nn.Module, theirs: nn.Module) -> bool:
-    """Whether nothing but the weights decides what both give: frozen, in eval mode, without hooks, same options."""
-    return not any(parameter.requires_grad for parameter in own.parameters()) and all(
-        unhooked(one) and unhooked(two) and _same(_options(one), _options(two))
-        and (type(one) in MODELESS or not one.training and not two.training)
-        for one, two in zip(own.modules(), theirs.modules()))
+    """Whether nothing but the weights decides what both give: frozen, in eval mode, without hooks, same classes and
+    options."""
+    mine, other = list(own.modules()), list(theirs.modules())
+    return (len(mine) == len(other) and not any(parameter.requires_grad for parameter in own.parameters()) and all(
+        type(one) is type(two) and unhooked(one) and unhooked(two) and _same(_options(one), _options(two))
+        and (type(one) in MODELESS or not one.training and not two.training) for one, two in zip(mine, other)))
 
 
 def equal(own: nn.Module, theirs: nn.Module) -> bool:
@@ -85,7 +86,7 @@ class Shared:
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module):
-        self.candidates = _candidates(student, teacher)
+        self.student, self.candidates = student, _candidates(student, teacher)
         #: (student's module, teacher's module), in the order in which they run.
         self.chain: List[Tuple[nn.Module, nn.Module]] = []
         self._used: List[Tuple[nn.Module, nn.Module]] = []
@@ -96,11 +97,12 @@ class Shared:
     def start(self) -> bool:
         """Whether there is a common start in this step."""
         self._held, self._facts = None, None
-        state = [(part.data_ptr(), part._version) for pair in self.chain for module in pair
-                 for part in _state(module).values()]
+        parts = [part for pair in self.chain for module in pair for part in _state(module).values()]
+        state = [(id(part), part.data_ptr(), part._version) for part in parts]
         if self._compared is None or self._compared[0] != state:
             count = next((number for number, pair in enumerate(self.chain) if not equal(*pair)), len(self.chain))
-            self._compared = state, count
+            # what was compared is held: neither tensor nor memory becomes another's of the same state
+            self._compared = state, count, [(part, part.detach()) for part in parts]
         count = min(self._compared[1], next((
             number for number, pair in enumerate(self.chain) if not settled(*pair)), len(self.chain)))
         self._used = self.chain[:count] if any(_state(own) for own, _ in self.chain[:count]) else []

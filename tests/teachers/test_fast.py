@@ -323,6 +323,18 @@ def test_auto_takes_parts_where_the_teacher_needs_more_than_the_student():
     assert teacher.fast.parts(8) == 8
     teacher.fast.budget = 1
     assert teacher.fast.parts(8) == 1
+    # the gradients are not there yet; larger images need more of that memory
+    teacher.fast.gradients = 4 * teacher.fast.needed
+    assert [teacher.fast.parts(8, area) for area in (0, 16 * 20, 2 * 16 * 20, 8 * 16 * 20)] == [4, 4, 2, 1]
+    teacher.fast.budget = teacher.fast.needed * 0.75
+    assert [teacher.fast.parts(8, area) for area in (0, 8 * 16 * 20)] == [6, 6]
+    # the size of the images at hand counts
+    teacher.fast.budget = 1
+    for _ in range(2):  # the first compares with the whole
+        teacher.model.most = 0
+        teacher.run(torch.randn(8, 3, 32, 20), (), [tap], KDBatch(input_shape=(32, 20)))
+        tap.clear()
+    assert teacher.model.most == 2
 
 
 def test_what_was_decided_is_kept_for_a_resume():

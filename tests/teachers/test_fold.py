@@ -56,6 +56,24 @@ def test_what_is_no_plain_pair_is_left_alone(change):
     assert teacher.fast.folding.names == ['b'] and far < 1e-5
 
 
+def test_a_norm_of_another_dtype_is_left_alone():
+    """Legal on a CPU: what it takes is bfloat16, its own numbers are float32. The other pair is folded all the same."""
+    class Mixed(Chain):
+
+        def forward(self, images):
+            maps = self.act(self.an(self.a(images.bfloat16())))
+            return self.bn(self.b(maps.float()))
+
+    model = settle(Mixed())
+    model.a.bfloat16()
+    images = torch.randn(2, 3, 16, 20)
+    for speed in ('auto', dict(fold=True)):
+        teacher, _, found = teach(model, speed, paths=('act', ), images=images)
+        with torch.no_grad():
+            torch.testing.assert_close(found['act'][0], model.act(model.an(model.a(images.bfloat16()))), rtol=0, atol=0)
+        assert teacher.fast.speed.fold and 'b' in normed(teacher)
+
+
 def test_sync_norms_and_shared_weights_are_affine_too():
     model = Chain()
     model.an = nn.SyncBatchNorm(8)

@@ -246,6 +246,19 @@ def test_activations_follow_layers_without_a_norm(precision, near):
         assert operations.names.count('_convolution_pointwise') == 2
 
 
+@pytest.mark.parametrize('innermost', [False, True])
+def test_convolutions_of_usual_maps_stay_torchs(innermost):
+    """The library takes two to three times as long for those of one cell, and no less for the others."""
+    model = Mixed()
+    images, speed = torch.randn(2, 3, 16, 20), dict(FORM, channels_last=innermost)
+    teacher, far, _ = teach(model, speed, paths=('end', ), images=images)
+    with Operations() as operations:
+        teacher.run(images, (), [Tap(model, 'end', 'teacher')], KDBatch(input_shape=(16, 20)))
+    assert far < 1e-5 and operations.names.count('_linear_pointwise') == 2
+    assert operations.names.count('_convolution_pointwise') == (2 if innermost else 0)
+    assert operations.names.count('gelu') == (0 if innermost else 1)
+
+
 def test_without_the_library_torch_runs_as_ever(monkeypatch):
     monkeypatch.setattr(kernels, 'available', lambda: False)
     model = settle(Block())

@@ -6,7 +6,9 @@ from chains import settle, teach
 from mmcv import ops
 from torch import nn
 
+from kd_mm.hosts.taps import Tap
 from kd_mm.teachers.layout import operators
+from kd_mm.types.batch import KDBatch
 
 
 class Deformed(nn.Module):
@@ -35,3 +37,24 @@ def test_they_get_usual_maps(kind, compiled):
     assert far < 1e-5
     assert model.seen[-1][1] == 1  # what comes after them has the channels innermost again
     assert not any('forward' in vars(module) for module in model.modules())
+
+
+def test_one_that_is_put_in_later_gets_usual_maps():
+    torch.manual_seed(0)
+    model = settle(Deformed(lambda *args, **kwargs: PlainOffset(8, 8, 3, padding=1)))
+    teacher, _, _ = teach(model, dict(channels_last=True), paths=('end', ))
+    model.deform = ops.ModulatedDeformConv2dPack(8, 8, 3, padding=1)
+    nn.init.normal_(model.deform.conv_offset.weight, std=0.1)
+    images, tap = torch.randn(2, 3, 16, 20), Tap(model, 'end', 'teacher')
+    for _ in range(3):
+        teacher.run(images, (), [tap], KDBatch(input_shape=(16, 20)))
+        with torch.no_grad():
+            torch.testing.assert_close(tap.read()[0], model(images)[0], rtol=1e-4, atol=1e-4)
+
+
+class PlainOffset(nn.Conv2d):
+    """A convolution with the part that the test above initialises."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.conv_offset = nn.Conv2d(1, 1, 1)

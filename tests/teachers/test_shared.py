@@ -213,6 +213,18 @@ def test_options_of_every_kind_are_compared(factors, after, equal):
     assert not similar(first, second)
 
 
+@pytest.mark.parametrize('other', [
+    lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.SiLU(inplace=True)), lambda: nn.Sequential(nn.Conv2d(3, 8, 1)),
+    lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True), nn.Identity()),
+    lambda: nn.Sequential(nn.Conv2d(3, 8, 1).double(), nn.ReLU(inplace=True)),
+    lambda: nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(inplace=True))])
+def test_what_is_not_of_the_same_build_is_told_apart(other):
+    """Another class with the same options, more or fewer modules, another dtype, a parameter less."""
+    own = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True))
+    assert similar(own, copy.deepcopy(own))
+    assert not similar(own, other()) and not similar(other(), own)
+
+
 def test_a_gradient_of_the_images_is_the_students_own():
     model = Net()
     student = settle(model).eval().frozen()
