@@ -282,9 +282,14 @@ def truth(sample: Any, size: Tuple[int, int]) -> Any:
     height, width = sample.metainfo['img_shape'][:2]
     instances = getattr(sample, 'gt_instances', None)
     if instances is not None and 'bboxes' in instances:
-        boxes = instances.bboxes.tensor if hasattr(instances.bboxes, 'tensor') else instances.bboxes
+        boxes, factors = instances.bboxes, (size[1] / width, size[0] / height)
         kept = type(instances)()
-        kept.bboxes = boxes * boxes.new_tensor([size[1] / width, size[0] / height] * 2)
+        if hasattr(boxes, 'rescale_'):  # those of the hosts know their form, such as rotated ones
+            boxes = boxes.clone()
+            boxes.rescale_(factors)
+            kept.bboxes = boxes.tensor
+        else:
+            kept.bboxes = boxes * boxes.new_tensor(factors * 2)
         kept.labels = instances.labels
         scaled.gt_instances = kept
     labels = getattr(sample, 'gt_sem_seg', None)

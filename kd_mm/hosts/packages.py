@@ -167,6 +167,18 @@ def importing(error: BaseException) -> Optional[str]:
     return None
 
 
+def lacking(error: Exception) -> Optional[str]:
+    """How to get the package whose import failed, in a sentence; None where the error is about something else.
+
+    Example:
+        >>> lacking(ModuleNotFoundError("No module named 'no_such.part'", name='no_such.part'))
+        'it needs the package no_such, which is not installed: pip install no_such'
+        >>> lacking(ValueError('of something else'))
+    """
+    name = str(getattr(error, 'name', None) or '').split('.')[0] if isinstance(error, ModuleNotFoundError) else ''
+    return sentence(name, 'it') if name and not installed(name) else None
+
+
 def _absent(roots: Any) -> Set[str]:
     return {root for root in roots if not installed(root)}
 

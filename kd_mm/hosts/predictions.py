@@ -3,13 +3,16 @@
 from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts.predict import shares
+from kd_mm.ops.boxes import envelope
 
 
 def true_objects(dataset: Any, index: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes (G, 4) in pixels of the image as it lies on the disk, labels (G,) and whether each is ignored (G,).
+    Rotated boxes and quadrilaterals give the upright boxes around them.
 
     They come from the annotations and not from the pipeline, which may or may not have scaled them.
 
@@ -20,16 +23,23 @@ def true_objects(dataset: Any, index: int) -> Tuple[np.ndarray, np.ndarray, np.n
     if 'instances' not in info:
         raise ValueError(f'{type(dataset).__name__} has no annotated objects (instances) for image {index}')
     known = [entry for entry in info['instances'] if 'bbox' in entry]
-    return (np.array([entry['bbox'] for entry in known], np.float64).reshape(-1, 4),
+    return (_upright([entry['bbox'] for entry in known]),
             np.array([entry['bbox_label'] for entry in known], np.int64),
             np.array([bool(entry.get('ignore_flag', 0)) for entry in known], bool))
 
 
+def _upright(boxes: Any) -> np.ndarray:
+    """(M, 4); of rotated boxes and of quadrilaterals the upright boxes around them."""
+    values = torch.as_tensor(boxes).detach().cpu().double()
+    return envelope(values).numpy() if len(values) else np.zeros((0, 4))
+
+
 def detected(sample: Any) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (D, 4) in pixels of the image on the disk, scores (D,) and labels (D,) of a prediction of mmdet."""
+    """Boxes (D, 4) in pixels of the image on the disk, scores (D,) and labels (D,) of a prediction of mmdet;
+    of rotated boxes the upright ones around them."""
     found = sample.pred_instances
     boxes = getattr(found.bboxes, 'tensor', found.bboxes)
-    return (boxes.detach().cpu().double().numpy().reshape(-1, 4), found.scores.detach().cpu().double().numpy(),
+    return (_upright(boxes), found.scores.detach().cpu().double().numpy(),
             found.labels.detach().cpu().numpy().astype(np.int64))
 
 

@@ -19,6 +19,7 @@ from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, folder_of, one_text
 from kd_mm.engine.term import need_masks
 from kd_mm.hosts.models import inner_dataset
 from kd_mm.hosts.optim import autocast, in_full_precision
+from kd_mm.hosts.packages import lacking
 from kd_mm.hosts.semi import inner_student
 from kd_mm.hosts.table import host_of_config
 from kd_mm.lab.configs import (
@@ -106,7 +107,8 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
             whole = build_whole(cfg, device)
             report.whole, report.student = whole, inner_student(whole)
         except Exception as error:  # the registry and the models raise anything
-            problems.add(f'{UNBUILT}: {type(error).__name__}: {error}{_base_scope(cfg, error)}')
+            cause = lacking(error) or f'{type(error).__name__}: {error}{_base_scope(cfg, error)}'
+            problems.add(f'{UNBUILT}: {cause}')
         else:
             _look_at_training(cfg, whole, problems)
         for entry in entries:

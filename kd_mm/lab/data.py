@@ -10,13 +10,13 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from mmengine.utils import import_modules_from_strings
 from PIL import Image, UnidentifiedImageError
 
 from kd_mm.hosts.models import as_names, class_names, classes_of, ignored_label, inner_dataset, scope_of_config
+from kd_mm.hosts.packages import lacking
 from kd_mm.hosts.synthetic import find_num_classes
 from kd_mm.lab.configs import type_name
-from kd_mm.lab.models import scope_of
+from kd_mm.lab.models import data_scope_of, scope_of
 from kd_mm.ops.modes import preserved_random_state
 
 #: Metrics that give their predictions to pycocotools as results for the annotations.
@@ -69,12 +69,16 @@ class EmptyData(ValueError):
 
 
 def open_set(cfg: Config, section: Any) -> Any:
-    """The data set of a section of a config, in the config's scope; its readers raise anything.
+    """The data set of a section of a config, in the scope of the Runner's; its readers raise anything.
 
     Raises:
         EmptyData: it has no sample.
     """
-    import_modules_from_strings([f'{scope_of_config(cfg)}.datasets'])
+    with data_scope_of(cfg):
+        return _open_set(cfg, section)
+
+
+def _open_set(cfg: Config, section: Any) -> Any:
     try:
         return DATASETS.build(section)
     except ValueError as error:
@@ -285,7 +289,7 @@ def _broken(file: str) -> Optional[str]:
 
 def _reason(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return f'{type(error).__name__}: {text[-1] if text else "no message"}'
+    return lacking(error) or f'{type(error).__name__}: {text[-1] if text else "no message"}'
 
 
 def _names(dataset: Any) -> str:

@@ -8,14 +8,16 @@ from typing import Any, Dict, Iterator, Tuple
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.models import build_model, class_names, scope_of_config, start_counters
+from kd_mm.hosts.packages import installed
 from kd_mm.hosts.semi import inner_student
 from kd_mm.hosts.synthetic import synthetic_batch
-from kd_mm.hosts.table import packages
+from kd_mm.hosts.table import host_of_config, packages
 from kd_mm.lab.configs import training_length
 
 
@@ -36,6 +38,22 @@ def scope_of(cfg: Config) -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def data_scope_of(cfg: Config) -> Iterator[None]:
+    """The scope in which the Runner builds data sets and pipelines of a config.
+
+    It builds them while it builds a loop, whose config has the scope of a ``_base_`` where it comes from one: a scope
+    with nothing but models gets its data from there.
+    """
+    loops = [cfg.get(f'{phase}_cfg') or {} for phase in ('train', 'val', 'test')]
+    scope = next((loop.get('_scope_') for loop in loops if loop), None) or scope_of_config(cfg)
+    found = host_of_config(cfg)
+    names = dict.fromkeys((scope, scope_of_config(cfg), None if found is None else found.host.scope))
+    import_modules_from_strings([f'{name}.datasets' for name in names if name and installed(f'{name}.datasets')])
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
 
 
 def build_student(cfg: Config, device: Any = 'cpu') -> nn.Module:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
 from kd_mm.lab.configs import type_name
+from kd_mm.lab.models import data_scope_of
 from kd_mm.lab.onnx_parts import Network, Part, Rows, flatten, need, restore, sliding_window
 from kd_mm.ops.words import count
 
@@ -274,7 +275,8 @@ def compare_with(cfg: Config, model: Any, other: Callable[[Dict[str, Any]], Sequ
         ValueError: an image cannot be read.
     """
     agreement = Agreement()
-    pipeline = Compose(prediction_pipeline(cfg, size))
+    with data_scope_of(cfg):
+        pipeline = Compose(prediction_pipeline(cfg, size))
     for index, path in enumerate(paths):
         try:
             sample = pipeline(dict(img_path=os.path.abspath(path), img_id=index, seg_fields=[]))

@@ -56,6 +56,12 @@ def test_boxes_and_annotations():
                                         labels=torch.tensor([4]))
     boxes, scores, labels = detected(found)
     assert boxes.tolist() == [[0, 1, 2, 3]] and scores.tolist() == [0.5] and labels.tolist() == [4]
+    found.pred_instances = InstanceData(bboxes=torch.tensor([[4., 4., 4., 2., torch.pi / 2]] * 4),
+                                        scores=torch.rand(4), labels=torch.zeros(4))
+    assert np.allclose(detected(found)[0], [[3, 2, 5, 6]] * 4)  # 4 boxes of 5 numbers, and no 5 boxes of 4
+    corners = [dict(bbox=[1, 5, 9, 1, 7, 8, 2, 9], bbox_label=0)]
+    boxes, labels, _ = true_objects(SimpleNamespace(get_data_info=lambda index: dict(instances=corners)), 0)
+    assert boxes.tolist() == [[1, 1, 9, 9]] and len(labels) == 1
     instances = [dict(bbox=[0, 0, 4, 4], bbox_label=1, ignore_flag=1), dict(bbox=[1, 1, 2, 2], bbox_label=0)]
     boxes, labels, ignored = true_objects(SimpleNamespace(get_data_info=lambda index: dict(instances=instances)), 0)
     assert boxes.shape == (2, 4) and labels.tolist() == [1, 0] and ignored.tolist() == [True, False]

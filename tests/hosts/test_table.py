@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from kd_mm.hosts.versions import mend
 from kd_mm.hosts.zoo import zoo_config, zoo_weights
 from kd_mm.lab.check import check
 from kd_mm.lab.configs import read_config
+from kd_mm.lab.data import look_at_data, training_samples
+from kd_mm.lab.models import scope_of
+from kd_mm.lab.onnx_run import compare_with
 
 
 @pytest.fixture
@@ -123,6 +127,20 @@ def test_a_scope_below_a_host_needs_no_entry(foreign, coco_root, tmp_path, capfd
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     assert log.count("kd_mm: the scope 'mmheir' has no entry in the table of hosts and is taken for mmdet") == 1
     assert "Not known of it: the heads of its own ('@logits'" in log
+
+
+def test_the_data_of_a_scope_with_nothing_but_models_are_those_of_its_base(foreign, coco_root, tmp_path):
+    """The Runner builds them in the scope of the loop, which mmengine has noted of the base."""
+    foreign.write('mmheir', HEIR)
+    cfg = detector(coco_root, tmp_path / 'work')
+    cfg.default_scope, cfg.train_cfg['_scope_'] = 'mmheir', 'mmdet'
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    report = look_at_data(cfg, 2)
+    assert not report.problems and training_samples(cfg) == 8
+    cfg.test_dataloader = cfg.train_dataloader
+    picture = next((coco_root / 'images').iterdir())
+    with scope_of(cfg), pytest.raises(ZeroDivisionError):  # from the model: the picture has been read
+        compare_with(cfg, SimpleNamespace(test_step=lambda data: 1 / 0), None, [str(picture)], (64, 64))
 
 
 def test_a_model_that_derives_from_a_host_needs_no_entry(foreign, coco_root, tmp_path):

@@ -32,6 +32,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints, load_file
 from kd_mm.hosts.files import read_file
+from kd_mm.hosts.packages import lacking
 from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
@@ -378,6 +379,11 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     init_cpu_processes(cfg)
     try:
         build_runner(cfg).train()
+    except ImportError as error:
+        package = lacking(error)
+        if package is None:
+            raise
+        fail(f'{args.config}: {package}')
     except ConfigProblems as problems:  # of the distillation, told before the first step
         fail(problems)
     except ValueError as error:

@@ -170,6 +170,8 @@ def test_a_real_run_on_files_of_dota(tmp_path):
     cfg = trainable(rotate_config('retinanet'), root, tmp_path / 'work')
     losses = dict(loss_fgd=dict(type='FGDLoss', at='@neck'), loss_logits=dict(type='SigmoidKDLoss', at='@logits'),
                   loss_mimic=dict(type='PKDLoss', at='@neck', region=dict(type='GTBoxRegion')))
-    runner, recorder = train(cfg, [hook(as_teacher(cfg), losses)])
+    drawing = dict(type='kd_mm.DistillVisHook', interval=2)
+    runner, recorder = train(cfg, [hook(as_teacher(cfg), losses), drawing])
+    assert list((tmp_path / 'work').rglob('distill_vis/*.png'))
     assert len(recorder.losses) == 2 and all(step[name] > 0 for step in recorder.losses for name in losses)
     assert list(runner.model.state_dict()) == list(build('retinanet')[1].state_dict())
