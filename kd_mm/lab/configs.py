@@ -1,6 +1,7 @@
 """Distillation configs: read, look for mistakes, make them run without downloads."""
 
 import ast
+import math
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -28,8 +29,8 @@ from kd_mm.ops.problems import Problems
 from kd_mm.registry import accepted_arguments
 from kd_mm.teachers.spec import RANDOM
 
-#: Steps of an epoch where the length of training is needed and only epochs are known: about COCO's at 16 images a
-#: step.  No data set is opened.
+#: Steps of an epoch where the length of training is needed, only epochs are known and the data set was not opened:
+#: about COCO's at 16 images a step.
 ASSUMED_EPOCH = 7000
 
 
@@ -243,12 +244,20 @@ def _short(file: str) -> str:
     return file if relative.startswith('..') else relative
 
 
-def training_length(cfg: Config) -> Tuple[int, bool]:
-    """Steps of the whole training, and whether that is a guess (an epoch's length depends on the data set)."""
+def training_length(cfg: Config, samples: Optional[int] = None) -> Tuple[int, bool]:
+    """Steps of the whole training, and whether that is a guess (an epoch's length depends on the data set).
+
+    Args:
+        cfg: the config.
+        samples: of its training set, where it was opened.
+    """
     loop = cfg.get('train_cfg') or {}
     if loop.get('max_iters'):
         return int(loop['max_iters']), False
-    return int(loop.get('max_epochs') or 0) * ASSUMED_EPOCH, True
+    epochs = int(loop.get('max_epochs') or 0)
+    if not samples:
+        return epochs * ASSUMED_EPOCH, True
+    return epochs * math.ceil(samples / ((cfg.get('train_dataloader') or {}).get('batch_size') or 1)), False
 
 
 def unsupported(cfg: Config) -> List[str]:

@@ -9,11 +9,19 @@ import click
 #: What a user may have given that cannot be used: a command ends with the message of one of these.
 REFUSALS: Tuple[Type[Exception], ...] = (KeyError, OSError, ValueError)
 
+#: Commands behind whose ``--`` flags of ``kd-mm train`` stand.
+HANDING_ON = ('distill', 'pretrain')
+
 
 def program() -> str:
     """What was typed, as messages begin: ``kd-mm train``, ``train.py``."""
     context = click.get_current_context(silent=True)
     return context.command_path if context is not None else os.path.basename(sys.argv[0])
+
+
+def option(text: str) -> str:
+    """A flag of ``kd-mm train`` as it is written for the command that runs: behind ``--`` of those that hand it on."""
+    return f'-- {text}' if program().split(' ')[-1] in HANDING_ON else text
 
 
 def fail(message: object) -> NoReturn:

@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 
 from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands.evaluate import OTHERS, primary, sign, with_span
-from kd_mm.lab.logs import log_rows, rows_of
+from kd_mm.lab.logs import log_rows, read_state, rows_of
 
 #: Entries of a config in which two runs of the same training differ.
 OWN = ('randomness', 'work_dir', 'experiment_name', 'load_from', 'resume', 'visualizer', 'launcher', 'filename',
@@ -51,14 +51,14 @@ def read_run(folder: str, metric: Optional[str]) -> List[Tuple[str, str, Optiona
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f'no such run: {folder}. Give work dirs of kd-mm train or kd-mm distill')
-    if (path / 'distill.json').is_file():
-        state = json.loads((path / 'distill.json').read_text(encoding='utf-8'))
+    state = read_state(path)
+    if state is not None:
         found = []
         for name in ('baseline', 'distilled'):
-            metrics = state.get('results', {}).get(name, {}).get('metrics')
+            metrics = state['results'].get(name, {}).get('metrics')
             if metrics:
                 seed, key = _config_of(path / name)
-                label = 'plain student' if name == 'baseline' else state['what']['recipe']
+                label = 'plain student' if name == 'baseline' else str(state['what'].get('recipe'))
                 found.append((label, key or f'{name} of {state["what"]}', seed, metrics))
         if not found:
             raise ValueError(f'{folder}: this distillation has no scores yet. Finish it by the same command')
