@@ -3,6 +3,7 @@
 import ast
 import math
 import os
+import types
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 from urllib.parse import urlparse
@@ -284,6 +285,23 @@ def unsupported(cfg: Config) -> List[str]:
     return list(dict.fromkeys(problems))
 
 
+def unwritable(cfg: Config) -> List[str]:
+    """Functions in a config, as a sentence: the Runner writes it as text into the work dir, and ends if it cannot."""
+    found: List[str] = []
+
+    def visit(value: Any, where: str) -> None:
+        if isinstance(value, types.FunctionType):
+            found.append(where)
+        several = enumerate(value) if isinstance(value, (list, tuple)) else ()
+        for key, item in value.items() if isinstance(value, dict) else several:
+            visit(item, f'{where}.{key}' if where else str(key))
+
+    visit(cfg.to_dict(), '')
+    return [f'{", ".join(found)}: a lambda, or a function of the config itself, and mmengine writes every config as '
+            'text into the work dir. Put it into a module and import it from there, or name it by its path '
+            "('package.module.function')"] if found else []
+
+
 def faults(cfg: Config) -> List[str]:
     """What is wrong with the distillation hook of a config, or with where it logs, and can be told before anything is
     built, as sentences.
@@ -292,7 +310,7 @@ def faults(cfg: Config) -> List[str]:
     """
     problems = Problems()
     # The Runner opens the backends of its log before any hook is asked.
-    for problem in [*unsupported(cfg), *missing(cfg.get('visualizer') or {})]:
+    for problem in [*unwritable(cfg), *unsupported(cfg), *missing(cfg.get('visualizer') or {})]:
         problems.add(problem)
     for entry in hook_entries(cfg):
         hook_arguments(entry, problems)

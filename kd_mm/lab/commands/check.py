@@ -20,9 +20,9 @@ from mmengine.config import Config
 from kd_mm.engine.hook import guesses
 from kd_mm.hosts.growing import COPY
 from kd_mm.lab import check as inspection
-from kd_mm.lab.commands import REFUSALS, program, words
+from kd_mm.lab.commands import REFUSALS, check_device, program, words
 from kd_mm.lab.configs import ASSUMED_EPOCH, Options, hook_entries, read_config, training_length
-from kd_mm.lab.curves import curves_of, plot
+from kd_mm.lab.curves import check_file, curves_of, plot
 from kd_mm.lab.data import look_at_data, training_samples
 from kd_mm.lab.labels import draw_labels
 from kd_mm.lab.observe import shape_text
@@ -49,7 +49,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--plot', metavar='FILE', help='draw the weights of all losses over the training into this '
                         'file (.png, .pdf, .svg); with labels= also some training images (--data of them, default '
                         f'{LABELLED}) with the labels that teachers add, into FILE with _labels in its name (.png)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.batch < 1 or args.data < 0:
+        parser.error('--batch must be at least 1, and --data at least 0')
+    return args
 
 
 def print_row(name: str, text: str) -> None:
@@ -165,6 +168,9 @@ def draw_added(file: str, cfg: Config, report: inspection.Report, count: int) ->
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
+        check_device(args.device)
+        if args.plot is not None:
+            check_file(args.plot)
         cfg = read_config(args.config, args.cfg_options)
     except REFUSALS as error:
         print(f'{program()}: {words(error)}', file=sys.stderr)

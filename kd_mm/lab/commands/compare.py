@@ -64,6 +64,8 @@ def read_run(folder: str, metric: Optional[str]) -> List[Tuple[str, str, Optiona
             raise ValueError(f'{folder}: this distillation has no scores yet. Finish it by the same command')
         return found
     metrics = _last_metrics(path, metric)
+    if not metrics and metric is not None and _last_metrics(path, None):
+        raise ValueError(f'{folder} has no {metric!r}; it has {", ".join(_last_metrics(path, None))}')
     if not metrics:
         raise ValueError(f'{folder}: no evaluation in its logs (vis_data/scalars.json). Train with a validation, or '
                          'evaluate by kd-mm test')
@@ -114,8 +116,14 @@ def gather(runs: List[str], metric: Optional[str]) -> Tuple[str, List[Group]]:
     """
     groups: Dict[str, Group] = {}
     rows: List[Tuple[Group, Optional[int], Dict[str, float]]] = []
+    seen: Dict[str, str] = {}
     for word in runs:
         given, _, folder = word.rpartition('=')
+        place = str(Path(folder).resolve()) if folder else ''
+        if place in seen or not folder:
+            raise ValueError(f'{word}: the same folder as {seen[place]}; one run counts once' if folder else
+                             f'{word!r}: write NAME=RUN, with the work dir of a run')
+        seen[place] = word
         for label, key, seed, metrics in read_run(folder, metric):
             name = f'{given}, plain' if given and label == 'plain student' else given or label
             key = name if given else key

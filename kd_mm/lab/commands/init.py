@@ -19,7 +19,7 @@ from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.weights import load_weights
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import REFUSALS, fail
-from kd_mm.lab.configs import hook_entries, read_config
+from kd_mm.lab.configs import hook_entries, read_config, unwritable
 from kd_mm.lab.models import scope_of
 from kd_mm.lab.recipes import AUTO, Choice, choose
 from kd_mm.ops.modes import preserved_random_state
@@ -90,6 +90,8 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
         if not cfg.get(part):
             raise ValueError(f'{student} has no {part}: a config without data or schedule cannot be trained. Inherit '
                              "from a whole one of the host, such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
+    if unwritable(cfg):
+        raise ValueError(f'{student}: {unwritable(cfg)[0]}')
     try:
         theirs, _, path = load_config(teacher)
     except FileNotFoundError as error:

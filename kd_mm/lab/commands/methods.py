@@ -132,9 +132,8 @@ class Row:
         return min((place.rank for place in self.of_task(task)), default=math.inf)
 
     def cost(self, task: Optional[str]) -> float:
-        """The most that it costs there."""
-        found = [math.inf if place.cost is None else place.cost for place in self.of_task(task)]
-        return max(found, default=math.inf)
+        """The most that it costs there, as far as that was measured."""
+        return max((place.cost for place in self.of_task(task) if place.cost is not None), default=math.inf)
 
 
 def rows() -> List[Row]:
@@ -177,7 +176,7 @@ def print_lines(found: Sequence[Row]) -> None:
 @click.option('--rank', type=click.IntRange(1), metavar='N', help='Only the first N of each of our tables (of --task), '
               'the best first.')
 @click.option('--cost', type=click.FloatRange(1), metavar='X', help='Only losses whose step takes at most X times the '
-              'plain one in each of our tables (of --task) that has them.')
+              'plain one, wherever our tables (of --task) have measured it.')
 @click.option('--long', 'whole', is_flag=True, help='Everything about each, also where there are many.')
 @click.argument('name', required=False)
 def command(kind: Optional[str], task: Optional[str], no_needs: bool, need: Optional[str], rank: Optional[int],

@@ -74,6 +74,14 @@ def test_configs_in_the_new_style(det, tmp_path):
     cfg = read_config(str(tmp_path / 'kd.py'))
     assert [str(hook['type']).split('.')[-1] for hook in cfg.custom_hooks] == ['EMAHook', 'DistillHook']
     assert check(cfg, (64, 64)).problems == []
+    # mmengine writes each config as text, and a lambda has none
+    with own.open('a') as stream:
+        stream.write('train_dataloader["dataset"]["pipeline"].append(dict(type="Own", fn=lambda x: x))\n')
+    said = 'train_dataloader.dataset.pipeline.4.fn: a lambda, or a function of the config itself'
+    result = init(det, '--out', tmp_path / 'lambda.py', student=own)
+    assert result.exit_code == 1 and said in message(result) and not (tmp_path / 'lambda.py').exists()
+    result = kd_mm('train', own, '--work-dir', tmp_path / 'run')
+    assert result.exit_code == 1 and said in message(result)
 
 
 def test_segmentation(cityscapes_root, tmp_path):
