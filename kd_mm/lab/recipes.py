@@ -307,7 +307,8 @@ def next_best(student: nn.Module, entry: Mapping[str, Any], problems: Sequence[s
         scope, folder: of the student's config.
         classes: the student's class names, if known.
     """
-    losses, teacher = entry.get('losses'), entry.get('teacher')
+    losses: Any = entry.get('losses')
+    teacher: Any = entry.get('teacher')
     found = [MODELS.get(str(loss.get('type'))) for name, loss in losses.items() if hasattr(loss, 'get') and any(
         text.startswith(f'{name}') for text in problems)] if hasattr(losses, 'items') else []
     if not any(cls is not None and (issubclass(cls, HeadLoss) or cls.logits or cls.rows_only) for cls in found):
