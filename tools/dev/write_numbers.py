@@ -131,7 +131,7 @@ def pretrained(configs: Path = ROOT / 'configs') -> str:
             if found is None or found[2] < SEEDS:
                 continue
             plain, ours = (dict(results.group(name).scores) for name in ('plain', RECIPE))
-            seeds = sorted(plain.keys() & ours.keys())
+            seeds = sorted(seed for seed in plain.keys() & ours.keys() if seed is not None)
             text = mean_text([ours[seed] for seed in seeds])
             verdict = results.verdict(RECIPE)
             rows += '| ' + ' | '.join([
