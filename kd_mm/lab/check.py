@@ -17,7 +17,7 @@ from kd_mm.engine.conditions import check_folded, check_loop, unfit
 from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.hook import SEVERAL_OPTIMIZERS, folder_of, one_text
 from kd_mm.engine.term import need_masks
-from kd_mm.hosts.models import inner_dataset
+from kd_mm.hosts.models import class_names, inner_dataset, scope_of_config
 from kd_mm.hosts.optim import autocast, in_full_precision
 from kd_mm.hosts.packages import lacking
 from kd_mm.hosts.semi import inner_student
@@ -34,6 +34,7 @@ from kd_mm.lab.configs import (
     without_download,
 )
 from kd_mm.lab.models import build_whole, hint_of, make_distiller, probe_step, random_batch, scope_of
+from kd_mm.lab.recipes import next_best
 from kd_mm.lab.step import StepReport, dry_step
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.problems import Problems
@@ -53,6 +54,7 @@ class Report:
         whole: the model of the config, which holds it.
         weights: where the teacher's weights came from.
         step: the dry step, if there was nothing to keep it from running.
+        instead: where a loss was refused, what would run for this pair.
     """
 
     problems: List[str] = field(default_factory=list)
@@ -62,10 +64,11 @@ class Report:
     distiller: Optional[Distiller] = None
     weights: Any = None
     step: Optional[StepReport] = None
+    instead: Optional[str] = None
 
 
 def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, device: Any = 'cpu',
-          teacher_random: bool = False, plain: bool = False) -> Report:
+          teacher_random: bool = False, plain: bool = False, samples: Optional[int] = None) -> Report:
     """Everything that the hook checks before the first step, and one training step on random images.
 
     Opens no data set and downloads nothing.
@@ -77,6 +80,7 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
         device: where the models go.
         teacher_random: random teacher weights, whatever the config names.
         plain: a config without distillation will do: its model is built, and no step is tried.
+        samples: of the training set, where it was opened: they say how long an epoch is.
     """
     report = Report()
     try:
@@ -124,7 +128,7 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
             if report.student is None:
                 continue
             try:
-                report.distiller = make_distiller(cfg, report.student, arguments)
+                report.distiller = make_distiller(cfg, report.student, arguments, samples)
                 for fault in branch_faults(whole, report.distiller, entry.get('branches')):
                     problems.add(fault)
                 check_folded(report.distiller, cfg)
@@ -133,8 +137,11 @@ def check(cfg: Config, shape: Tuple[int, int] = (256, 256), batch: int = 2, devi
             except Exception as error:
                 for problem in _sentences(error, 'the distiller cannot be built'):
                     problems.add(problem)
+        if entries and problems.found and report.student is not None:
+            report.instead = next_best(report.student, entries[0], problems.found, scope_of_config(cfg),
+                                       folder_of(cfg), class_names(cfg))
         if not problems.found and report.student is not None and report.distiller is not None:
-            _try_step(report, cfg, shape, batch, device, problems)
+            _try_step(report, cfg, shape, batch, device, problems, samples)
     report.problems = problems.found
     return report
 
@@ -175,7 +182,7 @@ def _sentences(error: Exception, what: str) -> List[str]:
 
 
 def _try_step(report: Report, cfg: Config, shape: Tuple[int, int], batch: int, device: Any,
-              problems: Problems) -> None:
+              problems: Problems, samples: Optional[int]) -> None:
     student, distiller = report.student, report.distiller
     assert student is not None and distiller is not None
     for teacher in distiller.teachers.values():
@@ -208,5 +215,5 @@ def _try_step(report: Report, cfg: Config, shape: Tuple[int, int], batch: int, d
         elif term.gradient == 0:
             report.warnings.append(f'{term.name} has no gradient on the student in this step (loss {term.loss:.4g})')
     if report.step.step:
-        guess = f' (an epoch taken as {ASSUMED_EPOCH} steps)' if training_length(cfg)[1] else ''
+        guess = f' (an epoch taken as {ASSUMED_EPOCH} steps)' if training_length(cfg, samples)[1] else ''
         report.warnings.append(f'not all terms have a weight at step 0; step {report.step.step} was tried{guess}')

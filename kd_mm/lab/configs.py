@@ -1,7 +1,9 @@
 """Distillation configs: read, look for mistakes, make them run without downloads."""
 
 import ast
+import math
 import os
+import types
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 from urllib.parse import urlparse
@@ -28,8 +30,8 @@ from kd_mm.ops.problems import Problems
 from kd_mm.registry import accepted_arguments
 from kd_mm.teachers.spec import RANDOM
 
-#: Steps of an epoch where the length of training is needed and only epochs are known: about COCO's at 16 images a
-#: step.  No data set is opened.
+#: Steps of an epoch where the length of training is needed, only epochs are known and the data set was not opened:
+#: about COCO's at 16 images a step.
 ASSUMED_EPOCH = 7000
 
 
@@ -243,12 +245,20 @@ def _short(file: str) -> str:
     return file if relative.startswith('..') else relative
 
 
-def training_length(cfg: Config) -> Tuple[int, bool]:
-    """Steps of the whole training, and whether that is a guess (an epoch's length depends on the data set)."""
+def training_length(cfg: Config, samples: Optional[int] = None) -> Tuple[int, bool]:
+    """Steps of the whole training, and whether that is a guess (an epoch's length depends on the data set).
+
+    Args:
+        cfg: the config.
+        samples: of its training set, where it was opened.
+    """
     loop = cfg.get('train_cfg') or {}
     if loop.get('max_iters'):
         return int(loop['max_iters']), False
-    return int(loop.get('max_epochs') or 0) * ASSUMED_EPOCH, True
+    epochs = int(loop.get('max_epochs') or 0)
+    if not samples:
+        return epochs * ASSUMED_EPOCH, True
+    return epochs * math.ceil(samples / ((cfg.get('train_dataloader') or {}).get('batch_size') or 1)), False
 
 
 def unsupported(cfg: Config) -> List[str]:
@@ -275,6 +285,23 @@ def unsupported(cfg: Config) -> List[str]:
     return list(dict.fromkeys(problems))
 
 
+def unwritable(cfg: Config) -> List[str]:
+    """Functions in a config, as a sentence: the Runner writes it as text into the work dir, and ends if it cannot."""
+    found: List[str] = []
+
+    def visit(value: Any, where: str) -> None:
+        if isinstance(value, types.FunctionType):
+            found.append(where)
+        several = enumerate(value) if isinstance(value, (list, tuple)) else ()
+        for key, item in value.items() if isinstance(value, dict) else several:
+            visit(item, f'{where}.{key}' if where else str(key))
+
+    visit(cfg.to_dict(), '')
+    return [f'{", ".join(found)}: a lambda, or a function of the config itself, and mmengine writes every config as '
+            'text into the work dir. Put it into a module and import it from there, or name it by its path '
+            "('package.module.function')"] if found else []
+
+
 def faults(cfg: Config) -> List[str]:
     """What is wrong with the distillation hook of a config, or with where it logs, and can be told before anything is
     built, as sentences.
@@ -283,7 +310,7 @@ def faults(cfg: Config) -> List[str]:
     """
     problems = Problems()
     # The Runner opens the backends of its log before any hook is asked.
-    for problem in [*unsupported(cfg), *missing(cfg.get('visualizer') or {})]:
+    for problem in [*unwritable(cfg), *unsupported(cfg), *missing(cfg.get('visualizer') or {})]:
         problems.add(problem)
     for entry in hook_entries(cfg):
         hook_arguments(entry, problems)

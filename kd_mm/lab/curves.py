@@ -10,6 +10,8 @@ from kd_mm.ops.schedules import Weight
 
 #: Points of a curve, before those at its jumps are added.
 POINTS = 1000
+#: Of pictures.
+ENDINGS = ('.png', '.pdf', '.svg')
 
 
 @dataclass
@@ -79,6 +81,20 @@ def _steps(at: Any, length: int) -> List[int]:
             first, last = (first, middle) if left > right else (middle, last)
         extra.update((first, last))
     return sorted({*steps, *extra})
+
+
+def check_file(file: str) -> None:
+    """Refuse a name for a picture before anything is computed for it.
+
+    Raises:
+        ValueError: it has no ending of a picture, or is in no folder that can be written.
+    """
+    folder = os.path.dirname(os.path.abspath(file))
+    if not file.lower().endswith(ENDINGS):
+        raise ValueError(f'--plot {file}: the ending says the format of the picture: {", ".join(ENDINGS)}')
+    if os.path.isdir(file) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise ValueError(f'--plot {file} cannot be written to: give the name of a file in a folder that is there '
+                         f'(looked at {folder})')
 
 
 def plot(file: str, curves: Sequence[Curve], title: str, epoch: Optional[int] = None, guessed: bool = False) -> None:

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -94,14 +94,20 @@ def hint_of(error: Exception) -> str:
     return 'if the model needs another size, give --shape H W'
 
 
-def make_distiller(cfg: Config, student: nn.Module, arguments: Dict[str, Any]) -> Distiller:
+def make_distiller(cfg: Config, student: nn.Module, arguments: Dict[str, Any], samples: Optional[int] = None
+                   ) -> Distiller:
     """The distiller as the hook builds it, except that the class names come from the config and not from the data.
+
+    Args:
+        cfg, student: what is trained.
+        arguments: of the hook.
+        samples: of the training set, where it was opened.
 
     Raises:
         ConfigProblems: the configuration is wrong.
     """
     return Distiller(student, classes=class_names(cfg, counted=False), scope=scope_of_config(cfg),
-                     max_steps=training_length(cfg)[0], folder=folder_of(cfg), **arguments)
+                     max_steps=training_length(cfg, samples)[0], folder=folder_of(cfg), **arguments)
 
 
 def probe_step(distiller: Distiller) -> int:

@@ -6,19 +6,20 @@ that no table has, ``auto`` says so and takes features at the neck (detector) or
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.hosts.forward import forward_tensor
-from kd_mm.hosts.models import task_of
+from kd_mm.hosts.models import build_model, load_config, task_of
 from kd_mm.hosts.places import find
 from kd_mm.hosts.taps import Tap
 from kd_mm.lab.models import random_batch
+from kd_mm.losses.base.head import HeadLoss
 from kd_mm.ops.modes import eval_mode, preserved_random_state
-from kd_mm.registry import RECIPES
+from kd_mm.registry import MODELS, RECIPES
 
 DENSE, TWO_STAGE, DETR = 'dense detector', 'two-stage detector', 'DETR-type detector'
 MASKS, CNN_SEGMENTER, TRANSFORMER_SEGMENTER = 'mask transformer', 'CNN segmenter', 'transformer segmenter'
@@ -116,6 +117,22 @@ def _levels(model: nn.Module) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
 
 def _list(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else ', '.join(map(str, values))
+
+
+def shared(own: Facts, theirs: Facts, classes: Optional[Sequence[str]] = None) -> str:
+    """What two models have in common, in words; ``classes`` where both know the same.
+
+    Example:
+        >>> shared(Facts('detection', DENSE, 'GFLHead', (8, 16), (32, 32)),
+        ...        Facts('detection', DENSE, 'ATSSHead', (8, 16), (64, 64)))
+        'both have levels of strides 8, 16 (32 and 64 channels); heads of two kinds'
+    """
+    common = [stride for stride in own.strides if stride in theirs.strides]
+    widths = [_list(side.widths) for side in (own, theirs)]
+    levels = f'levels of strides {_list(common)} ({" and ".join(dict.fromkeys(widths))} channels)' if common else (
+        'no level of one stride')
+    heads = 'heads of one kind' if own.head == theirs.head else 'heads of two kinds'
+    return f'both have {f"{len(classes)} classes, " if classes else ""}{levels}; {heads}'
 
 
 @dataclass(frozen=True)
@@ -248,7 +265,7 @@ def choose(student: nn.Module, teacher: nn.Module, name: str = AUTO, classes: Op
     own, theirs = facts(student), facts(teacher)
     if own.task != theirs.task:
         raise ValueError(f'the student does {own.task} and the teacher {theirs.task}: take a teacher of the same task')
-    steps = [f'student: {own.describe()}', f'teacher: {theirs.describe()}']
+    steps = [f'student: {own.describe()}', f'teacher: {theirs.describe()}', shared(own, theirs, classes)]
     known = {recipe.name: recipe for recipe in recipes()}
     if name != AUTO:
         if name not in known:
@@ -275,6 +292,34 @@ def choose(student: nn.Module, teacher: nn.Module, name: str = AUTO, classes: Op
             return Choice(recipe, recipe.losses(own, theirs), steps)
         steps.append(f'{recipe.name}: does not fit: {refused}')
     raise ValueError('no recipe fits this pair:\n  ' + '\n  '.join(steps))
+
+
+def next_best(student: nn.Module, entry: Mapping[str, Any], problems: Sequence[str], scope: Optional[str] = None,
+              folder: Optional[str] = None, classes: Optional[Sequence[str]] = None) -> Optional[str]:
+    """What would run where a loss on heads, queries, logits or proposals was refused, as a sentence; else None.
+
+    Losses on features run for any pair, so that their problems are others.
+
+    Args:
+        student: the model.
+        entry: of the hook; recipes are for teachers that are configs of a host.
+        problems: of the hook, as sentences.
+        scope, folder: of the student's config.
+        classes: the student's class names, if known.
+    """
+    losses: Any = entry.get('losses')
+    teacher: Any = entry.get('teacher')
+    found = [MODELS.get(str(loss.get('type'))) for name, loss in losses.items() if hasattr(loss, 'get') and any(
+        text.startswith(f'{name}') for text in problems)] if hasattr(losses, 'items') else []
+    if not any(cls is not None and (issubclass(cls, HeadLoss) or cls.logits or cls.rows_only) for cls in found):
+        return None
+    try:
+        with preserved_random_state(0):
+            choice = choose(student, build_model(load_config(teacher, folder)[0], scope), AUTO, classes)
+    except Exception:  # no config, of another task, nothing fits: the refusal itself stands
+        return None
+    return (f'what fits this pair: losses={choice.losses!r} (the recipe {choice.recipe.name}: {choice.recipe.what}). '
+            'kd-mm methods lists what else there is')
 
 
 def _order(own: Facts) -> Tuple[Tuple[str, ...], Optional[str]]:

@@ -135,7 +135,7 @@ class ProductSchedule(Schedule):
     """
 
     def __init__(self, schedules: Sequence[Any]):
-        if not isinstance(schedules, (list, tuple)):
+        if not isinstance(schedules, (list, tuple)) or not schedules:
             raise ValueError(f'ProductSchedule: schedules={schedules!r} must be a list of schedules')
         self.schedules = [_schedule(schedule) for schedule in schedules]
         found = [schedule.auto for schedule in self.schedules if schedule.auto is not None]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from stock import detector, hook, make_runner, teacher_of, tool, train
+from stock import detector, hook, make_runner, retinanet_model, teacher_of, tool, train
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.hosts.models import build_model
@@ -65,6 +65,27 @@ def test_a_class_that_is_looked_for_in_the_scope_of_a_base(det):
     del det.model.bbox_head._scope_
     problem, = check(det, (64, 64)).problems
     assert '_base_' not in problem  # it is nowhere
+
+
+def test_a_refused_head_names_what_would_run(det, tmp_path, capsys, monkeypatch):
+    """The best of our table does not fit heads of two widths: check and training say what does."""
+    teacher = teacher_of(det, **retinanet_model(base=12, neck=24))
+    teacher['model']['bbox_head']['feat_channels'] = 24
+    det.custom_hooks = [hook(teacher, dict(loss_crosskd=dict(type='CrossKDLoss', at='bbox_head')))]
+    det.dump(str(tmp_path / 'config.py'))
+    said = "What fits this pair: losses={'loss_mimic': {'type': 'MimicLoss'"
+    text = told('check_config', [str(tmp_path / 'config.py'), '--shape', '64', '64'], capsys, monkeypatch)
+    assert 'feat_channels' in text and said in text and 'kd-mm methods lists what else there is' in text
+    text = told('train', [str(tmp_path / 'config.py')], capsys, monkeypatch)
+    assert 'feat_channels' in text and said in text
+    # what is said runs
+    losses = eval(re.search(r'losses=(\{.*\}) \(the recipe', text).group(1))  # noqa: S307
+    det.custom_hooks = [hook(teacher, losses)]
+    assert check(det, (64, 64)).problems == []
+    # a loss on features has problems of another kind
+    det.custom_hooks = [hook(teacher, dict(loss_cwd=dict(type='CWDLoss', at='nekc')))]
+    report = check(det, (64, 64))
+    assert report.problems and report.instead is None
 
 
 def test_whose_hook_it_is(det):

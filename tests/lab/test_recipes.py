@@ -46,6 +46,7 @@ def test_heads_that_differ_take_the_next_one(pair):
     choice = choose(*pair)
     assert choice.recipe.name == 'mimic'
     assert any('crosskd: does not fit: ' in step and 'feat_channels' in step for step in choice.steps)
+    assert choice.steps[2] == 'both have levels of strides 8, 16, 32, 64, 128 (32 channels); heads of one kind'
     with pytest.raises(ValueError, match=r"'crosskd' does not fit this pair: .*Take --recipe mimic, which fits"):
         choose(*pair, name='crosskd')
 

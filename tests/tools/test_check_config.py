@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import write_coco
 from mmengine.config import Config
-from stock import NARROW_FCN, coco_data
+from stock import NARROW_FCN, coco_data, detector, hook, teacher_of
 
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab import check as inspection
@@ -312,6 +312,20 @@ def test_curves_without_matplotlib(folder, capsys, monkeypatch):
     config = write(folder, distil({'loss_a': {'type': 'CWDLoss', 'at': 'neck'}}))
     assert TOOL.main([config, *SHAPE, '--plot', str(folder / 'curves.svg')]) == 1
     assert 'Install it: pip install matplotlib' in capsys.readouterr().err
+
+
+def test_epochs_are_counted_where_the_data_are_opened(coco_root, tmp_path, capsys):
+    """With --plot and --data all that depends on the length of the training knows it: 8 images, 4 a step."""
+    cfg = detector(coco_root, tmp_path / 'work', steps=500, by_epoch=True)
+    window = dict(type='WindowSchedule', windows=[(100, -100)])
+    cfg.custom_hooks = [hook(teacher_of(cfg), dict(loss_cwd=dict(type='CWDLoss', at='neck', loss_weight=window)))]
+    cfg.dump(str(tmp_path / 'config.py'))
+    for words, guessed in (((), True), (('--data', '1'), False), (('--plot', str(tmp_path / 'curves.svg')), False)):
+        assert TOOL.main([str(tmp_path / 'config.py'), *SHAPE, *words]) == 0
+        text = capsys.readouterr().out
+        assert 'not all terms have a weight at step 0; step 100 was tried' in text
+        assert ('an epoch taken as 7000 steps' in text) == guessed
+    assert ' at 999' in text and 'a guess' not in (tmp_path / 'curves.svg').read_text()
 
 
 def test_curves_of_a_training_by_epochs(folder, capsys):

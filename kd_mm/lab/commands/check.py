@@ -5,13 +5,12 @@
     kd-mm check CONFIG --plot weights.png
     kd-mm check CONFIG --data 20
 
-Opens no data set without --data (--plot opens that of a training by epochs, to count it), needs no GPU and downloads
+Opens no data set without --data or --plot (which count that of a training by epochs), needs no GPU and downloads
 nothing: teacher weights that are not on this machine are replaced by random ones, and the report says so.  The exit
 status is 1 if there is a problem.
 """
 
 import argparse
-import math
 import os
 import sys
 from typing import Optional, Sequence
@@ -21,9 +20,9 @@ from mmengine.config import Config
 from kd_mm.engine.hook import guesses
 from kd_mm.hosts.growing import COPY
 from kd_mm.lab import check as inspection
-from kd_mm.lab.commands import REFUSALS, program, words
+from kd_mm.lab.commands import REFUSALS, check_device, program, words
 from kd_mm.lab.configs import ASSUMED_EPOCH, Options, hook_entries, read_config, training_length
-from kd_mm.lab.curves import curves_of, plot
+from kd_mm.lab.curves import check_file, curves_of, plot
 from kd_mm.lab.data import look_at_data, training_samples
 from kd_mm.lab.labels import draw_labels
 from kd_mm.lab.observe import shape_text
@@ -50,7 +49,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--plot', metavar='FILE', help='draw the weights of all losses over the training into this '
                         'file (.png, .pdf, .svg); with labels= also some training images (--data of them, default '
                         f'{LABELLED}) with the labels that teachers add, into FILE with _labels in its name (.png)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.batch < 1 or args.data < 0:
+        parser.error('--batch must be at least 1, and --data at least 0')
+    return args
 
 
 def print_row(name: str, text: str) -> None:
@@ -119,20 +121,16 @@ def draw(file: str, cfg: Config, report: inspection.Report, samples: Optional[in
         file: to write.
         cfg: the config.
         report: of the check.
-        samples: of the training set, if it was opened already.
+        samples: of the training set; None where it cannot be opened, or is not needed.
 
     Raises:
         ValueError: nothing is known of the length of the training, or the file cannot be written.
     """
     assert report.distiller is not None
-    length, guessed = training_length(cfg)
+    length, guessed = training_length(cfg, samples)
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     if not length:
         raise ValueError('--plot: the config does not say how long it trains (train_cfg with max_iters or max_epochs)')
-    if epochs and samples is None:
-        samples = training_samples(cfg)
-    if epochs and samples:
-        length, guessed = int(epochs) * math.ceil(samples / (cfg.train_dataloader.get('batch_size') or 1)), False
     found = curves_of(list(report.distiller.terms.values()), length)  # type: ignore[arg-type]
     plot(file, found, os.path.basename(str(cfg.filename)), length // int(epochs) if epochs else None, guessed)
     print()
@@ -170,12 +168,17 @@ def draw_added(file: str, cfg: Config, report: inspection.Report, count: int) ->
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     try:
+        check_device(args.device)
+        if args.plot is not None:
+            check_file(args.plot)
         cfg = read_config(args.config, args.cfg_options)
     except REFUSALS as error:
         print(f'{program()}: {words(error)}', file=sys.stderr)
         return 1
+    counted = (args.plot or args.data > 0) and training_length(cfg)[1]
+    samples = training_samples(cfg) if counted else None
     report = inspection.check(cfg, tuple(args.shape), args.batch, args.device, args.teacher_random,
-                              plain=args.data > 0)
+                              plain=args.data > 0, samples=samples)
     data = look_at_data(cfg, args.data, report.student) if args.data > 0 else None
     if data is not None:
         report.problems += data.problems
@@ -193,13 +196,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f'\n{len(report.problems)} problem(s):')
         for number, problem in enumerate(report.problems, 1):
             print(f'  {number}. {problem}')
+        if report.instead is not None:
+            print(f'\n{report.instead[0].upper()}{report.instead[1:]}')
         return 1
     if args.plot and report.distiller is None:
         print('\nNothing to draw for --plot: there are no losses')
     elif args.plot:
         try:
             if report.distiller is not None and report.distiller.terms:
-                draw(args.plot, cfg, report, None if data is None else data.length)
+                draw(args.plot, cfg, report, samples)
             if report.distiller is not None and report.distiller.labelling:
                 draw_added(args.plot, cfg, report, args.data or LABELLED)
         except REFUSALS as error:

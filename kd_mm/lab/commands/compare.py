@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 
 from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands.evaluate import OTHERS, primary, sign, with_span
-from kd_mm.lab.logs import log_rows, rows_of
+from kd_mm.lab.logs import log_rows, read_state, rows_of
 
 #: Entries of a config in which two runs of the same training differ.
 OWN = ('randomness', 'work_dir', 'experiment_name', 'load_from', 'resume', 'visualizer', 'launcher', 'filename',
@@ -51,19 +51,21 @@ def read_run(folder: str, metric: Optional[str]) -> List[Tuple[str, str, Optiona
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f'no such run: {folder}. Give work dirs of kd-mm train or kd-mm distill')
-    if (path / 'distill.json').is_file():
-        state = json.loads((path / 'distill.json').read_text(encoding='utf-8'))
+    state = read_state(path)
+    if state is not None:
         found = []
         for name in ('baseline', 'distilled'):
-            metrics = state.get('results', {}).get(name, {}).get('metrics')
+            metrics = state['results'].get(name, {}).get('metrics')
             if metrics:
                 seed, key = _config_of(path / name)
-                label = 'plain student' if name == 'baseline' else state['what']['recipe']
+                label = 'plain student' if name == 'baseline' else str(state['what'].get('recipe'))
                 found.append((label, key or f'{name} of {state["what"]}', seed, metrics))
         if not found:
             raise ValueError(f'{folder}: this distillation has no scores yet. Finish it by the same command')
         return found
     metrics = _last_metrics(path, metric)
+    if not metrics and metric is not None and _last_metrics(path, None):
+        raise ValueError(f'{folder} has no {metric!r}; it has {", ".join(_last_metrics(path, None))}')
     if not metrics:
         raise ValueError(f'{folder}: no evaluation in its logs (vis_data/scalars.json). Train with a validation, or '
                          'evaluate by kd-mm test')
@@ -114,8 +116,14 @@ def gather(runs: List[str], metric: Optional[str]) -> Tuple[str, List[Group]]:
     """
     groups: Dict[str, Group] = {}
     rows: List[Tuple[Group, Optional[int], Dict[str, float]]] = []
+    seen: Dict[str, str] = {}
     for word in runs:
         given, _, folder = word.rpartition('=')
+        place = str(Path(folder).resolve()) if folder else ''
+        if place in seen or not folder:
+            raise ValueError(f'{word}: the same folder as {seen[place]}; one run counts once' if folder else
+                             f'{word!r}: write NAME=RUN, with the work dir of a run')
+        seen[place] = word
         for label, key, seed, metrics in read_run(folder, metric):
             name = f'{given}, plain' if given and label == 'plain student' else given or label
             key = name if given else key

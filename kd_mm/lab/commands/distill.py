@@ -5,6 +5,7 @@ import json
 import os
 import os.path as osp
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -15,22 +16,22 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import click
 import torch
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
 from kd_mm.lab import check as inspection
-from kd_mm.lab.commands import REFUSALS, export, fail
+from kd_mm.lab.commands import REFUSALS, export, fail, program
 from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.evaluate import evaluate, own_name, primary, sign, span, with_span
-from kd_mm.lab.commands.init import Plan, default_name, make_plan, pair_options, print_recipe, write_new
+from kd_mm.lab.commands.init import WRITTEN, Plan, default_name, make_plan, pair_options, print_recipe, write_new
 from kd_mm.lab.cost import profile_config
 from kd_mm.lab.data import picture_size
+from kd_mm.lab.logs import STATE, last_checkpoint, read_state
 from kd_mm.ops.words import count
 from kd_mm.teachers.spec import RANDOM
 
-#: What a run is and what it has reached, in its work dir.
-STATE = 'distill.json'
+#: Folders of a run in its work dir, and the configs with and without distillation.
+PARTS, CONFIGS = ('distilled', 'baseline', 'teacher'), ('distilled.py', 'baseline.py')
 #: (H, W) of the random images of the check, and of the cost where no training picture can be read.
 SMALL = (256, 256)
 #: What is said where the host's evaluation gives no number.
@@ -38,7 +39,7 @@ NOTHING = 'nothing was detected on the validation data, so that there is no scor
 #: What may be chance on a scale that ends at 1, at 100, or nobody knows where.
 POINTS = {1: '0.01 or 0.02', 100: '1 or 2', None: 'a hundredth or two of the score'}
 #: Flags of train that distill sets itself.
-TAKEN = ('--work-dir', '--resume', '--overwrite', '--force', '--launcher', '--score-teacher', '--score-images')
+TAKEN = ('work_dir', 'resume', 'overwrite', 'score_teacher', 'score_images')
 
 
 #: Entries of a run's description as a user knows them.
@@ -93,32 +94,49 @@ class Run:
         self.what, self.results = what, {}  # type: Dict[str, Any], Dict[str, Any]
 
     def open(self, overwrite: bool) -> bool:
-        """Make the folder, or find what is there; whether there was something.
+        """Make the folder, or find what is there; whether there was something to continue.
+
+        Nothing is noted before something was done: what fails at its start does not take the folder.
 
         Raises:
             SystemExit: it cannot be written.
-            ValueError: another run is in it.
+            ValueError: something else is in it.
         """
         training.check_folder(self.folder)
-        if not osp.isfile(self.path):
-            if not overwrite and any(Path(self.folder).rglob('*.pth')):
-                raise ValueError(f'{self.folder} has checkpoints of something else. Choose another --work-dir')
-            self.save()
+        found = read_state(self.folder)
+        trained = sorted(Path(self.folder).rglob('*.pth'))
+        if found is None:
+            self._refuse_foreign(trained, overwrite)
             return False
-        found = json.loads(Path(self.path).read_text(encoding='utf-8'))
         if found['what'] == self.what and not overwrite:
             self.results = found['results']
             return True
-        if not overwrite:
+        if not overwrite and (trained or set(found['results']) - {'cost'}):
             names = [key for key in {**self.what, **found['what']} if found['what'].get(key) != self.what.get(key)]
             there = '; '.join(f'{NAMES.get(key, key)}: {_typed(found["what"].get(key))} there, '
                               f'{_typed(self.what.get(key))} now' for key in names)
             raise ValueError(f'{self.folder} has another distillation ({there}). Repeat what was given there to '
                              'continue it, choose another --work-dir, or start anew with --overwrite')
-        for name in ('distilled', 'baseline', 'teacher'):
+        parts = [Path(self.folder, name).resolve() for name in (*PARTS, 'student.pth')]
+        kept = Path(self.what['weights']).resolve()
+        if any(part == kept or part in kept.parents for part in parts):
+            raise ValueError(f"the teacher's weights {kept} are in {self.folder}, and --overwrite would remove them. "
+                             'Choose another --work-dir')
+        for name in PARTS:
             shutil.rmtree(osp.join(self.folder, name), ignore_errors=True)
         self.save()
         return False
+
+    def _refuse_foreign(self, trained: Sequence[Path], overwrite: bool) -> None:
+        """A folder that no distillation has made must have nothing that one would lose, or take for its own."""
+        own = [path for path in trained if path.relative_to(self.folder).parts[0] in PARTS]
+        if own or trained and not overwrite:
+            raise ValueError(f'{self.folder} has checkpoints of something else ({(own or trained)[0]}). Choose another '
+                             '--work-dir')
+        files = [osp.join(self.folder, name) for name in (*CONFIGS, 'report.md')]
+        lost = [file for file in files if osp.exists(file) and not _written(file)]
+        if lost:
+            raise ValueError(f'{lost[0]} is there already, and would be overwritten. Choose another --work-dir')
 
     def save(self) -> None:
         """Write the state, the file as a whole or not at all."""
@@ -194,14 +212,15 @@ def train_and_score(run: Run, name: str, path: str, plain: Config, flags: Sequen
     cfg, args = loaded(path, folder, flags)
     heading(f'training the student {"without distillation" if name == "baseline" else "with distillation"}; log and '
             f'checkpoints: {folder}')
+    run.save()  # before the first checkpoint: whose it is must be known
     start = time.time()
     with quiet():
         training.train(cfg, args)
     gc.collect()
-    checkpoint = find_latest_checkpoint(folder)
+    checkpoint = last_checkpoint(folder)
     if checkpoint is None:
         fail(f'{folder} has no checkpoint after the training: default_hooks.checkpoint of the config saves none')
-    found = dict(checkpoint=checkpoint, seconds=time.time() - start)
+    found: Dict[str, Any] = dict(checkpoint=checkpoint, seconds=time.time() - start)
     if plain.get('val_cfg'):
         with quiet():
             found['metrics'] = evaluate(plain, checkpoint, osp.join(folder, 'evaluation'),
@@ -247,7 +266,7 @@ def report(run: Run) -> str:
         lines += ['', f'Cost: {cost_text(run.results["cost"])}.']
     lines += ['', f'Plain student: `{run.results["student"]}`, which stock tools load. Config: '
               f'`{run.results["config"]}`.', '',
-              'Where it still loses against its teacher, with pictures:', f'`kd-mm report {run.folder}`']
+              'Where it still loses against its teacher, with pictures:', f'`kd-mm report {shlex.quote(run.folder)}`']
     return '\n'.join(lines) + '\n'
 
 
@@ -274,26 +293,55 @@ def show(run: Run) -> None:
 
 
 def check_flags(flags: Sequence[str]) -> None:
-    """Refuse flags that distill sets itself.
+    """Refuse flags that distill sets itself; those that kd-mm train does not know end the program, as there.
 
     Raises:
         ValueError: naming the flag and what to do.
     """
-    for flag in flags:
-        name = flag.split('=')[0]
-        if name == '--launcher':
-            raise ValueError('distill trains in one process. For several write the config with kd-mm init, and train '
-                             'it with torchrun: tools/dist_train.sh CONFIG NPROC')
-        if name in TAKEN:
-            raise ValueError(f'{name} after -- is set by distill itself: it continues and scores the teacher by '
-                             'itself, and --work-dir and --overwrite stand before --')
+    given = vars(training.parse_args(['STUDENT', *flags], f'{program()} STUDENT --teacher TEACHER --'))
+    usual = vars(training.parse_args(['STUDENT']))
+    if given['launcher'] != usual['launcher']:
+        raise ValueError('distill trains in one process. For several write the config with kd-mm init, and train '
+                         'it with torchrun: tools/dist_train.sh CONFIG NPROC')
+    for name in TAKEN:
+        if given[name] != usual[name]:
+            raise ValueError(f'--{name.replace("_", "-")} after -- is set by distill itself: it continues and scores '
+                             'the teacher by itself, and --work-dir, --overwrite and --score-images stand before --')
 
 
-def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: bool) -> None:
-    """All parts, each once."""
-    config, plain = (osp.join(run.folder, f'{name}.py') for name in ('distilled', 'baseline'))
-    write_new(config, plan.text(), overwrite=True)
-    write_new(plain, plan.plain_text(), overwrite=True)
+def write_configs(plan: Plan, run: Run, again: bool) -> Tuple[str, str]:
+    """The configs with and without distillation, as files in the work dir; their paths.
+
+    Raises:
+        ValueError: one was changed since the distillation that is continued began.
+    """
+    paths = config, plain = osp.join(run.folder, CONFIGS[0]), osp.join(run.folder, CONFIGS[1])
+    for path, text in ((config, plan.text()), (plain, plan.plain_text())):
+        if again and osp.exists(path) and not _same_config(path, text):
+            raise ValueError(f'{path} was changed since this distillation began. Train it by itself with kd-mm train '
+                             f'{shlex.quote(path)}; or take it away, and it is written anew')
+        write_new(path, text, overwrite=True)
+    return paths
+
+
+def _same_config(path: str, text: str) -> bool:
+    """Whether a file says the same as a text: remarks and quotes may differ."""
+    if Path(path).read_text(encoding='utf-8', errors='replace') == text:
+        return True
+    try:
+        return bool(Config.fromfile(path).to_dict() == Config.fromstring(text, '.py').to_dict())
+    except Exception:  # a config is a program, and may raise anything
+        return False
+
+
+def _written(path: str) -> bool:
+    """Whether one of our commands wrote a file."""
+    return Path(path).read_text(encoding='utf-8', errors='replace').startswith(WRITTEN)
+
+
+def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: bool, again: bool) -> None:
+    """All parts, each once; ``again`` where a part may have been done before."""
+    config, plain = write_configs(plan, run, again)
     cfg, _ = loaded(config, run.folder, flags)
     stock, _ = loaded(plain, run.folder, flags)
     training.check_data(cfg, training.phases(cfg))
@@ -319,8 +367,14 @@ def distill(plan: Plan, run: Run, flags: List[str], baseline: bool, measure: boo
         train_and_score(run, 'baseline', plain, stock, flags)
     train_and_score(run, 'distilled', config, stock, flags)
     heading('exporting the plain student')
-    student = osp.join(run.folder, 'student.pth')
-    export.main([run.results['distilled']['checkpoint'], student, '--overwrite'])
+    student, checkpoint = osp.join(run.folder, 'student.pth'), run.results['distilled']['checkpoint']
+    moved = last_checkpoint(osp.join(run.folder, 'distilled'))
+    checkpoint = checkpoint if osp.isfile(checkpoint) else moved
+    if checkpoint is not None:
+        export.main([checkpoint, student, '--overwrite'])
+    elif not osp.isfile(student):
+        raise ValueError(f'{osp.join(run.folder, "distilled")} has no checkpoint any more, and {student} was not '
+                         'written before. Start anew with --overwrite')
     run.results.update(student=student, config=config)
     run.save()
     Path(run.folder, 'report.md').write_text(report(run), encoding='utf-8')
@@ -359,6 +413,6 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str
         print_recipe(plan, explain)
         if again:
             click.echo(f'continuing in {folder}; done: {", ".join(run.results) or "nothing yet"}')
-        distill(plan, run, list(flags), baseline, not no_cost)
+        distill(plan, run, list(flags), baseline, not no_cost, again)
     except REFUSALS as error:
         fail(error)

@@ -4,6 +4,7 @@ import os
 import os.path as osp
 import pprint
 import re
+import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.weights import load_weights
 from kd_mm.hosts.zoo import zoo_config
 from kd_mm.lab.commands import REFUSALS, fail
-from kd_mm.lab.configs import hook_entries, read_config
+from kd_mm.lab.configs import hook_entries, read_config, unwritable
 from kd_mm.lab.models import scope_of
 from kd_mm.lab.recipes import AUTO, Choice, choose
 from kd_mm.ops.modes import preserved_random_state
 from kd_mm.teachers.spec import RANDOM
+
+#: The first words of every config that we write.
+WRITTEN = '# Written by kd-mm'
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Plan:
         entry = dict(type='kd_mm.DistillHook', teacher=self.source, teacher_ckpt=self.weights,
                      losses=self.choice.losses)
         inherited = bool(self.student.get('custom_hooks'))
-        said = [f'Written by kd-mm. Recipe {recipe.name}: {recipe.what}; {recipe.why}.', *self.choice.steps]
+        said = [f'{WRITTEN[2:]}. Recipe {recipe.name}: {recipe.what}; {recipe.why}.', *self.choice.steps]
         head = ''.join(f'{textwrap.fill(text, 110, initial_indent="# ", subsequent_indent="#   ")}\n' for text in said)
         if _lazy(self.file):  # such a file is no _base_ of one in the other style
             whole = Config(self.student.to_dict())
@@ -63,9 +67,8 @@ class Plan:
 
     def plain_text(self) -> str:
         """The student's config without distillation."""
-        if _lazy(self.file):
-            return str(self.student.pretty_text)
-        return f'# Written by kd-mm: the student without distillation.\n_base_ = {self.file!r}\n'
+        text = str(self.student.pretty_text) if _lazy(self.file) else f'_base_ = {self.file!r}\n'
+        return f'{WRITTEN}: the student without distillation.\n{text}'
 
 
 def _lazy(file: str) -> bool:
@@ -87,7 +90,14 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
         if not cfg.get(part):
             raise ValueError(f'{student} has no {part}: a config without data or schedule cannot be trained. Inherit '
                              "from a whole one of the host, such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
-    theirs, _, path = load_config(teacher)
+    if unwritable(cfg):
+        raise ValueError(f'{student}: {unwritable(cfg)[0]}')
+    try:
+        theirs, _, path = load_config(teacher)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{error}. Recipes are for teachers that are configs of a host; any other source '
+                                '(timm, torch.hub, a class of your own) stands in teacher= of a config by hand, or '
+                                'teaches by kd-mm pretrain') from error
     found = weights or default_weights(path)
     if weights is None and path is not None and _same_model(cfg, theirs):
         raise ValueError(f'the teacher {teacher} is the same model as the student {student}, and no weights are given: '
@@ -116,7 +126,7 @@ def make_plan(student: str, teacher: str, weights: Optional[str], recipe: str) -
             except Exception as error:  # the registry and the models raise anything
                 raise ValueError(f'the model of the {side} cannot be built: {type(error).__name__}: {error}') from error
         if content is not None:
-            load_weights(models[1], content, found, strict=False)
+            load_weights(models[1], content, found, strict=True)  # as the training does
         choice = choose(models[0], models[1], recipe, class_names(cfg))
         notes += _compare_sizes(*models)
     source = teacher if '::' in teacher else str(path)
@@ -174,16 +184,47 @@ def print_recipe(plan: Plan, steps: bool = True) -> None:
         click.echo(f'  {note}')
 
 
-def write_new(path: str, text: str, overwrite: bool = False) -> None:
-    """Write a file that is not there, or has this very text.
+def write_new(path: str, text: str, overwrite: bool = False, ours: bool = False) -> None:
+    """Write a config that is not there, or has this very text.
+
+    Args:
+        path: of the file.
+        text: its content.
+        overwrite: whatever is there is lost.
+        ours: what a command of ours has written is lost, and nothing else.
 
     Raises:
         FileExistsError: it is there with another text.
+        ValueError: it cannot be written.
     """
-    if osp.exists(path) and not overwrite and Path(path).read_text(encoding='utf-8') != text:
-        raise FileExistsError(f'{path} is there already, with another content. Choose another name, or overwrite it '
-                              'with --overwrite')
-    Path(path).write_text(text, encoding='utf-8')
+    try:
+        there = Path(path).read_text(encoding='utf-8', errors='replace') if osp.exists(path) else None
+        if there not in (None, text) and not overwrite and not (ours and str(there).startswith(WRITTEN)):
+            raise FileExistsError(f'{path} is there already, with another content. Choose another name, or overwrite '
+                                  'it with --overwrite')
+        os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+        Path(path).write_text(text, encoding='utf-8')
+    except OSError as error:
+        if isinstance(error, FileExistsError) and error.errno is None:
+            raise
+        raise ValueError(f'{path} cannot be written: {error.strerror}. Give the name of a file in another folder'
+                         ) from error
+
+
+def check_out(path: Optional[str], *inputs: str) -> None:
+    """Refuse a name for a config that is none, or is that of a config which is read.
+
+    Raises:
+        ValueError: naming the mend.
+    """
+    if path is None:
+        return
+    if not path.endswith('.py'):
+        raise ValueError(f'--out {path}: a config is a Python file, and its name ends with .py')
+    for file in inputs:
+        if osp.exists(path) and osp.exists(file) and osp.samefile(path, file):
+            raise ValueError(f'--out {path} is the config {file} itself, which the new one is made from. Choose '
+                             'another name')
 
 
 def pair_options(command: Any) -> Any:
@@ -212,11 +253,11 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], recipe: str
     tools/train.py.
     """
     try:
+        check_out(out, student, teacher)
         plan = make_plan(student, teacher, teacher_ckpt, recipe)
         path = out or f'{default_name(plan, student, teacher)}.py'
         print_recipe(plan, explain)
-        os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
         write_new(path, plan.text(), overwrite)
     except REFUSALS as error:
         fail(error)
-    click.echo(f'{path}: written. Check it with kd-mm check {path}')
+    click.echo(f'{path}: written. Check it with kd-mm check {shlex.quote(path)}')

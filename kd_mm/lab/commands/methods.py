@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,27 @@ def configs_folder() -> Optional[Path]:
                  if (folder / 'det' / 'benchmark.json').is_file()), None)
 
 
-def ranks() -> Dict[str, Dict[str, str]]:
-    """Module of a method -> pair of models -> its place and cost, from ``configs/*/benchmark.json``."""
-    folder, found = configs_folder(), {}  # type: Optional[Path], Dict[str, Dict[str, str]]
+@dataclass
+class Place:
+    """Where a method stands in one of our tables.
+
+    Attributes:
+        rank: from 1.
+        of: methods in the table.
+        cost: of a step, in those of the plain student; None where it was not measured.
+    """
+
+    rank: int
+    of: int
+    cost: Optional[float] = None
+
+    def __str__(self) -> str:
+        return f'{self.rank} of {self.of}' + ('' if self.cost is None else f', {self.cost:.2f} times the plain step')
+
+
+def ranks() -> Dict[str, Dict[str, Place]]:
+    """Module of a method -> pair of models -> its place, from ``configs/*/benchmark.json``."""
+    folder, found = configs_folder(), {}  # type: Optional[Path], Dict[str, Dict[str, Place]]
     for file in sorted(folder.glob('*/benchmark.json')) if folder else ():
         for pair, content in json.loads(file.read_text(encoding='utf-8'))['pairs'].items():
             # Names with a sign are no single methods: measured weights, combinations, other students.
@@ -69,10 +88,9 @@ def ranks() -> Dict[str, Dict[str, str]]:
             order = sorted(scores, key=lambda name: -scores[name])
             for place, name in enumerate(order, 1):
                 cost = content.get('cost', {}).get(name) or {}
-                text = f'{place} of {len(order)}'
-                if cost.get('plain_ms') and cost.get('kd_ms'):
-                    text += f', {cost["kd_ms"] / cost["plain_ms"]:.2f} times the plain step'
-                found.setdefault(name, {})[PAIRS.get(pair, pair)] = text
+                known = cost.get('plain_ms') and cost.get('kd_ms')
+                found.setdefault(name, {})[PAIRS.get(pair, pair)] = Place(
+                    place, len(order), cost['kd_ms'] / cost['plain_ms'] if known else None)
     return found
 
 
@@ -102,7 +120,20 @@ class Row:
     compares: str
     needs: List[str]
     tasks: List[str]
-    places: Dict[str, str]
+    places: Dict[str, Place]
+
+    def of_task(self, task: Optional[str]) -> List[Place]:
+        """Its places in the tables of a task, or of both."""
+        return [place for pair, place in self.places.items()
+                if task is None or ('segmenter' in pair) == (task == 'segmentation')]
+
+    def best(self, task: Optional[str]) -> float:
+        """Its best place there."""
+        return min((place.rank for place in self.of_task(task)), default=math.inf)
+
+    def cost(self, task: Optional[str]) -> float:
+        """The most that it costs there, as far as that was measured."""
+        return max((place.cost for place in self.of_task(task) if place.cost is not None), default=math.inf)
 
 
 def rows() -> List[Row]:
@@ -129,7 +160,7 @@ def print_lines(found: Sequence[Row]) -> None:
     """A line for each of many losses, with its places in our tables that have most methods."""
     table = [('loss', 'compares', 'needs', *COLUMNS.values())]
     table += [(row.loss, row.compares, ', '.join(need.split(' (')[0] for need in row.needs) or '-',
-               *(row.places.get(pair, '-').split(',')[0] for pair in COLUMNS)) for row in found]
+               *(str(row.places.get(pair, '-')).split(',')[0] for pair in COLUMNS)) for row in found]
     widths = [max(map(len, column)) for column in zip(*table)]
     for index, cells in enumerate(table):
         line = '  '.join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip()
@@ -140,18 +171,31 @@ def print_lines(found: Sequence[Row]) -> None:
 @click.option('--compares', 'kind', type=click.Choice(KINDS), help='Only losses that compare this.')
 @click.option('--task', type=click.Choice(['detection', 'segmentation']), help='Only those with configs for this task.')
 @click.option('--no-needs', is_flag=True, help='Only losses that need nothing besides two models.')
+@click.option('--needs', 'need', metavar='WORD', help='Only losses with this in what they need: boxes, label maps, '
+              'first stage, network, argument.')
+@click.option('--rank', type=click.IntRange(1), metavar='N', help='Only the first N of each of our tables (of --task), '
+              'the best first.')
+@click.option('--cost', type=click.FloatRange(1), metavar='X', help='Only losses whose step takes at most X times the '
+              'plain one, wherever our tables (of --task) have measured it.')
 @click.option('--long', 'whole', is_flag=True, help='Everything about each, also where there are many.')
 @click.argument('name', required=False)
-def command(kind: Optional[str], task: Optional[str], no_needs: bool, whole: bool, name: Optional[str]) -> None:
+def command(kind: Optional[str], task: Optional[str], no_needs: bool, need: Optional[str], rank: Optional[int],
+            cost: Optional[float], whole: bool, name: Optional[str]) -> None:
     """List the losses; with NAME those with it in their name or title.
 
     A few are described; of many there is a line each. Ranks are those of our own tables: tiny students on small sets,
     two seeds. They are known in a checkout only.
     """
     found = [row for row in rows() if not (kind and row.compares != kind) and not (task and task not in row.tasks)
-             and not (no_needs and row.needs) and not (name and name.lower() not in f'{row.loss} {row.title}'.lower())]
+             and not (no_needs and row.needs) and not (name and name.lower() not in f'{row.loss} {row.title}'.lower())
+             and not (need and need.lower() not in ', '.join(row.needs)) and not (rank and row.best(task) > rank)
+             and not (cost and row.cost(task) > cost)]
+    if not found and (rank or cost) and configs_folder() is None:
+        fail('our tables are not in this installation, so no rank or cost is known: leave --rank and --cost out')
     if not found:
         fail('no loss is like that; kd-mm methods lists all')
+    if rank:
+        found.sort(key=lambda row: row.best(task))
     if whole or len(found) <= FEW:
         for row in found:
             print_whole(row)

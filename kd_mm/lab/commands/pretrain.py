@@ -9,7 +9,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import click
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.runner import find_latest_checkpoint
 
 from kd_mm.hosts.checkpoint import load_file, state_dict_of
 from kd_mm.hosts.files import read_file
@@ -19,8 +18,9 @@ from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands import train as training
 from kd_mm.lab.commands.distill import quiet
 from kd_mm.lab.commands.evaluate import own_name
-from kd_mm.lab.commands.init import write_new
+from kd_mm.lab.commands.init import WRITTEN, write_new
 from kd_mm.lab.configs import hook_entries, read_config
+from kd_mm.lab.logs import last_checkpoint
 from kd_mm.ops.words import count
 from kd_mm.teachers.spec import RANDOM
 
@@ -168,7 +168,7 @@ def save_parts(folder: str, run: str, part: str, what: Dict[str, Any]) -> str:
     Raises:
         ValueError: there is no checkpoint.
     """
-    latest = find_latest_checkpoint(run)
+    latest = last_checkpoint(run)
     if latest is None:
         raise ValueError(f'{run} has no checkpoint after the training')
     names = ('backbone', 'neck') if part == 'neck' else ('backbone', )
@@ -224,8 +224,8 @@ def command(student: str, teacher: str, teacher_ckpt: Optional[str], images: str
         folder = work_dir or osp.join('work_dirs', f'{stem}_pretrained')
         training.check_folder(folder)
         path = osp.join(folder, 'pretrain.py')
-        write_new(path, cfg.pretty_text, overwrite=overwrite or not osp.exists(path))
         run = osp.join(folder, 'training')  # where the Runner writes its own copy of the config
+        write_new(path, f'{WRITTEN} pretrain.\n{cfg.pretty_text}', overwrite, ours=last_checkpoint(run) is None)
         words = ['--work-dir', run, *(['--resume'] if resume else []), *(['--overwrite'] if overwrite else [])]
         args = training.parse_args([path, *words, *flags])
         click.echo(f'{count(len(paths), "picture")}; {part} of {student} learns from {teacher}; log and checkpoints: '

@@ -29,7 +29,7 @@ import os
 import sys
 from typing import Any, Dict, Optional, Sequence
 
-from kd_mm.lab.commands import REFUSALS, program, words
+from kd_mm.lab.commands import REFUSALS, check_device, program, words
 from kd_mm.lab.configs import Options, read_config
 from kd_mm.lab.cost import profile_config
 from kd_mm.lab.models import hint_of
@@ -100,6 +100,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
               f'(looked at {folder})', file=sys.stderr)
         return 1
     try:
+        check_device(args.device)
         cfg = read_config(args.config, args.cfg_options)
         result = profile_config(cfg, args.batch, tuple(args.shape), args.steps, args.device)
     except REFUSALS as error:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
-from kd_mm.lab.commands import REFUSALS, fail
+from kd_mm.lab.commands import REFUSALS, check_device, fail
 from kd_mm.lab.commands.train import check_data, move_data_root
 from kd_mm.lab.configs import apply_options
 from kd_mm.lab.report import page, plots, show
@@ -109,11 +109,15 @@ def command(work_dir: Optional[str], student: Pair, teacher: Pair, plain: Pair, 
     console = Console()
     try:
         plots.require('kd-mm report')
+        if device is not None:
+            check_device(device)
         allow_mmengine_checkpoints()
         source = sources(work_dir, student, teacher, plain)
         change(source, cfg_options)
         check_data(source.cfg, (split, ))
         folder = Path(out or work_dir or 'work_dirs/report')
+        if folder.is_file():
+            raise ValueError(f'--out {folder} is a file. Give a folder')
         folder.mkdir(parents=True, exist_ok=True)
         with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                       console=console) as progress:

@@ -28,15 +28,17 @@ from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
+from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints, load_file
 from kd_mm.hosts.files import read_file
+from kd_mm.hosts.models import class_names
 from kd_mm.hosts.packages import lacking
 from kd_mm.hosts.renamed import no_such_config
 from kd_mm.hosts.table import host_of_config
 from kd_mm.hosts.zoo import zoo_config
-from kd_mm.lab.commands import REFUSALS, fail, words
+from kd_mm.lab.commands import REFUSALS, fail, option, words
 from kd_mm.lab.configs import (
     Options,
     apply_options,
@@ -48,6 +50,9 @@ from kd_mm.lab.configs import (
     unusable_host,
 )
 from kd_mm.lab.data import empty_sets, evaluation_problems, is_empty
+from kd_mm.lab.logs import last_checkpoint
+from kd_mm.lab.models import build_student, scope_of
+from kd_mm.lab.recipes import next_best
 from kd_mm.ops.problems import ConfigProblems
 
 #: What data sets and evaluators read besides pictures, below ``data_root``; all but the first are Open Images'.
@@ -56,8 +61,8 @@ CFG_OPTIONS_HELP = ('change settings of the config: KEY=VALUE ..., with dots for
                     'data_root=PATH moves every dataset and evaluator path that lies below the config\'s data_root')
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Optional[Sequence[str]] = None, prog: Optional[str] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or kd_mm::NAME for one that we ship')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints. Default: the config\'s work_dir, else '
                         './work_dirs/ and the path of the config below its `configs` folder')
@@ -213,9 +218,9 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
             fail('; '.join(stops))
         return
     first = missing[0].split(':')[0].strip()
-    mend = f'--cfg-options {first}=...'
+    mend = option(f'--cfg-options {first}=...')
     if isinstance(cfg.get('data_root'), str):
-        mend = (f'--cfg-options data_root=/path/to/data moves all paths below {cfg.data_root!r}; '
+        mend = (f'{option("--cfg-options data_root=/path/to/data")} moves all paths below {cfg.data_root!r}; '
                 f'--cfg-options {first}=... changes one')
     fail('the data of this config is not there:\n' + '\n'.join(missing) + f'\nDownload it, link it there, or: {mend}')
 
@@ -270,9 +275,9 @@ def set_start(cfg: Config, resume: Optional[str], overwrite: bool) -> None:
     saved = sorted(Path(cfg.work_dir).glob('*.pth')) if osp.isdir(cfg.work_dir) else []
     if resume == 'auto':
         # Without a checkpoint to resume from, the config's own load_from stays in force.
-        latest = find_latest_checkpoint(cfg.work_dir) if saved else None
+        latest = last_checkpoint(cfg.work_dir, noted=True)
         if latest is not None:
-            cfg.resume, cfg.load_from = True, None
+            cfg.resume, cfg.load_from = True, latest
         return
     if cfg.get('resume'):
         return
@@ -385,7 +390,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
             raise
         fail(f'{args.config}: {package}')
     except ConfigProblems as problems:  # of the distillation, told before the first step
-        fail(problems)
+        fail(f'{problems}{instead(cfg, problems.found)}')
     except ValueError as error:
         if is_empty(error):
             fail('; '.join(empty_sets(cfg, phases(cfg))) or error)
@@ -394,6 +399,17 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         fail(f'the optimizer in the checkpoint to resume from does not fit this config ({error}): that of a '
              'distillation with adapters has a group of parameters more. Resume with the config it was written by, or '
              'start from its weights: load_from in place of resume')
+
+
+def instead(cfg: Config, problems: Sequence[str]) -> str:
+    """What would run for the pair of a config of which a loss was refused; '' where that is not known."""
+    entries = hook_entries(cfg)
+    if not entries or not any(text.startswith('loss_') for text in problems):
+        return ''
+    with scope_of(cfg):
+        found = next_best(build_student(cfg), entries[0], problems, cfg.get('default_scope'), folder_of(cfg),
+                          class_names(cfg))
+    return '' if found is None else f'\n{found[0].upper()}{found[1:]}'
 
 
 def phases(cfg: Config) -> Sequence[str]:

@@ -1,6 +1,5 @@
 """Which models a report compares, on which data: from a work dir, or from configs and checkpoints."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -11,7 +10,7 @@ from kd_mm.engine.hook import folder_of
 from kd_mm.hosts.files import find
 from kd_mm.hosts.models import default_weights, load_config, scope_of_config
 from kd_mm.lab.configs import hook_entries, read_config
-from kd_mm.lab.logs import log_rows
+from kd_mm.lab.logs import checkpoints, last_checkpoint, log_rows, read_state
 from kd_mm.registry import TEACHERS
 from kd_mm.teachers.sources import SELF, STUDENT, weights_file
 from kd_mm.teachers.spec import RANDOM
@@ -19,8 +18,6 @@ from kd_mm.teachers.spec import RANDOM
 #: The models that may be compared, and what they are called, in the order in which a row reads. The student is always
 #: there.
 ROLES = {'teacher': 'teacher', 'student': 'student', 'plain': 'plain student'}
-#: What ``kd-mm distill`` leaves in its folder.
-STATE = 'distill.json'
 
 
 @dataclass
@@ -59,29 +56,6 @@ class Source:
     folder: Optional[str] = None
 
 
-def checkpoints(folder: Path) -> List[Tuple[int, str]]:
-    """(step or epoch, path) of the numbered checkpoints of a work dir, in order.
-
-    Example:
-        >>> checkpoints(Path('no/such/folder'))
-        []
-    """
-    found = [(int(match.group(1)), str(path)) for path in folder.glob('*.pth')
-             if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)', path.stem))]
-    return sorted(found)
-
-
-def last_checkpoint(folder: Path) -> Optional[str]:
-    """The checkpoint that the host wrote last, in this very folder: it may have been moved."""
-    pointer = folder / 'last_checkpoint'
-    if pointer.is_file():
-        here = folder / Path(pointer.read_text(encoding='utf-8').strip()).name
-        if here.is_file():
-            return str(here)
-    numbered = checkpoints(folder)
-    return numbered[-1][1] if numbered else None
-
-
 def _config_in(folder: Path) -> Optional[Path]:
     """The config that a training has written into its folder, with every option applied."""
     written = sorted(folder.glob('*/vis_data/config.py')) or sorted(folder.glob('*.py'))
@@ -108,7 +82,7 @@ def from_work_dir(folder: str) -> Source:
         raise ValueError(f'no such work dir: {folder} (looked at {path.absolute()}). Give the work dir of kd-mm '
                          'distill or of a training, or --student CONFIG CHECKPOINT')
     run, plain = path, None
-    if (path / STATE).is_file():
+    if read_state(path) is not None:
         run = path / 'distilled'
         plain = path / 'baseline'
         if last_checkpoint(run) is None:

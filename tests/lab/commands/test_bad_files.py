@@ -73,5 +73,22 @@ train_dataloader = train_cfg = optim_wrapper = dict(a=1)
 
 def test_places_that_cannot_be_written(here):
     (here / 'file').write_text('')
+    for name, said in (('no/curves.png', 'cannot be written to'), ('curves', 'the ending says the format'),
+                       ('', 'the ending says the format')):
+        assert said in refused('check', 'a.py', '--plot', name)  # before anything is read
+    result = kd_mm('report', '--student', 'a.py', 'a.pth', '--out', 'file')
+    assert result.exit_code == 1 and 'Traceback' not in message(result)
     assert 'cannot be written' in refused('profile', 'a.py', '--json', here)
     assert 'cannot be written' in refused('profile', 'a.py', '--json', 'no/such/file.json')
+
+
+@pytest.mark.parametrize('command', ['check', 'profile', 'report'])
+@pytest.mark.parametrize('device', ['nothing', 'cuda:99'])
+def test_a_device_that_is_not_there(here, command, device):
+    assert f'--device {device} cannot be used here' in refused(command, 'a.py', '--device', device)
+
+
+@pytest.mark.parametrize('words', [('--batch', 0), ('--data', -1)])
+def test_numbers_that_mean_nothing(here, words):
+    result = kd_mm('check', 'a.py', *words)
+    assert result.exit_code == 2 and '--batch must be at least 1, and --data at least 0' in message(result)

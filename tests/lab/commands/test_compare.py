@@ -108,4 +108,6 @@ def test_what_is_no_run(tmp_path):
     other = run(tmp_path / 'two', 1.0, metric='coco/bbox_mAP')
     assert 'no metric in common' in message(kd_mm('compare', first, other))
     result = kd_mm('compare', first, '--metric', 'aAcc')
-    assert result.exit_code == 1 and 'no evaluation in its logs' in message(result)
+    assert result.exit_code == 1 and "has no 'aAcc'; it has mIoU" in message(result)
+    assert 'the same folder as' in message(kd_mm('compare', first, f'again={first}/../one'))
+    assert 'write NAME=RUN' in message(kd_mm('compare', first, 'plain='))

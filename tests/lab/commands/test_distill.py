@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import IterBasedTrainLoop
-from pairs import detection_pair, kd_mm, message, segmentation_pair
+from pairs import detection_pair, kd_mm, message, save_weights, segmentation_pair
 
 from kd_mm.hosts.checkpoint import load_file
 from kd_mm.hosts.models import build_model
@@ -160,3 +162,76 @@ def test_a_poor_teacher_is_said_loudly(tmp_path):
     assert 'Against the student without distillation: +0.5. One seed: a difference of 1 or 2 may' in text
     run.results['teacher']['metrics']['mIoU'] = 20.4
     assert 'no better' not in module.report(run) and 'distillation: +0.5, 10 % of the gap' in module.report(run)
+
+
+def test_what_has_failed_before_anything_was_done_does_not_keep_the_folder(det, tmp_path):
+    """A wrong flag, wrong weights, a teacher that detects nothing: the corrected command runs in the same folder."""
+    work, short = tmp_path / 'run', ['--no-cost', '--', '--cfg-options']
+    result = distill(det, work, *short, 'train_dataloader.dataset.data_root=gone')
+    assert result.exit_code == 1 and 'Download it, link it there, or: -- --cfg-options' in message(result)
+    assert sorted(path.name for path in work.iterdir()) == ['baseline.py', 'distilled.py']
+    result = distill(det, work, *short, 'train_cfg.max_iters=2', weights=save_other(det, tmp_path))
+    assert result.exit_code == 1 and 'wrong file for this config?' in message(result)
+    result = distill(det, work, *short, 'train_cfg.max_iters=2')
+    assert result.exit_code == 0, message(result)
+    # who has changed the config that is there has meant it
+    config = work / 'distilled.py'
+    config.write_text(f'{config.read_text()}# a remark\n')
+    assert distill(det, work, *short, 'train_cfg.max_iters=2').exit_code == 0
+    config.write_text(config.read_text().replace("'loss_weight': 1.0", "'loss_weight': 7.0"))
+    result = distill(det, work, *short, 'train_cfg.max_iters=2')
+    assert result.exit_code == 1 and 'distilled.py was changed since this distillation began' in message(result)
+    assert "'loss_weight': 7.0" in config.read_text()
+    config.unlink()
+    # moved, and without the checkpoints
+    (work / 'distilled' / 'iter_2.pth').unlink()
+    moved = work.rename(tmp_path / 'elsewhere')
+    result = distill(det, moved, *short, 'train_cfg.max_iters=2')
+    assert result.exit_code == 0 and config.name in {path.name for path in moved.iterdir()}, message(result)
+    (moved / 'student.pth').unlink()
+    result = distill(det, moved, *short, 'train_cfg.max_iters=2')
+    assert result.exit_code == 1 and 'has no checkpoint any more' in message(result)
+
+
+def save_other(pair, folder):
+    """Weights that have only some of the teacher's keys: those of the student."""
+    return save_weights(Config.fromfile(pair.student), folder / 'other.pth')
+
+
+def test_flags_are_looked_at_before_anything_else(det, tmp_path):
+    for flag, said in ((['--res', 'x.pth'], '--resume after -- is set by distill itself'),
+                       (['--launch', 'pytorch'], 'distill trains in one process'),
+                       (['--score-im=3'], '--score-images stand before --')):
+        result = distill(det, tmp_path / 'run', '--', *flag)
+        assert result.exit_code == 1 and said in message(result), message(result)
+    result = distill(det, tmp_path / 'run', '--', '--ampp')
+    assert result.exit_code == 2 and 'unrecognized arguments: --ampp' in message(result)
+    assert 'usage: kd-mm distill STUDENT --teacher TEACHER -- ' in message(result)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_somebody_else_is_overwritten(det, tmp_path):
+    """Configs of the names that distill gives, folders of its names, a damaged state, the teacher's own weights."""
+    work = tmp_path / 'mine'
+    work.mkdir()
+    plain = work / 'baseline.py'
+    plain.write_text(f'_base_ = {det.student!r}\n')
+    for words in ((), ('--overwrite', )):
+        result = distill(det, work, *words, student=plain)
+        assert result.exit_code == 1 and 'baseline.py is there already, and would be overwritten' in message(result)
+    assert plain.read_text() == f'_base_ = {det.student!r}\n'
+    work = tmp_path / 'other'
+    (work / 'teacher').mkdir(parents=True)
+    weights = shutil.copy(det.weights, work / 'teacher' / 'epoch_1.pth')
+    result = distill(det, work, '--overwrite', weights=weights)
+    assert result.exit_code == 1 and 'has checkpoints of something else' in message(result)
+    for state in ('', '[]', '{"what": 1}'):
+        (work / 'distill.json').write_text(state)
+        result = distill(det, work)
+        assert result.exit_code == 1 and 'is not what kd-mm distill writes, or was damaged' in message(result)
+        for command in ('compare', 'report'):
+            assert 'or was damaged' in message(kd_mm(command, work))
+    (work / 'distill.json').write_text(json.dumps(dict(what=dict(recipe='pkd'), results={})))
+    result = distill(det, work, '--overwrite', weights=weights)
+    assert result.exit_code == 1 and '--overwrite would remove them' in message(result)
+    assert Path(weights).is_file()

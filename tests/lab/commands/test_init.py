@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from pairs import detection_pair, kd_mm, message, save_weights, segmentation_pair
 
+from kd_mm.hosts.models import build_model
 from kd_mm.lab.check import check
 from kd_mm.lab.configs import read_config
 
@@ -73,6 +74,14 @@ def test_configs_in_the_new_style(det, tmp_path):
     cfg = read_config(str(tmp_path / 'kd.py'))
     assert [str(hook['type']).split('.')[-1] for hook in cfg.custom_hooks] == ['EMAHook', 'DistillHook']
     assert check(cfg, (64, 64)).problems == []
+    # mmengine writes each config as text, and a lambda has none
+    with own.open('a') as stream:
+        stream.write('train_dataloader["dataset"]["pipeline"].append(dict(type="Own", fn=lambda x: x))\n')
+    said = 'train_dataloader.dataset.pipeline.4.fn: a lambda, or a function of the config itself'
+    result = init(det, '--out', tmp_path / 'lambda.py', student=own)
+    assert result.exit_code == 1 and said in message(result) and not (tmp_path / 'lambda.py').exists()
+    result = kd_mm('train', own, '--work-dir', tmp_path / 'run')
+    assert result.exit_code == 1 and said in message(result)
 
 
 def test_segmentation(cityscapes_root, tmp_path):
@@ -92,12 +101,29 @@ def test_a_file_with_another_content_is_not_overwritten(det, tmp_path):
     assert init(det, '--out', tmp_path / 'mine.py', '--overwrite').exit_code == 0
 
 
+def test_names_that_a_config_cannot_have(det, tmp_path, monkeypatch):
+    student = tmp_path / 'student.py'
+    student.write_text(f'_base_ = {det.student!r}\n')
+    (tmp_path / 'folder.py').mkdir()
+    (tmp_path / 'file').write_text('')
+    for out, said in ((student, 'is the config'), (tmp_path / 'kd.txt', 'its name ends with .py'),
+                      (tmp_path / 'folder.py', 'cannot be written: Is a directory. Give the name of a file'),
+                      (tmp_path / 'file' / 'kd.py', 'cannot be written: ')):
+        result = init(det, '--out', out, '--overwrite', student=student)
+        assert result.exit_code == 1 and said in message(result), message(result)
+    assert student.read_text() == f'_base_ = {det.student!r}\n'
+    result = init(det, '--out', tmp_path / 'mein Schüler' / 'größer.py', student=student)
+    assert f"Check it with kd-mm check '{tmp_path}/mein Schüler/größer.py'" in result.output, message(result)
+    assert kd_mm('check', tmp_path / 'mein Schüler' / 'größer.py', '--shape', 64, 64).exit_code == 0
+
+
 def test_no_weights_and_itself(det, tmp_path):
     for change, text in (
             (dict(weights=None), 'big.py has no published weights. Give those of your teacher with --teacher-ckpt'),
             (dict(weights='gone.pth'), 'no such teacher weights: gone.pth (looked at '),
             (dict(weights=None, teacher=det.student), 'is the same model as the student'),
             (dict(teacher='nowhere.py'), "teacher config 'nowhere.py' does not exist"),
+            (dict(teacher='timm:resnet18'), 'or teaches by kd-mm pretrain'),
             (dict(student='nowhere.py'), 'kd-mm init: no such config: nowhere.py')):
         result = init(det, '--out', tmp_path / 'no.py', **change)
         assert result.exit_code == 1 and text in message(result), message(result)
@@ -105,9 +131,11 @@ def test_no_weights_and_itself(det, tmp_path):
 
 
 def test_a_file_without_weights_of_the_teacher(det, tmp_path):
-    """The first is of torch.save and holds none, the second those of something else."""
+    """The first is of torch.save and holds none, the others those of something else."""
     for content, text in ((dict(meta={}), 'none.pth holds no weights; its entries are meta'),
-                          (dict(state_dict=dict(a=torch.zeros(1))), 'none.pth: no key fits RetinaNet')):
+                          (dict(state_dict=dict(a=torch.zeros(1))), 'none.pth: no key fits RetinaNet'),
+                          (dict(state_dict=build_model(Config.fromfile(det.student), 'mmdet').state_dict()),
+                           'wrong file for this config?')):
         torch.save(content, tmp_path / 'none.pth')
         result = init(det, '--out', tmp_path / 'no.py', weights=tmp_path / 'none.pth')
         assert result.exit_code == 1 and text in message(result), message(result)

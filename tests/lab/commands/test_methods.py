@@ -37,6 +37,8 @@ def test_filters():
     assert 'LDLoss' in listed('--task', 'detection') and 'LDLoss' not in listed('--task', 'segmentation')
     assert 'FGDLoss' not in listed('--no-needs') and 'PKDLoss' in listed('--no-needs')
     assert listed('receptive') == ['MasKDLoss']
+    assert 'FGDLoss' in listed('--needs', 'Boxes') and 'PKDLoss' not in listed('--needs', 'boxes')
+    assert listed('--needs', 'first stage') and not set(listed('--needs', 'first stage')) & set(listed('--no-needs'))
     nothing = kd_mm('methods', 'nothing at all')
     assert nothing.exit_code == 1 and 'no loss is like that' in message(nothing)
     assert kd_mm('methods', 'receptive').output.endswith('\n1 loss\n')
@@ -56,15 +58,30 @@ def test_ranks_are_those_of_the_tables():
     ranks = methods.ranks()
     for name in (rows[0], rows[1], rows[-1]):
         found = ranks[name]['dense detector']
-        assert found.startswith(f'{rows.index(name) + 1} of {len(rows)}, ')
+        assert str(found).startswith(f'{rows.index(name) + 1} of {len(rows)}, ')
         cost = re.search(rf'^\| `{name}` .*\((\d\.\d\d)x\) \| [\d.]+ \|', text, re.MULTILINE).group(1)
-        assert f'{cost} times the plain step' in found
+        assert f'{cost} times the plain step' in str(found)
+
+
+def test_filters_by_rank_and_cost():
+    known = {row.loss: row for row in methods.rows()}
+    for task in ('detection', 'segmentation'):
+        best = listed('--rank', 2, '--task', task)
+        assert [known[name].best(task) for name in best] == sorted(known[name].best(task) for name in best)
+        assert {known[name].best(task) for name in best} == {1, 2}
+        cheap = listed('--cost', 1.5, '--task', task)
+        assert cheap and all((place.cost or 1) <= 1.5 for name in cheap for place in known[name].of_task(task))
+        assert all(any(place.cost for place in known[name].of_task(task)) for name in cheap)
+        dear = set(listed('--task', task)) - set(cheap)
+        assert any(place.cost and place.cost > 1.5 for name in dear for place in known[name].of_task(task))
+    assert kd_mm('methods', '--rank', 0).exit_code == 2
 
 
 def test_without_a_checkout_there_are_no_ranks(monkeypatch):
     monkeypatch.setattr(methods, 'configs_folder', lambda: None)
     text = kd_mm('methods', 'PKDLoss').output
     assert 'not in our tables' in text and 'detection, segmentation' in text
+    assert 'leave --rank and --cost out' in message(kd_mm('methods', '--rank', 3))
 
 
 def test_ranks_are_among_single_methods(tmp_path, monkeypatch):
@@ -74,5 +91,5 @@ def test_ranks_are_among_single_methods(tmp_path, monkeypatch):
     (tmp_path / 'det' / 'benchmark.json').write_text(json.dumps(dict(pairs=dict(lite_gfl=dict(
         runs={name: {'0': dict(score=score)} for name, score in scores.items()})))))
     monkeypatch.setattr(methods, 'configs_folder', lambda: tmp_path)
-    assert methods.ranks() == {name: {'dense detector, pretrained': f'{place} of 2'}
+    assert methods.ranks() == {name: {'dense detector, pretrained': methods.Place(place, 2)}
                                for place, name in enumerate(('pkd', 'cwd'), 1)}

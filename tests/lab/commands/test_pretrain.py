@@ -162,6 +162,17 @@ def test_wrong_use_is_told(det, vit, coco_root, tmp_path):
     assert 'Give another one with --work-dir' in message(result)
     result = pretrain(det.student, vit, images, tmp_path / 'run', '--batch', 100)
     assert 'give a smaller --batch' in message(result)
+    # what failed before its first checkpoint does not keep the folder, a file of somebody else does
+    failed = pretrain(det.student, vit, images, tmp_path / 'again', '--', '--cfg-options', 'load_from=no.pth')
+    assert failed.exit_code == 1 and 'no such file' in message(failed), message(failed)
+    result = pretrain(det.student, vit, images, tmp_path / 'again', '--iters', 1)
+    assert result.exit_code == 0, message(result)
+    result = pretrain(det.student, vit, images, tmp_path / 'again', '--iters', 2)
+    assert result.exit_code == 1 and 'pretrain.py is there already, with another content' in message(result)
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'pretrain.py').write_text('mine = 1\n')
+    assert pretrain(det.student, vit, images, tmp_path / 'mine').exit_code == 1
+    assert (tmp_path / 'mine' / 'pretrain.py').read_text() == 'mine = 1\n'
     assert teacher_of('torch.hub:folder:dino') == dict(type='torch.hub', repo='folder', name='dino')
 
 

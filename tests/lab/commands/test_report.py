@@ -162,7 +162,7 @@ def test_what_is_refused(det, tmp_path, monkeypatch):
 
 
 def test_a_run_that_has_not_finished(tmp_path):
-    (tmp_path / 'distill.json').write_text('{}')
+    (tmp_path / 'distill.json').write_text('{"what": {}, "results": {}}')
     result = kd_mm('report', tmp_path)
     assert result.exit_code == 1 and 'this distillation has no student yet' in message(result)
 

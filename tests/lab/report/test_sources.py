@@ -6,7 +6,8 @@ import pytest
 from mmengine.config import Config
 from stock import detector, hook, teacher_of, with_evaluation
 
-from kd_mm.lab.report.sources import add_teacher, checkpoints, from_work_dir, last_checkpoint, spread
+from kd_mm.lab.logs import checkpoints, last_checkpoint
+from kd_mm.lab.report.sources import add_teacher, from_work_dir, spread
 
 LOSSES = dict(loss_pkd=dict(type='PKDLoss', at='@neck'))
 
