@@ -35,7 +35,7 @@ def compared(module, given, direct=True, train=False, **kwargs):
 
 
 def rows(*shape, dtype=torch.float32):
-    return torch.randn(shape, dtype=dtype)
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
 PADDING = torch.zeros(3, 40, dtype=torch.bool)
@@ -55,7 +55,9 @@ def test_plain_tokens_run_by_the_library():
     (dict(add_bias_kv=True), [ROWS] * 3, {}), (dict(add_zero_attn=True), [ROWS] * 3, {}),
     ({}, [ROWS] * 3, dict(attn_mask=CAUSAL)), ({}, [ROWS] * 3, dict(attn_mask=CAUSAL, is_causal=True)),
     ({}, [ROWS] * 3, dict(key_padding_mask=PADDING)), ({}, [ROWS] * 3 + [PADDING], {}),
-    ({}, [rows(40, 8)] * 3, {}), (dict(dtype=torch.float64), [rows(40, 3, 8, dtype=torch.float64)] * 3, {})], ids=str)
+    ({}, [rows(40, 8)] * 3, {}), (dict(dtype=torch.float64), [rows(40, 3, 8, dtype=torch.float64)] * 3, {})],
+    ids=['widths', 'dropout', 'bias_kv', 'zero_attn', 'mask', 'causal', 'padding', 'padding_by_position', 'one_picture',
+         'float64'])
 def test_what_is_not_plain_goes_to_torch(options, given, kwargs):
     assert not compared(nn.MultiheadAttention(8, 2, **options), given, **kwargs)[0]
 
