@@ -1,6 +1,8 @@
 """Some samples of a config's data, through its pipeline, before a training meets them."""
 
 import contextlib
+import copy
+import functools
 import io
 import json
 import os
@@ -9,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, FUNCTIONS
 from PIL import Image, UnidentifiedImageError
 
 from kd_mm.hosts.models import as_names, class_names, classes_of, ignored_label, inner_dataset, scope_of_config
@@ -17,6 +19,7 @@ from kd_mm.hosts.packages import lacking
 from kd_mm.hosts.synthetic import find_num_classes
 from kd_mm.lab.configs import type_name
 from kd_mm.lab.models import data_scope_of, scope_of
+from kd_mm.ops import words
 from kd_mm.ops.modes import preserved_random_state
 
 #: Metrics that give their predictions to pycocotools as results for the annotations.
@@ -58,7 +61,7 @@ def look_at_data(cfg: Config, count: int, model: Any = None) -> DataReport:
                                    "of the host, such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
             continue
         with scope_of(cfg), preserved_random_state(0):
-            _one_set(cfg, phase, loader['dataset'], count, model, report)
+            _one_set(cfg, phase, loader, count, model, report)
     if cfg.get('val_cfg') is not None:
         report.problems += evaluation_problems(cfg.get('val_evaluator'))
     return report
@@ -198,8 +201,8 @@ def _info_is_needed() -> bool:
     return False
 
 
-def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, report: DataReport) -> None:
-    where = f'{phase}_dataloader.dataset'
+def _one_set(cfg: Config, phase: str, loader: Any, count: int, model: Any, report: DataReport) -> None:
+    where, section = f'{phase}_dataloader.dataset', loader['dataset']
     try:
         dataset = open_set(cfg, section)
         length = len(dataset)
@@ -217,6 +220,7 @@ def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, repo
     report.notes.append(f'{len(chosen)} of {length} samples of {where}')
     objects, counted = 0, False
     labels: Set[int] = set()
+    loaded: List[Any] = []
     for index in chosen:
         files = _files(dataset, index)
         broken = [text for text in map(_broken, files) if text]
@@ -224,7 +228,8 @@ def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, repo
             report.problems += [f'{where}, sample {index}: {text}' for text in broken]
             continue
         try:
-            sample = dataset[index]['data_samples']
+            loaded.append(dataset[index])
+            sample = loaded[-1]['data_samples']
         except Exception as error:  # transforms raise anything
             report.problems.append(f'{where}, sample {index} ({", ".join(files) or "no file is known"}): its pipeline '
                                    f'fails: {_reason(error)}')
@@ -238,6 +243,21 @@ def _one_set(cfg: Config, phase: str, section: Any, count: int, model: Any, repo
         report.warnings.append(f'{where}: none of {len(chosen)} samples has a label. Are its classes {_names(dataset)} '
                                'the names of the categories in the annotation file?')
     _judge_labels(where, labels, model, report)
+    if loaded:
+        try:
+            _batch(loader, loaded)
+        except Exception as error:  # functions of users and hosts raise anything
+            report.problems.append(f'{phase}_dataloader.collate_fn cannot make a batch of '
+                                   f'{words.count(len(loaded), "sample")}: {_reason(error)}')
+
+
+def _batch(loader: Any, samples: List[Any]) -> Any:
+    """Some samples as one batch, as the Runner's loader joins them."""
+    function = copy.deepcopy(loader.get('collate_fn') or dict(type='pseudo_collate'))
+    if not callable(function):
+        kind = function.pop('type')
+        function = functools.partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **function)
+    return function(samples)
 
 
 def _judge_labels(where: str, labels: Set[int], model: Any, report: DataReport) -> None:

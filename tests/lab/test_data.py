@@ -47,6 +47,15 @@ def test_the_size_of_training_pictures(det, tmp_path):
     assert picture_size(det) is None
 
 
+def test_the_loaders_function_makes_a_batch(det):
+    """A training meets it in its first step; `pseudo_collate` is the host's own."""
+    det.train_dataloader.collate_fn = dict(type='pseudo_collate')
+    assert not look_at_data(det, 3).problems
+    det.train_dataloader.collate_fn = dict(type='pseudo_collate', size=3)
+    problem, = look_at_data(det, 3).problems
+    assert problem.startswith('train_dataloader.collate_fn cannot make a batch of 3 samples: TypeError: pseudo_collate')
+
+
 @pytest.mark.parametrize('section, number, key, said', [
     ('annotations', 3, 'area', "1 of 14 annotations in .*other.json have no 'area', first: .*\"id\": 4"),
     ('images', 2, 'height', "1 of 8 images in .*other.json have no 'height'"),
