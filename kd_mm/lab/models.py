@@ -5,6 +5,7 @@ import warnings
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, Optional, Tuple
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
@@ -85,6 +86,20 @@ def random_batch(model: nn.Module, batch: int, shape: Tuple[int, int], device: A
     finally:
         if size is not None:
             preprocessor.size = size
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        ValueError: naming what there is.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except Exception as error:  # torch raises anything, RuntimeError and AssertionError among it
+        there = ', '.join(f'cuda:{index}' for index in range(torch.cuda.device_count()))
+        raise ValueError(f'--device {name} cannot be used here ({str(error).splitlines()[0][:80]}). There is: cpu'
+                         f'{", cuda, " + there if there else ""}') from error
 
 
 def hint_of(error: Exception) -> str:

@@ -180,8 +180,8 @@ def check_with(cfg, runner, monkeypatch):
     """
     hook = next(hook for hook in runner.hooks if isinstance(hook, DistillHook))
 
-    def as_built(config, student, arguments):
-        assert student is runner.model and arguments == hook.config
+    def as_built(config, student, arguments, samples):
+        assert student is runner.model and arguments == hook.config and samples is None
         return hook.distiller
 
     monkeypatch.setattr(inspection, 'build_whole', lambda *_: runner.model)

@@ -5,7 +5,6 @@ import sys
 from typing import NoReturn, Tuple, Type
 
 import click
-import torch
 
 #: What a user may have given that cannot be used: a command ends with the message of one of these.
 REFUSALS: Tuple[Type[Exception], ...] = (KeyError, OSError, ValueError)
@@ -23,20 +22,6 @@ def program() -> str:
 def option(text: str) -> str:
     """A flag of ``kd-mm train`` as it is written for the command that runs: behind ``--`` of those that hand it on."""
     return f'-- {text}' if program().split(' ')[-1] in HANDING_ON else text
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that torch cannot use here.
-
-    Raises:
-        ValueError: naming what there is.
-    """
-    try:
-        torch.zeros(1, device=name)
-    except Exception as error:  # torch raises anything, RuntimeError and AssertionError among it
-        there = ', '.join(f'cuda:{index}' for index in range(torch.cuda.device_count()))
-        raise ValueError(f'--device {name} cannot be used here ({str(error).splitlines()[0][:80]}). There is: cpu'
-                         f'{", cuda, " + there if there else ""}') from error
 
 
 def fail(message: object) -> NoReturn:

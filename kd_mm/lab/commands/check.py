@@ -20,11 +20,12 @@ from mmengine.config import Config
 from kd_mm.engine.hook import guesses
 from kd_mm.hosts.growing import COPY
 from kd_mm.lab import check as inspection
-from kd_mm.lab.commands import REFUSALS, check_device, program, words
+from kd_mm.lab.commands import REFUSALS, program, words
 from kd_mm.lab.configs import ASSUMED_EPOCH, Options, hook_entries, read_config, training_length
 from kd_mm.lab.curves import check_file, curves_of, plot
 from kd_mm.lab.data import look_at_data, training_samples
 from kd_mm.lab.labels import draw_labels
+from kd_mm.lab.models import check_device
 from kd_mm.lab.observe import shape_text
 from kd_mm.lab.step import StepReport, parameter_count
 

@@ -29,10 +29,10 @@ import os
 import sys
 from typing import Any, Dict, Optional, Sequence
 
-from kd_mm.lab.commands import REFUSALS, check_device, program, words
+from kd_mm.lab.commands import REFUSALS, program, words
 from kd_mm.lab.configs import Options, read_config
 from kd_mm.lab.cost import profile_config
-from kd_mm.lab.models import hint_of
+from kd_mm.lab.models import check_device, hint_of
 from kd_mm.ops.words import count
 
 #: Rows of the table, and what each is.

@@ -12,9 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kd_mm.hosts.checkpoint import allow_mmengine_checkpoints
-from kd_mm.lab.commands import REFUSALS, check_device, fail
+from kd_mm.lab.commands import REFUSALS, fail
 from kd_mm.lab.commands.train import check_data, move_data_root
 from kd_mm.lab.configs import apply_options
+from kd_mm.lab.models import check_device
 from kd_mm.lab.report import page, plots, show
 from kd_mm.lab.report.examples import examples
 from kd_mm.lab.report.gather import look
