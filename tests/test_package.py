@@ -187,7 +187,7 @@ def test_an_editable_installation(source, tmp_path):
 def test_a_wheel_from_the_sdist_is_the_same(source, wheel, tmp_path):
     archive = build(source, 'sdist', tmp_path / 'sdist')
     with tarfile.open(archive) as content:
-        content.extractall(tmp_path / 'unpacked', filter='data')
+        content.extractall(tmp_path / 'unpacked', **(dict(filter='data') if hasattr(tarfile, 'data_filter') else {}))
     again = build(next((tmp_path / 'unpacked').iterdir()), 'wheel', tmp_path / 'wheel')
     with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
         assert sorted(first.namelist()) == sorted(second.namelist())

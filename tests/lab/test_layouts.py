@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -115,7 +116,8 @@ def test_distil_and_compare_on_pascal_voc(pascal, tmp_path):
     assert result.exit_code == 0 and 'teacher: pascal_voc/mAP (0 to 1) 0' in result.output, message(result)
     assert '| model | pascal_voc/mAP (0 to 1) |' in (work / 'report.md').read_text()
     # the host's own log, and the plain student, each picture also mirrored
-    result = kd_mm('compare', f'first={work / "distilled"}', f'second={work / "distilled"}')
+    shutil.copytree(work / 'distilled', work / 'copied')
+    result = kd_mm('compare', f'first={work / "distilled"}', f'second={work / "copied"}')
     assert result.exit_code == 0 and 'pascal_voc/mAP' in result.output, message(result)
     result = kd_mm('test', pascal.student, work / 'student.pth', '--tta', '--work-dir', tmp_path / 'tta')
     assert result.exit_code == 0, message(result)
