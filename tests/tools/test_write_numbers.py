@@ -60,9 +60,9 @@ def test_rows_on_pretrained_backbones(tmp_path):
     def runs(*scores):
         return {str(seed): dict(score=score) for seed, score in enumerate(scores)}
 
-    def rows(ours):
-        pair = dict(runs={'teacher': runs(44.0, 46.0), 'plain': runs(37.0, 38.0, 36.0, 50.0), 'recipe:auto': ours},
-                    cost={}, errors={})
+    def rows(ours, **others):
+        pair = dict(runs={'teacher': runs(44.0, 46.0), 'plain': runs(37.0, 38.0, 36.0, 50.0), 'recipe:auto': ours,
+                          **others}, cost={}, errors={}, recipe='mimic')
         (tmp_path / 'det').mkdir(exist_ok=True)
         (tmp_path / 'det' / 'benchmark.json').write_text(json.dumps(dict(pairs=dict(lite_gfl=pair))))
         return write_numbers.pretrained(tmp_path).splitlines()[2:]
@@ -70,9 +70,12 @@ def test_rows_on_pretrained_backbones(tmp_path):
     assert rows(runs(40.0, 41.0)) == []
     assert rows(runs(40.0, 41.5, 39.5)) == [
         '| GFL with ImageNet backbones on blood cells (BCCD) | COCO mAP | 45.0 ± 1.4 | 37.0 ± 1.0 | **40.3 ± 1.0** | '
-        '+3.3 [+2.6, +4.1] | 3 | better |']
+        '`mimic` | +3.3 [+2.6, +4.1] | 3 | better |']
+    # what was the same training counts, and what was not does not
+    assert '| **40.3 ± 1.0** |' in rows(runs(40.0), mimic=runs(40.0, 41.5, 39.5))[0]
+    assert rows(runs(40.1), mimic=runs(40.0, 41.5, 39.5)) == [] == rows({}, mimic=runs(40.0, 41.5, 39.5))
     row, = rows(runs(36.0, 41.5, 36.0))
-    assert row.endswith('| 37.8 ± 3.2 | +0.8 [-5.0, +6.7] | 3 | no difference shown |')
+    assert row.endswith('| 37.8 ± 3.2 | `mimic` | +0.8 [-5.0, +6.7] | 3 | no difference shown |')
 
 
 def results(**roles):
