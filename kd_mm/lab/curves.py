@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, Optional, Sequence, Tuple
 
 from kd_mm.engine.term import Term
 from kd_mm.ops.modulation import GradientShareSchedule
@@ -10,8 +10,6 @@ from kd_mm.ops.schedules import Weight
 
 #: Points of a curve, before those at its jumps are added.
 POINTS = 1000
-#: Of pictures.
-ENDINGS = ('.png', '.pdf', '.svg')
 
 
 @dataclass
@@ -83,15 +81,28 @@ def _steps(at: Any, length: int) -> List[int]:
     return sorted({*steps, *extra})
 
 
+def _matplotlib() -> Tuple[Any, Any]:
+    """The figure, and the class of canvases that knows the formats; an optional package."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(f'curves are drawn by matplotlib, which cannot be imported ({error}). Install it: '
+                         'pip install matplotlib') from error
+    return Figure, FigureCanvasBase
+
+
 def check_file(file: str) -> None:
     """Refuse a name for a picture before anything is computed for it.
 
     Raises:
-        ValueError: it has no ending of a picture, or is in no folder that can be written.
+        ValueError: its ending is no format of matplotlib, it is in no folder that can be written, or matplotlib is
+            missing.
     """
-    folder = os.path.dirname(os.path.abspath(file))
-    if not file.lower().endswith(ENDINGS):
-        raise ValueError(f'--plot {file}: the ending says the format of the picture: {", ".join(ENDINGS)}')
+    _, canvas = _matplotlib()
+    folder, endings = os.path.dirname(os.path.abspath(file)), sorted(canvas.filetypes)
+    if os.path.splitext(file)[1].lower().removeprefix('.') not in endings:
+        raise ValueError(f'--plot {file}: the ending says the format of the picture, one of {", ".join(endings)}')
     if os.path.isdir(file) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise ValueError(f'--plot {file} cannot be written to: give the name of a file in a folder that is there '
                          f'(looked at {folder})')
@@ -101,7 +112,7 @@ def plot(file: str, curves: Sequence[Curve], title: str, epoch: Optional[int] = 
     """Draw the curves.
 
     Args:
-        file: to write; its ending says the format: .png, .pdf, .svg.
+        file: to write; its ending says the format: .png, .pdf, .svg, ...
         curves: of :func:`curves_of`.
         title: of the picture.
         epoch: iterations of an epoch, for a training that counts epochs.
@@ -110,11 +121,7 @@ def plot(file: str, curves: Sequence[Curve], title: str, epoch: Optional[int] = 
     Raises:
         ValueError: it cannot be written, is no format of matplotlib, or matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(f'curves are drawn by matplotlib, which cannot be imported ({error}). Install it: '
-                         'pip install matplotlib') from error
+    Figure, _ = _matplotlib()
     kinds = [kind for kind in (False, True) if any(curve.measured == kind for curve in curves)]
     figure = Figure(figsize=(9, 0.8 + 3.2 * len(kinds)), layout='constrained')
     axes = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 from layouts import Layout
 from mmengine.hooks import Hook
-from stock import detector, distill_hook, hook, make_runner, retinanet_model, segmentor, teacher_of
+from stock import detector, distill_hook, hook, losses_of, make_runner, retinanet_model, segmentor, teacher_of
 
 FEATURES = dict(loss_fgd=dict(type='FGDLoss', at='neck'),
                 loss_region=dict(type='FitNetLoss', at='neck', region=dict(type='GTBoxRegion')))
@@ -112,6 +112,24 @@ def distilled(cfg: Any, losses: Any = None, model: Any = None, **options: Any) -
     assert all(name in step for name in losses for step in watch.losses)
     found = distill_hook(runner)
     return SimpleNamespace(runner=runner, watch=watch, hook=found, distiller=found.distiller)
+
+
+def without_objects(model: Any, distiller: Any, data: Any) -> Dict[str, Any]:
+    """The losses of a batch in which no picture has an object: what needs none is learned from, regions of boxes weigh
+    nothing, and every gradient is finite."""
+    samples = data['data_samples']
+    if isinstance(samples, dict):
+        samples['bboxes_labels'] = samples['bboxes_labels'][:0]
+    else:
+        for sample in samples:
+            sample.gt_instances = sample.gt_instances[:0]
+    found = losses_of(model, distiller, data)
+    assert found['loss_fgd'] > 0 and found['loss_region'] == 0
+    assert all(torch.isfinite(found[name]).all() for name in distiller.terms)
+    model.parse_losses(found)[0].backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
+    return found
 
 
 def pictures(model: Any, inputs: torch.Tensor) -> torch.Tensor:

@@ -224,11 +224,14 @@ def train(cfg: Config, hooks: Optional[list] = None, look=None):
 
 def loss_step(student, distiller, shape=(64, 64)):
     """The losses of one training forward with the distiller attached."""
-    data = student.data_preprocessor(synthetic_batch(student, 2, shape), True)
-    student.train()
+    return losses_of(student.train(), distiller, student.data_preprocessor(synthetic_batch(student, 2, shape), True))
+
+
+def losses_of(student, distiller, data):
+    """The losses of one forward on a batch, of which some heads rewrite the samples."""
     distiller.attach()
     try:
-        return student(data['inputs'], data['data_samples'], mode='loss')
+        return student(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
     finally:
         distiller.detach()
 

@@ -49,6 +49,8 @@ def test_product():
     product = make(type='ProductSchedule', schedules=[
         dict(type='LinearWarmup', steps=10), dict(type='WindowSchedule', windows=[(0, 20)])])
     assert [product(step) for step in (0, 5, 15, 25)] == [0.0, 0.5, 1.0, 0.0]
+    with pytest.raises(ValueError, match='schedules'):
+        make(type='ProductSchedule', schedules=[])
 
 
 def test_a_schedule_is_a_function_of_the_step():

@@ -112,13 +112,13 @@ def command(work_dir: Optional[str], student: Pair, teacher: Pair, plain: Pair, 
         plots.require('kd-mm report')
         if device is not None:
             check_device(device)
+        folder = Path(out or work_dir or 'work_dirs/report')
+        if out is not None and folder.is_file():
+            raise ValueError(f'--out {folder} is a file. Give a folder')
         allow_mmengine_checkpoints()
         source = sources(work_dir, student, teacher, plain)
         change(source, cfg_options)
         check_data(source.cfg, (split, ))
-        folder = Path(out or work_dir or 'work_dirs/report')
-        if folder.is_file():
-            raise ValueError(f'--out {folder} is a file. Give a folder')
         folder.mkdir(parents=True, exist_ok=True)
         with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                       console=console) as progress:

@@ -406,9 +406,12 @@ def instead(cfg: Config, problems: Sequence[str]) -> str:
     entries = hook_entries(cfg)
     if not entries or not any(text.startswith('loss_') for text in problems):
         return ''
-    with scope_of(cfg):
-        found = next_best(build_student(cfg), entries[0], problems, cfg.get('default_scope'), folder_of(cfg),
-                          class_names(cfg))
+    try:
+        with scope_of(cfg):
+            found = next_best(build_student(cfg), entries[0], problems, cfg.get('default_scope'), folder_of(cfg),
+                              class_names(cfg))
+    except Exception:  # models raise anything, and the problems are what is to be told
+        return ''
     return '' if found is None else f'\n{found[0].upper()}{found[1:]}'
 
 

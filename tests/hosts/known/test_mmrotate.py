@@ -1,6 +1,5 @@
 """MMRotate: detectors with rotated boxes (``make test STACK=rotate``)."""
 
-import copy
 import importlib.util
 
 import pytest
@@ -13,7 +12,7 @@ require('mmrotate')  # it imports torchvision, for which this declares what the 
 
 from mmengine.config import Config  # noqa: E402
 from rotate import CONFIGS, as_teacher, rotate_config, trainable, write_dota  # noqa: E402
-from stock import hook, train  # noqa: E402
+from stock import hook, losses_of, train  # noqa: E402
 
 from kd_mm.engine.distiller import Distiller  # noqa: E402
 from kd_mm.hosts.heads.dense import dense_view, has_angle_bins, is_rotated  # noqa: E402
@@ -45,14 +44,6 @@ def build(family, seed=0):
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.normal_(module.weight, std=0.1)
     return cfg, model.train()
-
-
-def losses_of(model, distiller, data):
-    distiller.attach()
-    try:
-        return model(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
-    finally:
-        distiller.detach()
 
 
 @pytest.mark.parametrize('path, numbers', [

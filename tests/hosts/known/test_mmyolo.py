@@ -10,7 +10,7 @@ import yaml
 
 mmyolo = pytest.importorskip('mmyolo', reason='MMYOLO is not installed: make test STACK=yolo')
 
-from stock import hook, make_runner, real_pictures, train  # noqa: E402
+from stock import hook, losses_of, make_runner, real_pictures, train  # noqa: E402
 from yolo import CLASSES, CONFIGS, SIZE, as_teacher, trainable, yolo_config  # noqa: E402
 
 from kd_mm.engine.distiller import Distiller  # noqa: E402
@@ -56,14 +56,6 @@ def build(family, seed=0):
     for norm, momentum in norms.items():
         norm.momentum = momentum
     return cfg, model
-
-
-def losses_of(model, distiller, data):
-    distiller.attach()
-    try:
-        return model(data['inputs'], copy.deepcopy(data['data_samples']), mode='loss')
-    finally:
-        distiller.detach()
 
 
 def step_of(model, data, names):
