@@ -173,6 +173,18 @@ def test_gradient_reaches_the_boxes_and_detach_cuts_it(models):
     assert DenseView([torch.zeros(1, 2, 3)]).detach()._boxes is None
 
 
+def test_from_where_the_bins_count(models, monkeypatch):
+    """A head without distributions says nothing."""
+    for name, own in (('gfl', 'distances from the points at 0 of a cell'), ('fcos', None)):
+        model = models(name)
+        output = model.bbox_head(model.extract_feat(batch_of(model)['inputs']))
+        assert dense_view(model.bbox_head, output).measured == own
+    head = models('gfl').bbox_head
+    output = head(models('gfl').extract_feat(batch_of(models('gfl'))['inputs']))
+    monkeypatch.setattr(head.prior_generator, 'center_offset', 0.5)
+    assert dense_view(head, output).measured == 'distances from the points at 0.5 of a cell'
+
+
 def test_half_precision_is_lifted(models):
     model = models('retinanet')
     with torch.autocast('cpu', dtype=torch.bfloat16):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from pairs import kd_mm, message
+from stock import detector
 
 from kd_mm.lab.curves import check_file
 
@@ -95,3 +96,28 @@ def test_a_device_that_is_not_there(here, command, device):
 def test_numbers_that_mean_nothing(here, words):
     result = kd_mm('check', 'a.py', *words)
     assert result.exit_code == 2 and '--batch must be at least 1, and --data at least 0' in message(result)
+
+
+def test_a_package_that_a_part_imports_when_it_is_built(coco_root, tmp_path, monkeypatch):
+    """The Runner meets it; the message says what to install, and another ImportError stays what it is."""
+    (tmp_path / 'with_package.py').write_text('''
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class NeedsPackage(Hook):
+    def __init__(self, name):
+        __import__(name)
+''')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cfg = detector(coco_root, tmp_path / 'work')
+    cfg.custom_imports = dict(imports=['with_package'], allow_failed_imports=False)
+    for name in ('no_such_package', 'os.no_such_part'):
+        cfg.custom_hooks = [dict(type='NeedsPackage', name=name)]
+        cfg.dump(f'config_{name.split(".")[0]}.py')
+    assert 'it needs the package no_such_package, which is not installed: pip install no_such_package' in refused(
+        'train', 'config_no_such_package.py', '--work-dir', tmp_path / 'run')
+    assert isinstance(kd_mm('train', 'config_os.py', '--work-dir', tmp_path / 'other').exception,
+                      ModuleNotFoundError)
