@@ -32,10 +32,8 @@ _BESIDE = {*vars(nn.Module()), 'init_cfg', '_is_init'}
 
 def similar(own: nn.Module, theirs: nn.Module) -> bool:
     """Whether two modules are of the same build: classes, options, and names and shapes of what they hold."""
-    pairs = list(zip(own.modules(), theirs.modules()))
     mine, other = _state(own), _state(theirs)
-    return (len(list(own.modules())) == len(list(theirs.modules())) == len(pairs)
-            and all(type(one) is type(two) and _same(_options(one), _options(two)) for one, two in pairs)
+    return (_alike(list(own.modules()), list(theirs.modules()))
             and [(key, value.shape, value.dtype) for key, value in mine.items()] == [
                 (key, value.shape, value.dtype) for key, value in other.items()])
 
@@ -44,9 +42,15 @@ def settled(own: nn.Module, theirs: nn.Module) -> bool:
     """Whether nothing but the weights decides what both give: frozen, in eval mode, without hooks, same classes and
     options."""
     mine, other = list(own.modules()), list(theirs.modules())
-    return (len(mine) == len(other) and not any(parameter.requires_grad for parameter in own.parameters()) and all(
-        type(one) is type(two) and unhooked(one) and unhooked(two) and _same(_options(one), _options(two))
-        and (type(one) in MODELESS or not one.training and not two.training) for one, two in zip(mine, other)))
+    return (_alike(mine, other) and not any(parameter.requires_grad for parameter in own.parameters()) and all(
+        unhooked(one) and unhooked(two) and (type(one) in MODELESS or not one.training and not two.training)
+        for one, two in zip(mine, other)))
+
+
+def _alike(mine: List[nn.Module], other: List[nn.Module]) -> bool:
+    """Whether modules are of the same classes with the same options, one by one."""
+    return len(mine) == len(other) and all(
+        type(one) is type(two) and _same(_options(one), _options(two)) for one, two in zip(mine, other))
 
 
 def equal(own: nn.Module, theirs: nn.Module) -> bool:

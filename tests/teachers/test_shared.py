@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
-from kd_mm.teachers.shared import similar
+from kd_mm.teachers.shared import settled, similar
 
 LOSSES = dict(loss_kd=dict(type='FitNetLoss'))
 
@@ -223,6 +223,18 @@ def test_what_is_not_of_the_same_build_is_told_apart(other):
     own = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True))
     assert similar(own, copy.deepcopy(own))
     assert not similar(own, other()) and not similar(other(), own)
+
+
+def test_what_was_exchanged_later_is_told_apart():
+    """Asked in every step: an activation of another class with the same options, a module more, one in training."""
+    own, theirs = (nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True)).requires_grad_(False).eval()
+                   for _ in range(2))
+    assert settled(own, theirs)
+    for change in (lambda module: module.__setitem__(1, nn.SiLU(inplace=True).eval()),
+                   lambda module: module.append(nn.Identity()), lambda module: module.append(nn.Dropout())):
+        changed = copy.deepcopy(theirs)
+        change(changed)
+        assert not settled(own, changed) and not settled(changed, own)
 
 
 def test_a_gradient_of_the_images_is_the_students_own():
