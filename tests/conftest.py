@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 
 
 def once_for_installed(read):
@@ -126,6 +127,12 @@ def write_cityscapes(root: Path, images: int = 8, size=(64, 64), seed: int = 0) 
         cv2.imwrite(str(root / 'leftImg8bit' / 'train' / 'town' / f'{stem}_leftImg8bit.png'), picture)
         cv2.imwrite(str(root / 'gtFine' / 'train' / 'town' / f'{stem}_gtFine_labelTrainIds.png'), labels)
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_scope():
+    """A test starts as a process does: the scope that a Runner set for the whole process is not its successor's."""
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kd_mm.registry import MODELS
+from kd_mm.registry import build
 from kd_mm.types.dense import Assignment, DenseView
 
 AT = 'distances from the points at {} of a cell'
@@ -20,7 +20,7 @@ def view(place, sides=4, **more):
 def test_bins_that_do_not_mean_the_same_are_refused(options):
     """Of points that lie half a cell apart; and of an angle, but for the one loss that takes any distribution."""
     assignment = Assignment([torch.tensor([[1, 3]])], [torch.ones(1, 2)], background=3)
-    loss, student = MODELS.build(options), view('0', assignment=assignment)
+    loss, student = build(options), view('0', assignment=assignment)
     with pytest.raises(ValueError, match='the same bin means another number'):
         loss.check_shapes(student, view('0.5'))
     if options['type'] != 'LDLoss':
