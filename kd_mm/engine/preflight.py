@@ -23,7 +23,7 @@ from kd_mm.hosts.table import host_of
 from kd_mm.hosts.taps import Tap, image_size
 from kd_mm.hosts.tokens import TokenSizeError
 from kd_mm.losses.base.loss import total
-from kd_mm.ops.live import LiveBytes
+from kd_mm.ops.live import LiveBytes, walk
 from kd_mm.ops.modes import eval_mode, preserved_random_state
 from kd_mm.ops.problems import Problems
 from kd_mm.teachers.sources import SELF
@@ -97,6 +97,7 @@ class Preflight:
         #: images, data samples and batch of the last pass.
         self.given: Tuple[Tensor, Any, KDBatch]
         self._running = ''  # whose pass it is, for messages
+        self._maps: List[Tensor] = []  # what the heads gave
 
     def run(self) -> None:
         """Run all models and prepare every term; what is wrong becomes a problem."""
@@ -327,6 +328,7 @@ class Preflight:
         gradients = sum(parameter.nbytes for parameter in step.student.parameters() if parameter.requires_grad)
         for teacher in step.teachers.values():
             teacher.fast.budget, teacher.fast.gradients = kept.held / inputs.shape[0], gradients
+        self._maps = []
         for name, teacher in step.teachers.items():
             self._running = step.word(name)
             if name in step.peers:
@@ -367,7 +369,11 @@ class Preflight:
             tap.arm(size)
         try:
             if taps or not sampled:
-                forward_tensor(model, inputs, copy.deepcopy(samples), [tap.path for tap in taps])
+                output = forward_tensor(model, inputs, copy.deepcopy(samples), [tap.path for tap in taps])
+                # A head keeps what its backward pass needs as long as its maps are there. Queries and proposals are as
+                # many in large images as in these small ones, so that theirs would be scaled to far too much.
+                self._maps = [leaf for leaf in walk(output) if leaf.dim() == 4 and leaf.shape[0] == inputs.shape[0]]
+                del output
         except Exception:
             # Some heads cannot predict for a batch (guided anchors take one image): what lies before them is known.
             if not taps or not all(tap.fired for tap in taps):

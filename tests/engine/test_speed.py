@@ -11,6 +11,7 @@ from kd_mm.engine.distiller import Distiller
 from kd_mm.engine.preflight import random_data
 from kd_mm.hosts.checkpoint import load_file
 from kd_mm.hosts.models import build_model, load_config
+from kd_mm.ops.live import LiveBytes
 from kd_mm.teachers.speed import Speed
 
 CWD = dict(loss_cwd=dict(type='CWDLoss', at='neck'), loss_mimic=dict(type='FitNetLoss', at='backbone.layer2'))
@@ -194,3 +195,17 @@ def test_the_dry_pass_knows_what_student_and_teacher_need(det):
         found[name] = kd.teacher.fast
     assert found['equal'].parts(8) == 8 and found['equal'].budget > found['equal'].needed
     assert found['wide'].needed > 3 * found['equal'].needed and found['wide'].budget == found['equal'].budget
+
+
+def test_the_head_counts_whatever_is_tapped(det):
+    """It keeps its maps for the backward pass of the task's losses, not for taps."""
+    budgets = [
+        Distiller(student_of(det), teacher_of(det), dict(loss_kd=dict(loss, at=at)),
+                  teacher_ckpt='random').teacher.fast.budget
+        for at, loss in {'neck': dict(type='PKDLoss'), 'bbox_head': dict(type='SigmoidKDLoss')}.items()]
+    assert budgets[0] == pytest.approx(budgets[1], rel=0.1)
+    student = student_of(det)
+    images = random_data(student, (64, 64))['inputs']
+    with LiveBytes() as features:
+        kept = student.extract_feat(images)
+    assert budgets[0] * images.shape[0] > 1.2 * features.held, kept
