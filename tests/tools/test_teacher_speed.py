@@ -33,6 +33,17 @@ def test_a_tiny_pair(tmp_path, monkeypatch, capsys):
     for value in result['ratios'].values():
         assert 0 < value['low'] <= value['median'] <= value['high']
     assert '| retinanet-r50 | 2x64x' in teacher_speed.table([result])
+    assert result['made']['command'] == ('python tools/studies/teacher_speed.py --pairs retinanet-r50 --size half '
+                                         '--forms both --batch 2 --turns 2 --warmup 1 --clock wall')
+
+
+def test_what_was_measured_before_stays():
+    def result(pair, host, **options):
+        return {**dict(pair=pair, batch=2, shape=[64, 96], threads=1, clock='cpu', host=host), **options}
+
+    old = [result('b', 1), result('a', 2), result('a', 3, threads=2)]
+    new = [result('a', 4), result('a', 5, shape=[128, 96])]
+    assert sorted(found['host'] for found in teacher_speed.together(old, new)) == [1, 3, 4, 5]
 
 
 @pytest.mark.skipif(importlib.util.find_spec('mmrazor') is not None, reason='MMRazor is installed')

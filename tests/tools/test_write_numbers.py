@@ -46,7 +46,8 @@ def test_no_score_stands_outside_of_the_blocks():
 
 
 def test_every_file_names_how_it_was_made():
-    for path in ('demo/results.json', 'real/results.json', 'profile/results.json'):
+    for path in ('demo/results.json', 'real/results.json', 'profile/results.json', 'profile/speed.json',
+                 'profile/mmrazor.json'):
         text = (ROOT / 'configs' / path).read_text()
         entries = [json.loads(found) for found in re.findall(r'"made": (\{(?:[^{}]|\{[^{}]*\})*\})', text)]
         assert len(entries) >= 2
@@ -99,3 +100,36 @@ def test_a_run_is_stored_beside_other_tasks(tmp_path):
     assert str(demo_numbers.Role(dict(mean=46.6, spread=0.4, count=3))) == '46.6 ± 0.4'
     worse = dict(entry, gain=-1.0)
     assert write_numbers.closed(worse) is None and '**' not in write_numbers.row('detection', worse)
+
+
+def test_measurements_of_two_machines_are_two_tables(tmp_path, monkeypatch):
+    def found(pair, height, machine):
+        part = dict(low=0.7, median=0.75, high=0.8)
+        return dict(pair=pair, shape=[height, 96], batch=2, threads=1, clock='cpu', torch='2.9',
+                    ms=dict(host=dict(part, median=1500.0)), ratios=dict(auto=part, step=part, implied=part),
+                    made=dict(machine=dict(processor=machine)))
+
+    (tmp_path / 'speed.json').write_text(json.dumps([
+        found('pspnet-r18', 64, 'one'), found('retinanet-r18', 64, 'one'), found('pspnet-r18', 128, 'one'),
+        found('retinanet-r18', 64, 'two')]))
+    monkeypatch.setattr(write_numbers, 'PROFILE', tmp_path)
+    lines = write_numbers.teacher_speed().splitlines()
+    assert [line.split(' | ')[:3] for line in lines if line.startswith('| ')] == [
+        ['| pair', 'images', 'host, s'], ['| RetinaNet R18 from R101', '2 x 64 x 96', '1.50'],
+        ['| PSPNet R18 from R101', '2 x 128 x 96', '1.50'], ['| PSPNet R18 from R101', '2 x 64 x 96', '1.50'],
+        ['| pair', 'images', 'host, s'], ['| RetinaNet R18 from R101', '2 x 64 x 96', '1.50']]
+    assert [line for line in lines if line.endswith(':')] == [
+        'one, 1 thread(s), torch 2.9, time of the processor:', 'two, 1 thread(s), torch 2.9, time of the processor:']
+    assert lines[4].endswith('| 0.75 (0.70 to 0.80) | 0.75 (0.70 to 0.80) | 0.75 (0.70 to 0.80) |')
+
+
+def test_the_table_beside_mmrazor(tmp_path, monkeypatch):
+    (tmp_path / 'mmrazor.json').write_text(json.dumps([dict(
+        shape=[64, 96], batch=2, threads=1, made=dict(machine=dict(processor='one')),
+        peak_bytes={'plain': 2**20, 'MMRazor fpn': 3 * 2**20}, ms={
+            'plain': [500.0, 600.0, 700.0], 'MMRazor fpn': [1000.0, 1000.0, 1000.0]})]))
+    monkeypatch.setattr(write_numbers, 'PROFILE', tmp_path)
+    lines = write_numbers.against_mmrazor().splitlines()
+    assert lines[0] == '2 images of 64 x 96, 1 thread(s), one:'
+    assert lines[4:] == ['| plain | 0.60 | 0.60 (0.50 to 0.70) | 1 |',
+                         '| MMRazor fpn | 1.00 | 1.00 (1.00 to 1.00) | 3 |']

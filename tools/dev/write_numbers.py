@@ -7,14 +7,16 @@
 What stands between ``<!-- numbers: NAME -->`` and ``<!-- end of numbers -->`` is written here.  The files name the
 commands that the numbers are from: ``configs/demo/results.json`` and ``configs/real/results.json`` are written by
 ``tools/studies/demo.py --record``, ``configs/profile/results.json`` by hand of what ``tools/measure.py`` and
-``tools/studies/auto_weight.py`` print; rows on pretrained backbones are from ``configs/<task>/benchmark.json``.  The
-tables of ``configs/det`` and ``configs/seg`` have generators of their own,
+``tools/studies/auto_weight.py`` print, its ``speed.json`` by ``tools/studies/teacher_speed.py --json`` and its
+``mmrazor.json`` by ``tools/studies/against_mmrazor.py --json``; rows on pretrained backbones are from
+``configs/<task>/benchmark.json``.  The tables of ``configs/det`` and ``configs/seg`` have generators of their own,
 ``tools/studies/benchmark.py --render`` and ``tools/studies/cost.py``.
 """
 
 import argparse
 import json
 import re
+import statistics
 import sys
 import textwrap
 from pathlib import Path
@@ -28,7 +30,8 @@ from benchmark_results import Book, Results  # noqa: E402
 from benchmark_table import METRICS, gain_text, mean_text  # noqa: E402
 from demo_numbers import FILES, roles_of  # noqa: E402
 
-PAGES = ('README.md', 'docs/results.md', 'docs/configuration.md')
+PAGES = ('README.md', 'docs/results.md', 'docs/configuration.md', 'docs/cost.md')
+PROFILE = ROOT / 'configs' / 'profile'
 BLOCK = re.compile(r'<!-- numbers: (\w+) -->\n(.*?)<!-- end of numbers -->\n', re.DOTALL)
 #: Pairs on pretrained backbones, by task.
 PRETRAINED = {'det': ('lite_gfl', 'lite_rcnn', 'lite_dino'), 'seg': ('lite_psp', 'segformer')}
@@ -55,7 +58,7 @@ def read(name: str) -> Dict[str, Any]:
 
 
 def profile() -> Dict[str, Any]:
-    return dict(json.loads((ROOT / 'configs' / 'profile' / 'results.json').read_text()))
+    return dict(json.loads((PROFILE / 'results.json').read_text()))
 
 
 def gain(entry: Dict[str, Any]) -> float:
@@ -180,9 +183,54 @@ def auto_weight() -> str:
         'tools/studies/auto_weight.py CONFIG`, one CPU thread of a busy machine).')
 
 
+CLOCKS = dict(cpu='time of the processor', wall='time that passes')
+#: What teacher_speed.py measures, as a table names it.
+SPEED_PAIRS = {
+    'retinanet-r50': 'RetinaNet R50 from R101', 'retinanet-r18': 'RetinaNet R18 from R101',
+    'rtmdet-s': 'RTMDet-s from -m', 'faster-rcnn-r50': 'Faster R-CNN R50 from R101',
+    'pspnet-r18': 'PSPNet R18 from R101', 'segformer-b0': 'SegFormer B0 from B4',
+    'deformable-detr-r50': 'Deformable DETR R50 from R50 with refinement, two stages',
+    'deformable-detr-detrdistill': 'Deformable DETR R50 from R50 with refinement, DETRDistill'}
+
+
+def teacher_speed() -> str:
+    """Forms of the teacher, largest images first; a table for each machine and way to measure."""
+    tables: Dict[str, Any] = {}
+    for found in json.loads((PROFILE / 'speed.json').read_text()):
+        ratios = found['ratios']
+        cells = [SPEED_PAIRS[found['pair']], '{} x {} x {}'.format(found['batch'], *found['shape']),
+                 f'{found["ms"]["host"]["median"] / 1000:.2f}']
+        cells += ['{median:.2f} ({low:.2f} to {high:.2f})'.format(**ratios[name])
+                  for name in ('auto', 'step', 'implied')]
+        order = list(SPEED_PAIRS).index(found['pair']), -found['shape'][0]
+        conditions = (f'{found["made"]["machine"]["processor"]}, {found["threads"]} thread(s), torch {found["torch"]}, '
+                      f'{CLOCKS[found["clock"]]}:')
+        tables.setdefault(conditions, []).append((order, '| ' + ' | '.join(cells) + ' |\n'))
+    head = ('| pair | images | host, s | `auto` / host | KD step / (plain + host) | from the teacher alone |\n'
+            + '|---' * 6 + '|\n')
+    return '\n'.join(f'{wrapped(conditions)}\n{head}' + ''.join(row for _, row in sorted(rows))
+                     for conditions, rows in tables.items())
+
+
+def against_mmrazor() -> str:
+    """Time and memory of a step, a table for each size of the images."""
+    text = ''
+    for found in json.loads((PROFILE / 'mmrazor.json').read_text()):
+        base = found['ms']['MMRazor fpn']
+        head = '{} images of {} x {}, '.format(found['batch'], *found['shape']) + (
+            f'{found["threads"]} thread(s), {found["made"]["machine"]["processor"]}:')
+        text += ('\n' if text else '') + wrapped(head)
+        text += '\n| step | s | of MMRazor\'s | peak, MiB |\n' + '|---' * 4 + '|\n'
+        for name, times in found['ms'].items():
+            ratios = statistics.quantiles([own / other for own, other in zip(times, base)], n=4)
+            text += (f'| {name} | {statistics.median(times) / 1000:.2f} | {ratios[1]:.2f} ({ratios[0]:.2f} to '
+                     f'{ratios[2]:.2f}) | {found["peak_bytes"][name] / 2**20:.0f} |\n')
+    return text
+
+
 WRITERS: Dict[str, Callable[[], str]] = {
     'demo': demo, 'demo_singles': demo_singles, 'pretrained': pretrained, 'real': real, 'step_cost': step_cost,
-    'auto_weight': auto_weight}
+    'auto_weight': auto_weight, 'teacher_speed': teacher_speed, 'against_mmrazor': against_mmrazor}
 
 
 def rendered(text: str) -> str:

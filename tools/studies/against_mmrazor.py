@@ -31,6 +31,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 
+from machine import provenance  # noqa: E402
 from others import need  # noqa: E402
 
 CONFIG = 'det/fgd/fgd_retinanet_r50_from_r101_2x_coco.py'
@@ -158,7 +159,10 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     times = {name: values[args.warmup:args.warmup + args.turns] for name, values in found.items()}
     return dict(config=args.config, mmrazor=how, batch=args.batch, shape=list(args.shape), turns=args.turns,
                 clock=args.clock, threads=torch.get_num_threads(), load_average=round(os.getloadavg()[0], 2),
-                torch=torch.__version__, peak_bytes=peaks, ms=times)
+                torch=torch.__version__, peak_bytes=peaks, ms=times, made=provenance(' '.join([
+                    'python tools/studies/against_mmrazor.py --config', args.config, '--shape', *map(str, args.shape),
+                    '--batch', str(args.batch), '--turns', str(args.turns), '--warmup', str(args.warmup), '--clock',
+                    args.clock]), os.cpu_count() or 1, torch.get_num_threads()))
 
 
 def show(result: Dict[str, Any]) -> None:
@@ -186,7 +190,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--warmup', type=int, default=2, help='turns before them. Default: 2')
     parser.add_argument('--clock', choices=tuple(CLOCKS), default='wall',
                         help='the time that passes (default), or that of the processor in this process (one thread)')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers there')
+    parser.add_argument('--json', type=Path, metavar='FILE',
+                        help='write the numbers there, in the list that it has, in place of those of this size')
     args = parser.parse_args(argv)
     if min(args.batch, args.turns) < 1 or args.warmup < 0:
         parser.error('--batch and --turns must be at least 1')
@@ -199,7 +204,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     result = measure(args)
     show(result)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
+        old = json.loads(args.json.read_text()) if args.json.is_file() else []
+        kept = [other for other in old if any(other[key] != result[key] for key in ('config', 'shape', 'batch'))]
+        args.json.write_text(json.dumps([*kept, result], indent=1) + '\n')
     return 0
 
 

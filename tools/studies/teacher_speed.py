@@ -34,7 +34,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
+
+from machine import provenance  # noqa: E402
 
 CLOCKS: Dict[str, Callable[[], float]] = dict(wall=time.perf_counter, cpu=time.process_time)
 SIZES = dict(full=1.0, half=0.5, quarter=0.25)
@@ -78,7 +80,7 @@ def scaled(shape: Tuple[int, int], factor: float) -> Tuple[int, int]:
 
 def quartiles(values: Sequence[float]) -> Dict[str, float]:
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return dict(median=middle, low=low, high=high)
+    return dict(median=round(middle, 4), low=round(low, 4), high=round(high, 4))
 
 
 def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
@@ -134,6 +136,7 @@ def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
     return dict(pair=name, config=pair.config, batch=args.batch, shape=list(shape), clock=args.clock, turns=args.turns,
                 threads=torch.get_num_threads(), load_average=[round(load, 2) for load in os.getloadavg()],
                 torch=torch.__version__, form=fasts['auto'].speed.words,
+                made=provenance(command(args, [name]), os.cpu_count() or 1, torch.get_num_threads()),
                 ms={call: quartiles(values) for call, values in found.items()}, ratios=ratios(found))
 
 
@@ -193,7 +196,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--warmup', type=int, default=1, help='turns before them. Default: 1')
     parser.add_argument('--clock', choices=tuple(CLOCKS), default='wall', help='see above. Default: wall')
     parser.add_argument('--no-steps', action='store_true', help='only the teacher')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers there')
+    parser.add_argument('--json', type=Path, metavar='FILE',
+                        help='write all numbers there; what it has of other pairs, sizes, threads or clocks stays')
     parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)  # this very process
     args = parser.parse_args(argv)
     if min(args.batch, args.turns) < 1 or args.warmup < 0:
@@ -201,14 +205,28 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return args
 
 
+def command(args: argparse.Namespace, pairs: Sequence[str]) -> str:
+    """What measures these pairs in the same way."""
+    return ' '.join([
+        'python tools/studies/teacher_speed.py --pairs', *pairs, '--size', args.size, '--forms', *args.forms,
+        '--batch', str(args.batch), '--turns', str(args.turns), '--warmup', str(args.warmup), '--clock', args.clock,
+        *(['--no-steps'] if args.no_steps else [])])
+
+
+def together(old: Sequence[Dict[str, Any]], new: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Results of two runs; what was measured again replaces what stood there."""
+    merged = {tuple(map(str, map(result.get, ('pair', 'batch', 'shape', 'threads', 'clock')))): result
+              for result in (*old, *new)}
+    return [merged[key] for key in sorted(merged)]
+
+
 def in_a_process(name: str, args: argparse.Namespace) -> Optional[Dict[str, Any]]:
     """One pair; None if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / 'out.json'
-        command = [sys.executable, __file__, '--alone', '--pairs', name, '--size', args.size, '--forms', *args.forms,
-                   '--batch', str(args.batch), '--turns', str(args.turns), '--warmup', str(args.warmup), '--clock',
-                   args.clock, '--json', str(out), *(['--no-steps'] if args.no_steps else [])]
-        if subprocess.run(command, cwd=ROOT).returncode:
+        script, *options = command(args, [name]).split()[1:]
+        if subprocess.run([sys.executable, str(ROOT / script), *options, '--alone', '--json', str(out)],
+                          cwd=ROOT).returncode:
             return None
         result: Dict[str, Any] = json.loads(out.read_text())[0]
         return result
@@ -219,6 +237,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's, on every installed config
     results: List[Dict[str, Any]] = []
     failed = []
+    old = json.loads(args.json.read_text()) if args.json and args.json.is_file() else []
     for name in args.pairs:
         result = measure(name, args) if args.alone else in_a_process(name, args)
         if result is None:
@@ -226,7 +245,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             continue
         results.append(result)
         if args.json:  # as it comes: a long run may be cut
-            args.json.write_text(json.dumps(results, indent=1) + '\n')
+            args.json.write_text(json.dumps(together(old, results), indent=1) + '\n')
         if not args.alone:
             print(f'\n{table(results[-1:])}\n', flush=True)
     if not args.alone and results:
