@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
-from kd_mm.hosts.taps import Tap, tensors_in
+from kd_mm.hosts.taps import Tap
 from kd_mm.ops import distributed
 from kd_mm.ops.live import LiveBytes
 from kd_mm.ops.modes import autocast_dtype, preserved_random_state
@@ -23,6 +23,7 @@ from kd_mm.ops.words import count
 from kd_mm.teachers import chunk, kernels
 from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
+from kd_mm.teachers.distance import distance
 from kd_mm.teachers.flow import Flow, Pair, plain_attention, plain_layer, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.layout import operators, usual_in
@@ -259,9 +260,21 @@ class Fast:
             channels_last=form.channels_last and not (small and form.chosen and not form.tune))
 
     def _keys(self, taps: Sequence[Tap], images: Tensor) -> List[str]:
-        """What is checked once: each tap, and once more where a larger batch takes another layout."""
-        layout = ' (channels last)' if self._for(self.speed, images).channels_last else ''
+        """What is checked once: each tap, and once more where a larger batch takes another layout.
+
+        With several ranks both layouts are checked at once: the larger batch may come on one rank alone, and what
+        holds is decided by all.
+        """
+        layout = ' (channels last)' if distributed.world_size() == 1 and self._for(
+            self.speed, images).channels_last else ''
         return [f'{tap.path}{layout}' for tap in taps]
+
+    def _layouts(self, form: Speed, images: Tensor) -> List[Speed]:
+        """A form in each layout that is to be checked on these images; the last one is theirs."""
+        if distributed.world_size() == 1 or not form.chosen or not form.channels_last:
+            return [form]
+        own = self._for(form, images).channels_last
+        return [dataclasses.replace(form, channels_last=innermost, tune=innermost) for innermost in (not own, own)]
 
     def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap],
               shared: Optional[Shared] = None) -> None:
@@ -329,17 +342,23 @@ class Fast:
                 self._run(Speed(chunk=self.speed.chunk), images, samples, taps)
             exact = {tap.path: tap.read() for tap in taps}
             found: Optional[Dict[str, Recorded]] = exact
-            tried: Dict[Speed, str] = {}
+            tried: Dict[Any, str] = {}
             for form in self._candidates():
-                used = self._for(form, images)
-                if used.exact:
+                layouts = self._layouts(form, images)
+                every = [self._for(each, images) for each in layouts]
+                used, key = every[-1], frozenset(every)
+                if all(each.exact for each in every):
                     found, self.speed = exact, form
                     break
-                if used in tried:  # it differs from one that does not hold in what is not used here
+                if key in tried:  # it differs from one that does not hold in what is not used here
                     continue
-                error, found = self._difference(form, images, samples, taps, exact)
+                for each in layouts:
+                    error, found = self._difference(each, images, samples, taps, exact)
+                    if found is None:
+                        break
                 if not distributed.everywhere(found is not None, images.device):
-                    tried[used] = error
+                    tried[key] = f'{self._for(each, images).words}: ' + (
+                        error if found is None else 'it does not hold on another rank')
                     continue
                 self.speed = form
                 if self.tuning is not None:  # what did not hold is not tried
@@ -351,8 +370,8 @@ class Fast:
                 self._told = words
                 break
         if tried:
-            left = '; '.join(f'{form.words}: {error}' for form, error in tried.items())
-            self._say(f'what is not within {TOLERANCE:g} of the exact forward on this batch is left out. {left}')
+            self._say(f'what is not within {TOLERANCE:g} of the exact forward on this batch is left out. '
+                      f'{"; ".join(tried.values())}')
         self.checked.update(self._keys(taps, images))
         if mixed or self.speed.precision or found is None:
             self.run(images, samples, taps)
@@ -430,34 +449,6 @@ def _proven_twice(pair: Pair, before: Optional[Pair]) -> Optional[Pair]:
     if before is None or before.norm is not pair.norm or before.activation is not pair.activation:
         return None
     return dataclasses.replace(pair, summed=pair.summed and before.summed)
-
-
-def distance(found: Recorded, exact: Recorded) -> float:
-    """The largest difference between two records of one tap, of each tensor relative to its largest value; infinite
-    where they do not compare.
-
-    A tensor counts as at least a hundredth of the largest of the tap: a norm over one value (a map of one cell) gives
-    0, and by rounding not quite.
-    """
-    own, theirs = _all_tensors(found), _all_tensors(exact)
-    if [tensor.shape for tensor in own] != [tensor.shape for tensor in theirs]:
-        return float('inf')
-    gaps, sizes = [], []
-    for one, other in zip(own, theirs):
-        finite = torch.isfinite(other)
-        if not torch.equal(torch.isfinite(one), finite):
-            return float('inf')
-        if one.numel():
-            one, other = torch.where(finite, one, 0).double(), torch.where(finite, other, 0).double()
-            gaps.append(float((one - other).abs().max()))
-            sizes.append(float(other.abs().max()))
-    floor = 0.01 * max(sizes, default=0.0)
-    return max((gap / max(size, floor) if max(size, floor) else float('inf')
-                for gap, size in zip(gaps, sizes) if gap), default=0.0)
-
-
-def _all_tensors(record: Recorded) -> List[Tensor]:
-    return [*record, *(tensor for call in record.calls for tensor in tensors_in(call.output))]
 
 
 def _as_host(record: Recorded, dtype: Optional[torch.dtype]) -> Recorded:

@@ -1,10 +1,12 @@
 """The form in which a teacher runs: what is taken by itself, what is checked, what is refused."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from chains import Chain, settle, teach
+from ranks import run as run_ranks
 from torch import nn
 
 from kd_mm.hosts.taps import Tap
@@ -353,3 +355,18 @@ def test_what_was_decided_is_kept_for_a_resume():
     asked, _, _ = chunked(dict(fold=True, channels_last=True))
     asked.fast.load(state)  # another form is asked for: the file has nothing to say
     assert asked.fast.speed.channels_last and not asked.fast.checked
+
+
+@pytest.mark.parametrize('kind', ['plain', 'fragile'])
+def test_a_larger_batch_on_one_rank_alone(kind, tmp_path):
+    """What holds is decided by all ranks, and the others do not see that batch: both layouts are checked at first."""
+    worker = Path(__file__).resolve().parents[1] / 'helpers' / 'ddp_layout_worker.py'
+    ranks = run_ranks([str(worker), str(tmp_path / 'two'), kind], tmp_path / 'two', 2, limit=60)
+    innermost = kind == 'plain'
+    assert [rank['layouts'] for rank in ranks] == [
+        [False, innermost, False, innermost], [False, False, innermost, False]]
+    for rank in ranks:
+        assert max(rank['far']) < 1e-5 and rank['checked'] == [''], rank
+        assert len(rank['said']) == (1 if innermost else 2), rank
+    if not innermost:
+        assert all('channels last: its forward fails' in rank['said'][1] for rank in ranks)
