@@ -23,15 +23,15 @@ from kd_mm.ops.words import count
 from kd_mm.teachers import chunk, kernels
 from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
-from kd_mm.teachers.distance import distance
 from kd_mm.teachers.flow import Flow, Pair, plain_attention, plain_layer, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.layout import operators, usual_in
+from kd_mm.teachers.recorded import as_host, distance, put_back
 from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
 from kd_mm.teachers.tune import Tuning, candidates
-from kd_mm.types.records import Call, Recorded
+from kd_mm.types.records import Recorded
 
 #: A pass of the host's model that fills the taps.
 Forward = Callable[[Tensor, Any, Sequence[Tap]], None]
@@ -71,6 +71,8 @@ class Fast:
         #: how the records of parts are joined, by path; and why that is not possible.
         self.plans: Dict[str, Sequence[chunk.Dimension]] = {}
         self.refusal: Optional[str] = None
+        #: why the precision that is asked for is not possible.
+        self.fault: Optional[str] = None
         self.side: Optional[SideStream] = None
         self.compiled: Optional[Compiled] = None
         self.shared: Optional[Shared] = None
@@ -106,8 +108,21 @@ class Fast:
                 whole(images, samples, taps)
         except Exception:  # the model's own error comes again
             whole(images, samples, taps)
-        if self.speed.chunk and all(tap.fired for tap in taps):
-            self._learn_parts(images, samples, taps)
+        if all(tap.fired for tap in taps):
+            if self.speed.chunk:
+                self._learn_parts(images, samples, taps)
+            if self.speed.precision:
+                self._try_precision(images, samples, taps)
+
+    def _try_precision(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """Whether every operation of the model is there in the precision that is asked for."""
+        with put_back(taps):
+            try:
+                with _autocast(images.device, self.speed.precision):
+                    self.forward(images, samples, taps)
+                self.fault = None
+            except Exception as error:  # operators of a host's own have float32 only
+                self.fault = f'{type(error).__name__}: {error}'
 
     @contextmanager
     def _watching(self, images: Tensor, paths: Set[str]) -> Iterator[None]:
@@ -129,26 +144,25 @@ class Fast:
         if images.shape[0] < 2:
             self.refusal = 'the first pass had one image, from which nothing is known of several'
             return
-        whole = {tap.path: tap.read() for tap in taps}
-        try:
-            parts, self._area = [], images.shape[-2] * images.shape[-1]
-            for part in chunk.slices(images.shape[0], 1):
-                with LiveBytes() as made:
-                    self.forward(images[part], chunk.part_of(samples, part), taps)
-                self.needed = max(made.peak - made.held, 1)  # what is held at the end is what was tapped
-                parts.append({tap.path: tap.read() for tap in taps})
-            for path, record in whole.items():
-                found = [part[path] for part in parts]
-                self.plans[path] = chunk.plan(record, found)
-                far = distance(chunk.join(found, self.plans[path]), record)
-                if far > TOLERANCE:
-                    raise ValueError(f'{path!r} differs by {far:.1e}: its images depend on each other')
-        except Exception as error:  # a model may need what only whole batches have
-            self.refusal = f'{type(error).__name__}: {error}' if not isinstance(error, ValueError) else str(error)
-        finally:
-            for tap in taps:
-                tap.clear()
-                tap.put(whole[tap.path])
+        with put_back(taps) as whole:
+            try:
+                self._join_parts(images, samples, taps, whole)
+            except Exception as error:  # a model may need what only whole batches have
+                self.refusal = f'{type(error).__name__}: {error}' if not isinstance(error, ValueError) else str(error)
+
+    def _join_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap], whole: Mapping[str, Recorded]) -> None:
+        parts, self._area = [], images.shape[-2] * images.shape[-1]
+        for part in chunk.slices(images.shape[0], 1):
+            with LiveBytes() as made:
+                self.forward(images[part], chunk.part_of(samples, part), taps)
+            self.needed = max(made.peak - made.held, 1)  # what is held at the end is what was tapped
+            parts.append({tap.path: tap.read() for tap in taps})
+        for path, record in whole.items():
+            found = [part[path] for part in parts]
+            self.plans[path] = chunk.plan(record, found)
+            far = distance(chunk.join(found, self.plans[path]), record)
+            if far > TOLERANCE:
+                raise ValueError(f'{path!r} differs by {far:.1e}: its images depend on each other')
 
     def parts(self, count: int, area: int = 0) -> int:
         """How many of ``count`` images of ``area`` pixels (0: as in the dry pass) it sees at a time.
@@ -228,7 +242,8 @@ class Fast:
             self.side.join(tensor for record in records for tensor in chunk.tensors_of(record))
 
     def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
-        size = self._size(images) if form.chunk else images.shape[0]
+        known = all(tap.path in self.plans for tap in taps)  # of a tap that comes later nothing was learned
+        size = self._size(images) if form.chunk and known else images.shape[0]
         form = self._for(form, images)
         if size >= images.shape[0]:
             self._shared(form, images, samples, taps)
@@ -301,7 +316,7 @@ class Fast:
         if form.channels_last or form.precision:
             for tap in taps:
                 if tap.fired:
-                    tap.put(_as_host(tap.read(), wanted if form.precision else None))
+                    tap.put(as_host(tap.read(), wanted if form.precision else None))
 
     def _folded(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
         """The pass with its layers in their form; again where the flow is another than the one that was watched."""
@@ -449,26 +464,6 @@ def _proven_twice(pair: Pair, before: Optional[Pair]) -> Optional[Pair]:
     if before is None or before.norm is not pair.norm or before.activation is not pair.activation:
         return None
     return dataclasses.replace(pair, summed=pair.summed and before.summed)
-
-
-def _as_host(record: Recorded, dtype: Optional[torch.dtype]) -> Recorded:
-    """A record in the host's layout (and in ``dtype``): losses and second passes get what they would have got."""
-    def convert(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if dtype is not None and value.is_floating_point():
-                value = value.to(dtype)
-            return value.contiguous() if value.dim() == 4 and value.is_contiguous(
-                memory_format=torch.channels_last) else value
-        if type(value) in (tuple, list):
-            return type(value)(convert(item) for item in value)
-        if type(value) is dict:
-            return {key: convert(item) for key, item in value.items()}
-        return value
-
-    result = Recorded(convert(tensor) for tensor in record)
-    result.owner, result.memo = record.owner, {}
-    result.calls = tuple(Call(convert(call.args), convert(call.kwargs), convert(call.output)) for call in record.calls)
-    return result
 
 
 def _current_dtype(device: torch.device) -> torch.dtype:

@@ -152,6 +152,28 @@ def test_bad_speeds_fail_before_the_first_step(det, extra, message):
         train(det, [entry])
 
 
+def test_a_speed_that_no_teacher_looks_at_is_checked_all_the_same(det):
+    losses = dict(loss_fit=dict(type='FitNetLoss', student_at='backbone.layer2', teacher_at='backbone.layer3'))
+    given = dict(plain=dict(teacher=teacher_of(det), teacher_ckpt='random', speed='exact'))
+    for teachers in (dict(teacher='self'), dict(teachers=given)):
+        for speed, message in (('quick', "speed='quick' is not one of"), (dict(chunk='all'), "or 'auto'")):
+            with pytest.raises(ValueError, match=message):
+                Distiller(student_of(det), teachers.get('teacher'), losses, teachers=teachers.get('teachers'),
+                          speed=speed)
+
+
+def test_a_precision_without_its_operators_is_told_before_the_first_step(det):
+    """mmcv's deformable convolutions have no bfloat16 on a CPU."""
+    deformable = teacher_of(det, neck=dict(in_channels=[32, 64, 128, 256]), backbone=dict(
+        depth=50, dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+        stage_with_dcn=(False, True, False, False)))
+    losses = dict(loss_cwd=CWD['loss_cwd'])
+    with pytest.raises(ValueError, match=r"speed=dict\(precision='bf16'\) is not possible here: .*BFloat16.*Leave it"):
+        Distiller(student_of(det), deformable, losses, teacher_ckpt='random', speed=dict(precision='bf16'))
+    kd = Distiller(student_of(det), teacher_of(det), losses, teacher_ckpt='random', speed=dict(precision='bf16'))
+    assert kd.teacher.fast.fault is None
+
+
 def student_of(cfg):
     model = build_model(load_config(cfg.to_dict())[0], cfg.default_scope)
     model.init_weights()

@@ -316,6 +316,19 @@ def test_images_that_depend_on_each_other_stay_together():
     assert teacher.fast.parts(4) == 4
 
 
+def test_a_tap_that_comes_later_sees_the_batch_whole():
+    """Nothing was learned of how its parts are joined."""
+    teacher, tap, batch = chunked(dict(chunk=1))
+    late, images = Tap(teacher.model, 'conv', 'teacher'), torch.randn(3, 3, 16, 20)
+    for taps in ([tap], [tap, late], [late]):
+        teacher.run(images, (), taps, batch)
+        found = {one.path: one.read()[0] for one in taps}
+        with torch.no_grad():
+            maps = teacher.model.conv(images)
+        for path, value in found.items():
+            torch.testing.assert_close(value, maps if path == 'conv' else maps.exp().log())
+
+
 def test_auto_takes_parts_where_the_teacher_needs_more_than_the_student():
     teacher, tap, batch = chunked('auto')
     assert teacher.fast.needed > 0 and teacher.fast.parts(8) == 8  # nothing is known of the student

@@ -133,8 +133,9 @@ def test_options_of_a_convolution_in_a_sum(options, act, path):
 class Summed(nn.Module):
     """A norm after a convolution with options, and its sum with a shortcut of the same size."""
 
-    def __init__(self, options, act):
+    def __init__(self, options, act, in_place=True):
         super().__init__()
+        self.in_place = in_place
         self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, **options), nn.BatchNorm2d(8)
         self.side, self.side_norm = nn.Conv2d(8, 8, 3, **options), nn.BatchNorm2d(8)
         self.act, self.end = act, nn.Identity()
@@ -143,8 +144,32 @@ class Summed(nn.Module):
         maps = self.stem(images)
         side = self.side_norm(self.side(maps))
         out = self.norm(self.conv(maps))
-        out += side
+        if self.in_place:
+            out += side
+        else:
+            out = out + side
         return self.end(self.act(out))
+
+
+@pytest.mark.parametrize('act', [nn.ReLU(), nn.SiLU(), nn.LeakyReLU(0.3)], ids=str)
+@pytest.mark.parametrize('paths', [('end', ), ('norm', ), ('norm', 'act', 'end')], ids=str)
+def test_an_activation_after_a_sum_and_a_tap_before_it(act, paths):
+    """The library has a ReLU after a sum and nothing else; what is tapped in between is that alone."""
+    model = settle(Summed(dict(padding=1), act, in_place=False))
+    images, batch = torch.randn(2, 3, 32, 24), KDBatch(input_shape=(32, 24))
+    teacher, far, _ = teach(model, FORM, paths=('end', ), images=images)
+    assert far < 1e-5 and any(folded.pair.summed for folded in teacher.fast.folding.pairs)
+    assert not teacher.fast.dropped
+    taps = [Tap(model, path, 'teacher') for path in paths]
+    for _ in range(3):
+        teacher.run(images, (), taps, batch)
+        found = {tap.path: tap.read()[0] for tap in taps}
+    assert not teacher.fast.dropped
+    with torch.no_grad():
+        norm = model.norm(model.conv(model.stem(images)))
+        total = model.act(norm + model.side_norm(model.side(model.stem(images))))
+    for path, value in found.items():
+        torch.testing.assert_close(value, norm if path == 'norm' else total, rtol=1e-4, atol=1e-5)
 
 
 class OneImage(nn.Sequential):
@@ -254,7 +279,7 @@ def test_convolutions_of_usual_maps_stay_torchs(innermost):
     teacher, far, _ = teach(model, speed, paths=('end', ), images=images)
     with Operations() as operations:
         teacher.run(images, (), [Tap(model, 'end', 'teacher')], KDBatch(input_shape=(16, 20)))
-    assert far < 1e-5 and operations.names.count('_linear_pointwise') == 2
+    assert far < 1e-5 and operations.names.count('_linear_pointwise') == 2 and not teacher.fast.dropped
     assert operations.names.count('_convolution_pointwise') == (2 if innermost else 0)
     assert operations.names.count('gelu') == (0 if innermost else 1)
 
@@ -267,7 +292,7 @@ def test_without_the_library_torch_runs_as_ever(monkeypatch):
     tap = Tap(model, 'end', 'teacher')
     with Operations() as operations:
         teacher.run(torch.randn(2, 3, 16, 20), (), [tap], KDBatch(input_shape=(16, 20)))
-    assert not any('pointwise' in name for name in operations.names)
+    assert not any('pointwise' in name for name in operations.names) and not teacher.fast.dropped
 
 
 class Attending(nn.Module):

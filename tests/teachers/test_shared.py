@@ -1,5 +1,6 @@
 """The frozen start that student and teacher have in common: run once where it is equal, and as ever where it is not."""
 
+import contextlib
 import copy
 from unittest import mock
 
@@ -11,7 +12,9 @@ from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.teachers.shared import settled, similar
+from kd_mm.teachers.speed import Speed
 
+FORM = dict(fold=True, onednn=True, channels_last=True)
 LOSSES = dict(loss_kd=dict(type='FitNetLoss'))
 
 
@@ -260,3 +263,60 @@ def test_what_the_teacher_has_written_over_is_not_lent():
 def test_what_the_student_writes_over_is_not_the_teachers_record():
     places = dict(student_at='late', teacher_at='stage')
     assert compared(lambda student, teacher, distiller: writes(student.late), **places) == 0
+
+
+class Beside:
+    """Stands for a stream of CUDA."""
+
+    def running(self, given):
+        return contextlib.nullcontext()
+
+    def join(self, results):
+        pass
+
+
+@pytest.mark.parametrize('speed', ['tune', dict(chunk=1), dict(compile='eager'), dict(precision='bf16'), 'stream'],
+                         ids=str)
+def test_forms_in_which_each_runs_its_own_start(speed):
+    asked = []
+
+    def look(student, teacher, distiller):
+        fast = distiller.teacher.fast
+        if speed == 'stream':
+            fast.speed, fast.side = Speed(fold=True, stream=True), Beside()
+        fast.shared.start = lambda: asked.append(1)
+
+    assert run(dict(fold=True) if speed == 'stream' else speed, look)[1] == 2 and not asked
+
+
+def test_the_form_is_compared_with_the_hosts_own_first():
+    asked = []
+
+    def look(student, teacher, distiller):
+        start = distiller.teacher.fast.shared.start
+        distiller.teacher.fast.shared.start = lambda: asked.append(1) or start()
+
+    assert run(FORM, look, steps=3)[1] == 0 and len(asked) == 2
+
+
+class Residual(Net):
+    """What the teacher gives the student is the shortcut of its next block."""
+
+    def __init__(self):
+        super().__init__()
+        self.late, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        maps = self.stage(self.pool(self.relu(self.norm1(self.conv1(inputs)))))
+        maps = self.end(self.norm(self.late(maps)) + maps)
+        return dict(loss=maps.square().mean()) if mode == 'loss' else maps
+
+
+def test_no_sum_is_written_over_what_is_lent(monkeypatch):
+    monkeypatch.setitem(globals(), 'Net', Residual)
+    found, ran = run(FORM, at='end')
+    expected, _ = run('exact', never, at='end')
+    assert ran == 0
+    for one, other in zip(found, expected):
+        for own, theirs in zip(one, other):
+            torch.testing.assert_close(own, theirs)
