@@ -127,6 +127,14 @@ def test_a_peer_has_no_form_but_its_own(det):
         train(det, [hook(peer, CWD, speed=dict(fold=True))])
     runner, _ = train(det, [hook(peer, CWD)])
     assert fast_of(runner).speed.exact
+    teachers = dict(fixed=dict(teacher=teacher_of(det), teacher_ckpt='random'),
+                    peer=dict(teacher=peer, teacher_ckpt='random'))
+    losses = {f'loss_{name}': dict(CWD['loss_cwd'], teacher=name) for name in teachers}
+    with pytest.raises(ValueError, match="or give the peer speed='exact' where it is for the other teachers"):
+        Distiller(student_of(det), None, losses, teachers=teachers, speed='tune')
+    teachers['peer']['speed'] = 'exact'
+    found = Distiller(student_of(det), None, losses, teachers=teachers, speed='tune').teachers
+    assert found['fixed'].fast.speed.tune and found['peer'].fast.speed.exact
 
 
 def test_speed_of_each_teacher(det):

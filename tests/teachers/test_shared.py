@@ -41,7 +41,7 @@ class Net(nn.Module):
         return dict(loss=maps.square().mean()) if mode == 'loss' else maps
 
 
-def run(speed, change=None, steps=3, **at):
+def run(speed, change=None, steps=3, layout=torch.contiguous_format, **at):
     """Losses and gradients of some steps, and how often the student's own stage and stem ran."""
     torch.manual_seed(0)
     student = settle(Net())
@@ -64,7 +64,7 @@ def run(speed, change=None, steps=3, **at):
     found = []
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
-        inputs = torch.randn(2, 3, 16, 16, generator=generator)
+        inputs = torch.randn(2, 3, 16, 16, generator=generator).contiguous(memory_format=layout)
         del ran[:]
         with mock.patch.object(nn.Conv2d, '_conv_forward', counted):
             losses = student(inputs, (), mode='loss')
@@ -282,6 +282,8 @@ def test_forms_in_which_each_runs_its_own_start(speed):
 
     def look(student, teacher, distiller):
         fast = distiller.teacher.fast
+        if speed == 'tune':
+            fast.refusal = 'kept whole'
         if speed == 'stream':
             fast.speed, fast.side = Speed(fold=True, stream=True), Beside()
         fast.shared.start = lambda: asked.append(1)
@@ -312,10 +314,11 @@ class Residual(Net):
         return dict(loss=maps.square().mean()) if mode == 'loss' else maps
 
 
-def test_no_sum_is_written_over_what_is_lent(monkeypatch):
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_no_sum_is_written_over_what_is_lent(layout, monkeypatch):
     monkeypatch.setitem(globals(), 'Net', Residual)
-    found, ran = run(FORM, at='end')
-    expected, _ = run('exact', never, at='end')
+    found, ran = run(FORM, at='end', layout=layout)
+    expected, _ = run('exact', never, at='end', layout=layout)
     assert ran == 0
     for one, other in zip(found, expected):
         for own, theirs in zip(one, other):
