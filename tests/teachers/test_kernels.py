@@ -153,7 +153,7 @@ class Summed(nn.Module):
         return self.end(self.act(out))
 
 
-@pytest.mark.parametrize('act', [nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.LeakyReLU(0.3, inplace=True)], ids=str)
+@pytest.mark.parametrize('act', [nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.LeakyReLU(0.3, True)], ids=str)
 @pytest.mark.parametrize('paths', [('end', ), ('norm', ), ('norm', 'act', 'end')], ids=str)
 def test_an_activation_after_a_sum_and_a_tap_before_it(act, paths):
     """The library has a ReLU after a sum and nothing else; what is tapped in between is that alone."""
