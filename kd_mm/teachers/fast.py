@@ -372,8 +372,8 @@ class Fast:
                     if found is None:
                         break
                 if not distributed.everywhere(found is not None, images.device):
-                    tried[key] = f'{self._for(each, images).words}: ' + (
-                        error if found is None else 'it does not hold on another rank')
+                    tried[key] = f'{form.words}: it does not hold on another rank' if found is not None else (
+                        f'{self._for(each, images).words}: {error}')
                     continue
                 self.speed = form
                 if self.tuning is not None:  # what did not hold is not tried

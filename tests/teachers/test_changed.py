@@ -147,6 +147,7 @@ def test_a_look_for_other_modules_costs_next_to_nothing():
     lambda m: m.body[2].register_forward_hook(lambda module, given, output: output + 1),
     lambda m: m.rows[0].register_forward_pre_hook(lambda module, given: (given[0] + 1, )),
     lambda m: m.attention.register_forward_hook(lambda module, given, output: (output[0] + 1, None)),
+    lambda m: m.attention.register_forward_hook(lambda module, given, output: (output[0] * output[1].mean(), None)),
     lambda m: parametrizations.weight_norm(m.stem[0]), lambda m: doubled(m.stem[0]), lambda m: doubled(m.alone),
     lambda m: doubled(m.stem[1]), lambda m: doubled(m.body[2]), lambda m: doubled(m.rows[0])])
 def test_parameters_options_and_hooks_are_read_in_every_pass(change, speed):

@@ -205,11 +205,15 @@ def test_precision():
     model = settle(Chain())
     _, far, found = teach(model, dict(precision='bf16', fold=True), paths=('bn', ))
     assert 1e-4 < far < 0.05 and found['bn'][0].dtype == torch.float32
+    _, _, first = teach(model, dict(precision='bf16', fold=True), paths=('bn', ), runs=1)
+    assert torch.equal(first['bn'][0], found['bn'][0])  # forms are compared in float32, and what is taught is not
     # Under mixed-precision training a teacher has the dtype of the training, whether it is folded or not.
     for speed in ('auto', 'exact'):
-        with torch.autocast('cpu', torch.bfloat16):
-            _, far, found = teach(model, speed, paths=('b', ))
-        assert far < 0.05 and found['b'][0].dtype == torch.bfloat16
+        for runs in (1, 2):
+            with torch.autocast('cpu', torch.bfloat16):
+                teacher, far, found = teach(model, speed, paths=('b', ), runs=runs)
+            assert far < 0.05 and found['b'][0].dtype == torch.bfloat16
+            assert teacher.fast.speed.fold == (speed == 'auto')
     with torch.autocast('cpu', torch.bfloat16):
         _, _, found = teach(model, dict(precision='fp32'), paths=('b', ))
     with torch.no_grad():
@@ -258,6 +262,24 @@ def test_attention_weights_that_nobody_looks_at(looks):
         teacher.run(images, (), [tap], batch)
         found = tap.read()
     assert fast.distance(found, expected) < 1e-5 and model.attention.forward == original
+
+
+@pytest.mark.parametrize('speed', ['auto', dict(attention=True, onednn=True)], ids=str)
+def test_a_tap_at_an_attention_that_comes_later_has_its_weights(speed):
+    model = Attending('').eval()
+    images, batch = torch.randn(2, 8, 4, 4), KDBatch(input_shape=(4, 4))
+    teacher, _, _ = teach(model, speed, paths=('out', ), images=images)
+    assert teacher.fast.attentions
+    taps = [Tap(model, path, 'teacher') for path in ('attention', 'out')]
+    for _ in range(2):
+        teacher.run(images, (), taps, batch)
+        found = {tap.path: tap.read() for tap in taps}
+    tokens = images.flatten(2).permute(2, 0, 1)
+    with torch.no_grad():
+        expected = model.attention(tokens, tokens, tokens)
+    assert len(found['attention']) == 2
+    for one, other in zip(found['attention'], expected):
+        torch.testing.assert_close(one.flatten(), other.flatten())
 
 
 # -------------------------------------------------------------------------------------------- some images at a time
@@ -370,7 +392,7 @@ def test_what_was_decided_is_kept_for_a_resume():
     assert asked.fast.speed.channels_last and not asked.fast.checked
 
 
-@pytest.mark.parametrize('kind', ['plain', 'fragile'])
+@pytest.mark.parametrize('kind', ['plain', 'fragile', 'one'])
 def test_a_larger_batch_on_one_rank_alone(kind, tmp_path):
     """What holds is decided by all ranks, and the others do not see that batch: both layouts are checked at first."""
     worker = Path(__file__).resolve().parents[1] / 'helpers' / 'ddp_layout_worker.py'
@@ -382,4 +404,6 @@ def test_a_larger_batch_on_one_rank_alone(kind, tmp_path):
         assert max(rank['far']) < 1e-5 and rank['checked'] == [''], rank
         assert len(rank['said']) == (1 if innermost else 2), rank
     if not innermost:
-        assert all('channels last: its forward fails' in rank['said'][1] for rank in ranks)
+        reasons = ['its forward fails' if kind == 'fragile' or number else 'it does not hold on another rank'
+                   for number in range(2)]
+        assert all(f'channels last: {reason}' in rank['said'][1] for rank, reason in zip(ranks, reasons)), ranks
