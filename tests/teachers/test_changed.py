@@ -93,6 +93,14 @@ def test_a_module_that_is_exchanged_is_frozen_and_seen(number, speed):
         assert 'stem.0' in teacher.fast.folding.names  # the form is found anew
 
 
+def test_what_is_known_of_the_student_stays_known():
+    teacher, tap, images = taught(settle(Net()), 'auto')
+    teacher.fast.budget, teacher.fast.gradients, before = 3.0, 5.0, teacher.fast
+    teacher.model.alone = nn.Conv2d(8, 8, 3, padding=1)
+    teacher.run(images, (), [tap], BATCH)
+    assert teacher.fast is not before and (teacher.fast.budget, teacher.fast.gradients) == (3.0, 5.0)
+
+
 def test_a_module_that_is_tapped_is_exchanged():
     """At the end of the path there is another module now; a tap that comes later goes there as well."""
     teacher, tap, images = taught(settle(Net()), 'auto', 'body')

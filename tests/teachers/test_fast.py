@@ -8,6 +8,7 @@ import torch
 from chains import Chain, settle, teach
 from ranks import run as run_ranks
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kd_mm.hosts.taps import Tap
 from kd_mm.teachers import fast
@@ -222,6 +223,18 @@ def test_precision():
     assert torch.allclose(found['b'][0].float(), expected, rtol=0.01, atol=0.01)
 
 
+class Noisy(Chain):
+    """Draws in evaluation, too, as the noisy queries of a head."""
+
+    def forward(self, images):
+        return super().forward(images + torch.rand_like(images))
+
+
+def test_both_forms_draw_the_same_numbers():
+    teacher, _, _ = teach(settle(Noisy()), 'auto', paths=('bn', ))
+    assert teacher.fast.speed == teacher.fast.asked and 'a' in teacher.fast.folding.names
+
+
 class Attending(nn.Module):
 
     def __init__(self, looks):
@@ -262,6 +275,42 @@ def test_attention_weights_that_nobody_looks_at(looks):
         teacher.run(images, (), [tap], batch)
         found = tap.read()
     assert fast.distance(found, expected) < 1e-5 and model.attention.forward == original
+
+
+def test_two_passes_prove_which_weights_nobody_looks_at():
+    model = Attending('uses')
+    teacher, tap = Teacher(model, nn.Identity()), Tap(model, 'out', 'teacher')
+    teacher.go('auto')
+    for looks in ('uses', ''):
+        model.looks = looks
+        teacher.run(torch.randn(2, 8, 4, 4), (), [tap], KDBatch(input_shape=(4, 4)), full=True)
+        tap.clear()
+    assert not teacher.fast.attentions
+
+
+class Unwatched(Chain):
+    """Fails where somebody looks at its operations."""
+
+    def forward(self, images):
+        if _get_current_dispatch_mode() is not None:
+            raise RuntimeError('not with a mode')
+        return super().forward(images)
+
+
+@pytest.mark.parametrize('speed', ['auto', dict(fold=True), dict(onednn=True, channels_last=True)], ids=str)
+def test_a_model_that_cannot_be_watched_runs_all_the_same(speed):
+    teacher, far, _ = teach(settle(Unwatched()), speed, paths=('act', ))
+    assert far < 1e-5 and not teacher.fast.folding.pairs
+
+
+@pytest.mark.parametrize('speed', ['auto', dict(chunk=1), dict(precision='bf16')], ids=str)
+def test_a_tap_that_stays_silent_in_the_first_pass_is_no_fault_of_the_form(speed):
+    model = settle(Chain())
+    model.unused = nn.Identity()
+    teacher, taps = Teacher(model, nn.Conv2d(3, 3, 1)), [Tap(model, path, 'teacher') for path in ('act', 'unused')]
+    teacher.go(speed)
+    teacher.run(torch.randn(2, 3, 16, 20), (), taps, KDBatch(input_shape=(16, 20)), full=True)
+    assert [tap.fired for tap in taps] == [True, False] and taps[0].read()[0].shape == (2, 8, 16, 20)
 
 
 @pytest.mark.parametrize('speed', ['auto', dict(attention=True, onednn=True)], ids=str)

@@ -265,6 +265,10 @@ def test_what_the_student_writes_over_is_not_the_teachers_record():
     assert compared(lambda student, teacher, distiller: writes(student.late), **places) == 0
 
 
+def test_a_start_is_shared_again_after_another_module_was_exchanged():
+    assert compared(lambda student, teacher, distiller: setattr(teacher, 'end', nn.ReLU(inplace=True))) == 0
+
+
 class Beside:
     """Stands for a stream of CUDA."""
 
