@@ -51,6 +51,8 @@ class Block(nn.Module):
         identity = x if two[0] is self.d else self.sn(self.s(x))
         if self.twist == 'own input':
             identity = first
+        if self.twist == 'float':
+            identity = identity.float()
         if self.twist == 'broadcast':
             identity = identity[:1]
         if self.twist == 'one of two':
@@ -99,6 +101,14 @@ def test_a_convolution_that_waits_for_its_sum_sees_its_input_as_it_was(twist, dr
     model = settle(Block(twist))
     teacher, far, _ = teach(model, FORM, paths=('end', ), images=torch.randn(2, 3, 32, 24))
     assert far < 1e-5 and teacher.fast.dropped == dropped
+
+
+def test_a_sum_with_a_shortcut_in_float32_under_lower_precision():
+    """The watched pass ran in float32, where both parts are of one dtype."""
+    model = settle(Block('float'))
+    teacher, far, found = teach(model, dict(FORM, precision='bf16'), paths=('end', ), images=torch.randn(2, 3, 32, 24))
+    assert any(folded.pair.summed for folded in teacher.fast.folding.pairs)
+    assert 0 < far < 0.05 and not teacher.fast.dropped
 
 
 def test_a_sum_that_is_broadcast_later_is_none():
@@ -324,6 +334,15 @@ class Attending(nn.Module):
                              'memory': (rows, *[2 * rows] * 2), 'position': (*[rows + 1] * 2, rows)}[self.kind]
         mask = None if self.mask is None else torch.ones(len(rows), len(key)).tril().bool().logical_not()
         return self.end(self.attention(query=query, key=key, value=value, attn_mask=mask)[0])
+
+
+def test_attention_without_the_library_where_that_is_not_asked_for():
+    model = Attending('self')
+    images, tap = torch.randn(3, 8, 8, 6), Tap(model, 'end', 'teacher')
+    teacher, far, _ = teach(model, dict(attention=True), paths=('end', ), images=images)
+    with Operations() as operations:
+        teacher.run(images, (), [tap], KDBatch(input_shape=(8, 6)))
+    assert far < 1e-5 and teacher.fast.attentions and '_linear_pointwise' not in operations.names
 
 
 @pytest.mark.parametrize('kind, options', [

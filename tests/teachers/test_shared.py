@@ -36,7 +36,7 @@ class Net(nn.Module):
         return self
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
-        inputs = inputs * 1 if self.copies else inputs
+        inputs = inputs * self.copies if self.copies else inputs
         maps = self.end(self.late(self.stage(self.pool(self.relu(self.norm1(self.conv1(inputs)))))))
         return dict(loss=maps.square().mean()) if mode == 'loss' else maps
 
@@ -263,6 +263,41 @@ def test_what_the_teacher_has_written_over_is_not_lent():
 def test_what_the_student_writes_over_is_not_the_teachers_record():
     places = dict(student_at='late', teacher_at='stage')
     assert compared(lambda student, teacher, distiller: writes(student.late), **places) == 0
+
+
+def test_what_the_teacher_is_given_is_another_batch_later():
+    assert compared(lambda student, teacher, distiller: setattr(teacher, 'copies', 3.0)) == 2
+
+
+class Lower(Net):
+    """A model that chooses its own precision."""
+
+    dtype = None
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        with torch.autocast('cpu', self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            return super().forward(inputs, data_samples, mode)
+
+
+def test_a_student_in_another_precision_runs_its_own_start(monkeypatch):
+    monkeypatch.setitem(globals(), 'Net', Lower)
+    assert compared(lambda student, teacher, distiller: setattr(student, 'dtype', torch.bfloat16)) == 2
+    assert compared(lambda student, teacher, distiller: [
+        setattr(model, 'dtype', torch.bfloat16) for model in (student, teacher)]) == 0
+
+
+class Twice(Net):
+    """One module runs twice, one after the other."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        maps = self.stage(self.stage(self.pool(self.relu(self.norm1(self.conv1(inputs))))))
+        maps = self.end(self.late(maps))
+        return dict(loss=maps.square().mean()) if mode == 'loss' else maps
+
+
+def test_a_module_that_runs_twice_is_no_common_start(monkeypatch):
+    monkeypatch.setitem(globals(), 'Net', Twice)
+    assert compared(lambda student, teacher, distiller: None) == 3
 
 
 def test_a_start_is_shared_again_after_another_module_was_exchanged():
