@@ -451,6 +451,7 @@ def test_a_larger_batch_on_one_rank_alone(kind, tmp_path):
         [False, innermost, False, innermost], [False, False, innermost, False]]
     for rank in ranks:
         assert max(rank['far']) < 1e-5 and rank['checked'] == [''], rank
+        assert rank['chosen'] == 'as the host runs it'  # by all ranks' times
         assert len(rank['said']) == (1 if innermost else 2), rank
     if not innermost:
         reasons = ['its forward fails' if kind == 'fragile' or number else 'it does not hold on another rank'

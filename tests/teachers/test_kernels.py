@@ -263,6 +263,10 @@ def test_a_tensor_that_is_part_of_a_sum_is_gone():
     tensor = Late(torch.float32, (2, ), late, lambda other: None, gone)
     assert (tensor + torch.zeros(2)).tolist() == [1, 1] and tensor.mul_(3).tolist() == [3, 3] and len(made) == 1
     assert torch.cat([tensor, torch.zeros(1)]).tolist() == [3, 3, 0] and tensor.shape == (2, )
+    tensor = Late(torch.float32, (2, ), late, lambda other: other.add_(5), gone)  # it is no longer what it was made as
+    assert tensor.mul_(3).tolist() == [3, 3] and (tensor + torch.zeros(2)).tolist() == [3, 3]
+    tensor = Late(torch.float32, (2, ), late, lambda other: other.add_(5), gone)
+    assert torch.add(tensor, torch.ones(2), alpha=2).tolist() == [3, 3]
 
 
 class Mixed(nn.Module):
