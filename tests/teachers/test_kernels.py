@@ -184,6 +184,22 @@ def test_an_activation_after_a_sum_and_a_tap_before_it(act, paths):
         torch.testing.assert_close(value, norm if path == 'norm' else total, rtol=1e-4, atol=1e-5)
 
 
+class SumAgain(Summed):
+    """The sum is wanted without its activation, too."""
+
+    def forward(self, images):
+        maps = self.stem(images)
+        out = self.norm(self.conv(maps)) + self.side_norm(self.side(maps))
+        return self.end(self.act(out) + out)
+
+
+def test_a_sum_that_is_wanted_after_its_activation_has_none():
+    model = settle(SumAgain(dict(padding=1), nn.ReLU()))
+    teacher, far, _ = teach(model, FORM, paths=('end', ), images=torch.randn(2, 3, 32, 24))
+    summed, = (folded for folded in teacher.fast.folding.pairs if folded.pair.summed)
+    assert far < 1e-5 and summed.pair.activation is None and not teacher.fast.dropped
+
+
 class OneImage(nn.Sequential):
 
     def forward(self, images):
