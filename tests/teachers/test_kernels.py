@@ -82,7 +82,7 @@ def test_a_sum_is_written_over_what_nobody_wants_any_more(twist):
     assert far < 1e-5 and torch.equal(images, given), twist
     summed = {folded.pair.name for folded in teacher.fast.folding.pairs if folded.pair.summed}
     expected = {'': {'b', 'd'}, 'sum kept': {'b', 'd'}, 'no relu': {'b', 'd'}, 'used later': {'b'}, 'kept': {'b'}}
-    assert summed == expected.get(twist, set())
+    assert summed == expected.get(twist, set()) and not teacher.fast.dropped
     tap = Tap(model, 'end', 'teacher')
     with Operations() as operations:
         teacher.run(images, (), [tap], KDBatch(input_shape=(32, 24)))
@@ -198,6 +198,28 @@ def test_a_sum_that_is_wanted_after_its_activation_has_none():
     teacher, far, _ = teach(model, FORM, paths=('end', ), images=torch.randn(2, 3, 32, 24))
     summed, = (folded for folded in teacher.fast.folding.pairs if folded.pair.summed)
     assert far < 1e-5 and summed.pair.activation is None and not teacher.fast.dropped
+
+
+class NormAgain(nn.Module):
+    """What an activation is given is wanted without it, too."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.with_norm, self.act, self.end = norm, nn.ReLU(), nn.Identity()
+
+    def forward(self, images):
+        maps = self.conv(self.stem(images))
+        maps = self.norm(maps) if self.with_norm else maps
+        return self.end(self.act(maps) + maps)
+
+
+@pytest.mark.parametrize('norm', [True, False])
+def test_what_is_wanted_after_its_activation_has_none(norm):
+    model = settle(NormAgain(norm))
+    teacher, far, _ = teach(model, FORM, paths=('end', ), images=torch.randn(2, 3, 32, 24))
+    found = [(folded.pair.name, folded.pair.activation) for folded in teacher.fast.folding.pairs]
+    assert far < 1e-5 and found == ([('conv', None)] if norm else []) and not teacher.fast.dropped
 
 
 class OneImage(nn.Sequential):
