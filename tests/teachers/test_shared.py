@@ -345,11 +345,11 @@ class Residual(Net):
 
     def __init__(self):
         super().__init__()
-        self.late, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.middle, self.late, self.norm = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         maps = self.stage(self.pool(self.relu(self.norm1(self.conv1(inputs)))))
-        maps = self.end(self.norm(self.late(maps)) + maps)
+        maps = self.end(self.norm(self.late(self.middle(maps))) + maps)
         return dict(loss=maps.square().mean()) if mode == 'loss' else maps
 
 
