@@ -285,6 +285,7 @@ class Distiller(nn.Module):
         """Go over to another instance of the same student, whose parts may be wrapped: before it is attached."""
         self.__dict__['student'] = student
         self.current.move(student)
+        self.labelling.move(student)
         for teacher in self.teachers.values():
             if isinstance(teacher, EMATeacher):
                 teacher.move(student)

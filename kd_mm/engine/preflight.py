@@ -297,6 +297,9 @@ class Preflight:
                     if teacher.fast.refusal and teacher.fast.asked.chunk not in (None, AUTO):
                         self.problems.add(f'{step.word(name)}: speed=dict(chunk={teacher.fast.asked.chunk}) is not '
                                           f'possible: {teacher.fast.refusal}. Leave it out')
+                    if teacher.fast.fault:
+                        self.problems.add(f'{step.word(name)}: speed=dict(precision={teacher.fast.asked.precision!r}) '
+                                          f'is not possible here: {teacher.fast.fault}. Leave it out')
                 return passed
             except TokenSizeError as error:  # it would be a guess at any other size, too
                 step.clear()

@@ -123,6 +123,8 @@ class Step:
         for (name, _), tap in self.taps.items():
             if name == STUDENT:
                 tap.move(student)
+        for teacher in self.teachers.values():
+            teacher.fast.shared = None  # it compares the modules of the instance before, and would keep them
         if self.labelling is not None:
             self.labelling.move(student)
 

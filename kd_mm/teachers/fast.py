@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
-from kd_mm.hosts.taps import Tap, tensors_in
+from kd_mm.hosts.taps import Tap
 from kd_mm.ops import distributed
 from kd_mm.ops.live import LiveBytes
 from kd_mm.ops.modes import autocast_dtype, preserved_random_state
@@ -26,11 +26,12 @@ from kd_mm.teachers.compiled import Compiled
 from kd_mm.teachers.flow import Flow, Pair, plain_attention, plain_layer, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.layout import operators, usual_in
+from kd_mm.teachers.recorded import as_host, distance, put_back
 from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
 from kd_mm.teachers.tune import Tuning, candidates
-from kd_mm.types.records import Call, Recorded
+from kd_mm.types.records import Recorded
 
 #: A pass of the host's model that fills the taps.
 Forward = Callable[[Tensor, Any, Sequence[Tap]], None]
@@ -70,6 +71,8 @@ class Fast:
         #: how the records of parts are joined, by path; and why that is not possible.
         self.plans: Dict[str, Sequence[chunk.Dimension]] = {}
         self.refusal: Optional[str] = None
+        #: why the precision that is asked for is not possible.
+        self.fault: Optional[str] = None
         self.side: Optional[SideStream] = None
         self.compiled: Optional[Compiled] = None
         self.shared: Optional[Shared] = None
@@ -105,8 +108,21 @@ class Fast:
                 whole(images, samples, taps)
         except Exception:  # the model's own error comes again
             whole(images, samples, taps)
-        if self.speed.chunk and all(tap.fired for tap in taps):
-            self._learn_parts(images, samples, taps)
+        if all(tap.fired for tap in taps):
+            if self.speed.chunk:
+                self._learn_parts(images, samples, taps)
+            if self.speed.precision:
+                self._try_precision(images, samples, taps)
+
+    def _try_precision(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
+        """Whether every operation of the model is there in the precision that is asked for."""
+        with put_back(taps):
+            try:
+                with _autocast(images.device, self.speed.precision):
+                    self.forward(images, samples, taps)
+                self.fault = None
+            except Exception as error:  # operators of a host's own have float32 only
+                self.fault = f'{type(error).__name__}: {error}'
 
     @contextmanager
     def _watching(self, images: Tensor, paths: Set[str]) -> Iterator[None]:
@@ -128,26 +144,25 @@ class Fast:
         if images.shape[0] < 2:
             self.refusal = 'the first pass had one image, from which nothing is known of several'
             return
-        whole = {tap.path: tap.read() for tap in taps}
-        try:
-            parts, self._area = [], images.shape[-2] * images.shape[-1]
-            for part in chunk.slices(images.shape[0], 1):
-                with LiveBytes() as made:
-                    self.forward(images[part], chunk.part_of(samples, part), taps)
-                self.needed = max(made.peak - made.held, 1)  # what is held at the end is what was tapped
-                parts.append({tap.path: tap.read() for tap in taps})
-            for path, record in whole.items():
-                found = [part[path] for part in parts]
-                self.plans[path] = chunk.plan(record, found)
-                far = distance(chunk.join(found, self.plans[path]), record)
-                if far > TOLERANCE:
-                    raise ValueError(f'{path!r} differs by {far:.1e}: its images depend on each other')
-        except Exception as error:  # a model may need what only whole batches have
-            self.refusal = f'{type(error).__name__}: {error}' if not isinstance(error, ValueError) else str(error)
-        finally:
-            for tap in taps:
-                tap.clear()
-                tap.put(whole[tap.path])
+        with put_back(taps) as whole:
+            try:
+                self._join_parts(images, samples, taps, whole)
+            except Exception as error:  # a model may need what only whole batches have
+                self.refusal = f'{type(error).__name__}: {error}' if not isinstance(error, ValueError) else str(error)
+
+    def _join_parts(self, images: Tensor, samples: Any, taps: Sequence[Tap], whole: Mapping[str, Recorded]) -> None:
+        parts, self._area = [], images.shape[-2] * images.shape[-1]
+        for part in chunk.slices(images.shape[0], 1):
+            with LiveBytes() as made:
+                self.forward(images[part], chunk.part_of(samples, part), taps)
+            self.needed = max(made.peak - made.held, 1)  # what is held at the end is what was tapped
+            parts.append({tap.path: tap.read() for tap in taps})
+        for path, record in whole.items():
+            found = [part[path] for part in parts]
+            self.plans[path] = chunk.plan(record, found)
+            far = distance(chunk.join(found, self.plans[path]), record)
+            if far > TOLERANCE:
+                raise ValueError(f'{path!r} differs by {far:.1e}: its images depend on each other')
 
     def parts(self, count: int, area: int = 0) -> int:
         """How many of ``count`` images of ``area`` pixels (0: as in the dry pass) it sees at a time.
@@ -227,7 +242,8 @@ class Fast:
             self.side.join(tensor for record in records for tensor in chunk.tensors_of(record))
 
     def _run(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
-        size = self._size(images) if form.chunk else images.shape[0]
+        known = all(tap.path in self.plans for tap in taps)  # of a tap that comes later nothing was learned
+        size = self._size(images) if form.chunk and known else images.shape[0]
         form = self._for(form, images)
         if size >= images.shape[0]:
             self._shared(form, images, samples, taps)
@@ -259,9 +275,21 @@ class Fast:
             channels_last=form.channels_last and not (small and form.chosen and not form.tune))
 
     def _keys(self, taps: Sequence[Tap], images: Tensor) -> List[str]:
-        """What is checked once: each tap, and once more where a larger batch takes another layout."""
-        layout = ' (channels last)' if self._for(self.speed, images).channels_last else ''
+        """What is checked once: each tap, and once more where a larger batch takes another layout.
+
+        With several ranks both layouts are checked at once: the larger batch may come on one rank alone, and what
+        holds is decided by all.
+        """
+        layout = ' (channels last)' if distributed.world_size() == 1 and self._for(
+            self.speed, images).channels_last else ''
         return [f'{tap.path}{layout}' for tap in taps]
+
+    def _layouts(self, form: Speed, images: Tensor) -> List[Speed]:
+        """A form in each layout that is to be checked on these images; the last one is theirs."""
+        if distributed.world_size() == 1 or not form.chosen or not form.channels_last:
+            return [form]
+        own = self._for(form, images).channels_last
+        return [dataclasses.replace(form, channels_last=innermost, tune=innermost) for innermost in (not own, own)]
 
     def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap],
               shared: Optional[Shared] = None) -> None:
@@ -288,7 +316,7 @@ class Fast:
         if form.channels_last or form.precision:
             for tap in taps:
                 if tap.fired:
-                    tap.put(_as_host(tap.read(), wanted if form.precision else None))
+                    tap.put(as_host(tap.read(), wanted if form.precision else None))
 
     def _folded(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
         """The pass with its layers in their form; again where the flow is another than the one that was watched."""
@@ -329,17 +357,23 @@ class Fast:
                 self._run(Speed(chunk=self.speed.chunk), images, samples, taps)
             exact = {tap.path: tap.read() for tap in taps}
             found: Optional[Dict[str, Recorded]] = exact
-            tried: Dict[Speed, str] = {}
+            tried: Dict[Any, str] = {}
             for form in self._candidates():
-                used = self._for(form, images)
-                if used.exact:
+                layouts = self._layouts(form, images)
+                every = [self._for(each, images) for each in layouts]
+                used, key = every[-1], frozenset(every)
+                if all(each.exact for each in every):
                     found, self.speed = exact, form
                     break
-                if used in tried:  # it differs from one that does not hold in what is not used here
+                if key in tried:  # it differs from one that does not hold in what is not used here
                     continue
-                error, found = self._difference(form, images, samples, taps, exact)
+                for each in layouts:
+                    error, found = self._difference(each, images, samples, taps, exact)
+                    if found is None:
+                        break
                 if not distributed.everywhere(found is not None, images.device):
-                    tried[used] = error
+                    tried[key] = f'{form.words}: it does not hold on another rank' if found is not None else (
+                        f'{self._for(each, images).words}: {error}')
                     continue
                 self.speed = form
                 if self.tuning is not None:  # what did not hold is not tried
@@ -351,8 +385,8 @@ class Fast:
                 self._told = words
                 break
         if tried:
-            left = '; '.join(f'{form.words}: {error}' for form, error in tried.items())
-            self._say(f'what is not within {TOLERANCE:g} of the exact forward on this batch is left out. {left}')
+            self._say(f'what is not within {TOLERANCE:g} of the exact forward on this batch is left out. '
+                      f'{"; ".join(tried.values())}')
         self.checked.update(self._keys(taps, images))
         if mixed or self.speed.precision or found is None:
             self.run(images, samples, taps)
@@ -430,54 +464,6 @@ def _proven_twice(pair: Pair, before: Optional[Pair]) -> Optional[Pair]:
     if before is None or before.norm is not pair.norm or before.activation is not pair.activation:
         return None
     return dataclasses.replace(pair, summed=pair.summed and before.summed)
-
-
-def distance(found: Recorded, exact: Recorded) -> float:
-    """The largest difference between two records of one tap, of each tensor relative to its largest value; infinite
-    where they do not compare.
-
-    A tensor counts as at least a hundredth of the largest of the tap: a norm over one value (a map of one cell) gives
-    0, and by rounding not quite.
-    """
-    own, theirs = _all_tensors(found), _all_tensors(exact)
-    if [tensor.shape for tensor in own] != [tensor.shape for tensor in theirs]:
-        return float('inf')
-    gaps, sizes = [], []
-    for one, other in zip(own, theirs):
-        finite = torch.isfinite(other)
-        if not torch.equal(torch.isfinite(one), finite):
-            return float('inf')
-        if one.numel():
-            one, other = torch.where(finite, one, 0).double(), torch.where(finite, other, 0).double()
-            gaps.append(float((one - other).abs().max()))
-            sizes.append(float(other.abs().max()))
-    floor = 0.01 * max(sizes, default=0.0)
-    return max((gap / max(size, floor) if max(size, floor) else float('inf')
-                for gap, size in zip(gaps, sizes) if gap), default=0.0)
-
-
-def _all_tensors(record: Recorded) -> List[Tensor]:
-    return [*record, *(tensor for call in record.calls for tensor in tensors_in(call.output))]
-
-
-def _as_host(record: Recorded, dtype: Optional[torch.dtype]) -> Recorded:
-    """A record in the host's layout (and in ``dtype``): losses and second passes get what they would have got."""
-    def convert(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if dtype is not None and value.is_floating_point():
-                value = value.to(dtype)
-            return value.contiguous() if value.dim() == 4 and value.is_contiguous(
-                memory_format=torch.channels_last) else value
-        if type(value) in (tuple, list):
-            return type(value)(convert(item) for item in value)
-        if type(value) is dict:
-            return {key: convert(item) for key, item in value.items()}
-        return value
-
-    result = Recorded(convert(tensor) for tensor in record)
-    result.owner, result.memo = record.owner, {}
-    result.calls = tuple(Call(convert(call.args), convert(call.kwargs), convert(call.output)) for call in record.calls)
-    return result
 
 
 def _current_dtype(device: torch.device) -> torch.dtype:

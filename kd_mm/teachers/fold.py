@@ -38,6 +38,18 @@ class FlowChanged(Exception):  # noqa: N818  (a signal: the pass is done again w
         self.pair = pair
 
 
+class _Given:
+    """What a module gave, as it was then."""
+
+    def __init__(self, tensor: Tensor):
+        # of one whose convolution waits to ask for anything makes it run; it is never written over
+        self._ref, self._version = weakref.ref(tensor), None if isinstance(tensor, Late) else tensor._version
+
+    def same(self, tensor: Tensor) -> bool:
+        """Whether this is that very tensor, and nothing has written over it."""
+        return self._ref() is tensor and (self._version is None or tensor._version == self._version)
+
+
 class Folded:
     """One pair in its folded form.
 
@@ -50,7 +62,7 @@ class Folded:
         self.pair, self.fixed = pair, fixed
         self._kept: Optional[Tuple[Any, Tensor, Tensor]] = None
         self._made_of: Any = ()
-        self._out: Any = None  # weak reference to what the norm is to be given
+        self._out: Optional[_Given] = None  # what the norm is to be given
         self.folding: Any = None
 
     def pays(self, images: Tensor) -> bool:
@@ -135,7 +147,7 @@ class Folded:
                 output: Tensor = self._late(images, run, fused)
             else:
                 output = run(images)
-            self._out = weakref.ref(output)
+            self._out = _Given(output)
             if self.pair.norm is None and activation is not None:
                 self._out = None
                 activation.forward.expect(self, output)
@@ -175,7 +187,7 @@ class Folded:
         activation: Any = self.pair.activation if fused else None
 
         def forward(given: Tensor) -> Tensor:
-            if self._out is None or self._out() is not given:
+            if self._out is None or not self._out.same(given):
                 return original(given)
             self._out = None
             if activation is not None:
@@ -203,12 +215,12 @@ class Passed:
 
     def __init__(self, original: Any):
         self.original = original
-        self._waiting: Optional[Tuple[Folded, Any]] = None
+        self._waiting: Optional[Tuple[Folded, _Given]] = None
 
     def expect(self, folded: Folded, output: Tensor) -> None:
         """The next input is ``output``, of this pair."""
         self.settled()
-        self._waiting = folded, weakref.ref(output)
+        self._waiting = folded, _Given(output)
 
     def settled(self) -> None:
         """Raise if something that has the activation already was not given to it.
@@ -220,7 +232,7 @@ class Passed:
             raise FlowChanged(self._waiting[0].pair)
 
     def __call__(self, given: Tensor) -> Tensor:
-        if self._waiting is not None and self._waiting[1]() is given:
+        if self._waiting is not None and self._waiting[1].same(given):
             self._waiting = None
             return given
         return self.original(given)

@@ -68,7 +68,8 @@ class PeerTeacher(Teacher):
         """A peer trains: it runs as the host runs it."""
         super().go(EXACT)
         if speed not in (AUTO, EXACT):
-            raise ValueError(f'peer {self.name}: speed={speed!r} is for a teacher that does not train. Leave it out')
+            raise ValueError(f'peer {self.name}: speed={speed!r} is for a teacher that does not train. Leave it out, '
+                             f'or give the peer speed={EXACT!r} where it is for the other teachers')
 
     def look(self, view: Any, input_key: Optional[str] = None) -> None:
         """A peer learns from the same pictures with the same targets."""

@@ -31,6 +31,7 @@ import os
 import re
 from typing import Any, Dict, Optional, Sequence
 
+import torch
 from torch import nn
 
 from kd_mm.hosts.files import find, is_relative, places
@@ -47,7 +48,7 @@ from kd_mm.teachers.foundation.transformers_source import transformers_backbone
 from kd_mm.teachers.peer import PeerTeacher
 from kd_mm.teachers.plain import build_plain
 from kd_mm.teachers.spec import OWN, RANDOM, TeacherSpec
-from kd_mm.teachers.speed import AUTO
+from kd_mm.teachers.speed import AUTO, speed_of
 
 SELF = 'self'
 STUDENT = 'student'
@@ -166,6 +167,11 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
     else:
         entries = dict(teachers)
     built: Dict[str, Teacher] = {}
+    if all('speed' in entry or _is_self(entry) for entry in entries.values()):
+        try:  # no teacher looks at it
+            speed_of('kd_mm', speed, next(student.parameters(), torch.zeros(())).device)
+        except ValueError as error:
+            problems.add(error)
     for name, entry in entries.items():
         where = '' if teachers is None else f'teachers[{name!r}]: '
         wrong = sorted(set(entry) - set(_KEYS))
@@ -174,7 +180,7 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
                          else f'{where}choose another name')
             continue
         source = entry.get('teacher')
-        if isinstance(source, str) and source == SELF:
+        if _is_self(entry):
             if teachers is not None:
                 problems.add(f"{where}the student itself is always there; losses name it with teacher='self'")
             elif view is not None or input_key is not None:
@@ -194,6 +200,11 @@ def build_teachers(student: nn.Module, teacher: Any, checkpoint: Optional[str], 
         except Exception as error:  # the registry and the models raise anything
             problems.add(where + _in_words(error, source))
     return built
+
+
+def _is_self(entry: Any) -> bool:
+    source = entry.get('teacher')
+    return isinstance(source, str) and source == SELF
 
 
 def weights_file(path: Any, folder: Optional[str]) -> Any:

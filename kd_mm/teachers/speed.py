@@ -123,8 +123,18 @@ def _backend(owner: str, name: str, value: Any) -> Any:
     return value if value in known else one_of(owner, name, value, (True, False, *torch._dynamo.list_backends()))
 
 
+def _chunk(owner: str, name: str, value: Any) -> Any:
+    """A number of images, or what stands for one."""
+    if value is None or isinstance(value, str) and value == AUTO:
+        return value
+    try:
+        return whole(owner, name, value)
+    except ValueError as error:
+        raise ValueError(f'{error} (images at a time), or {AUTO!r}') from None
+
+
 _CHECKS: Dict[str, Callable[[str, str, Any], Any]] = dict(
     fold=boolean, attention=boolean, onednn=boolean, channels_last=boolean,
     precision=lambda owner, name, value: value if value is None else one_of(owner, name, value, tuple(PRECISIONS)),
     stream=boolean, compile=_backend,
-    chunk=lambda owner, name, value: value if value in (None, AUTO) else whole(owner, name, value))
+    chunk=_chunk)

@@ -127,6 +127,14 @@ def test_a_peer_has_no_form_but_its_own(det):
         train(det, [hook(peer, CWD, speed=dict(fold=True))])
     runner, _ = train(det, [hook(peer, CWD)])
     assert fast_of(runner).speed.exact
+    teachers = dict(fixed=dict(teacher=teacher_of(det), teacher_ckpt='random'),
+                    peer=dict(teacher=peer, teacher_ckpt='random'))
+    losses = {f'loss_{name}': dict(CWD['loss_cwd'], teacher=name) for name in teachers}
+    with pytest.raises(ValueError, match="or give the peer speed='exact' where it is for the other teachers"):
+        Distiller(student_of(det), None, losses, teachers=teachers, speed='tune')
+    teachers['peer']['speed'] = 'exact'
+    found = Distiller(student_of(det), None, losses, teachers=teachers, speed='tune').teachers
+    assert found['fixed'].fast.speed.tune and found['peer'].fast.speed.exact
 
 
 def test_speed_of_each_teacher(det):
@@ -150,6 +158,28 @@ def test_bad_speeds_fail_before_the_first_step(det, extra, message):
         teacher=teacher_of(det), teacher_ckpt='random')), **extra)
     with pytest.raises(ValueError, match=message):
         train(det, [entry])
+
+
+def test_a_speed_that_no_teacher_looks_at_is_checked_all_the_same(det):
+    losses = dict(loss_fit=dict(type='FitNetLoss', student_at='backbone.layer2', teacher_at='backbone.layer3'))
+    given = dict(plain=dict(teacher=teacher_of(det), teacher_ckpt='random', speed='exact'))
+    for teachers in (dict(teacher='self'), dict(teachers=given)):
+        for speed, message in (('quick', "speed='quick' is not one of"), (dict(chunk='all'), "or 'auto'")):
+            with pytest.raises(ValueError, match=message):
+                Distiller(student_of(det), teachers.get('teacher'), losses, teachers=teachers.get('teachers'),
+                          speed=speed)
+
+
+def test_a_precision_without_its_operators_is_told_before_the_first_step(det):
+    """mmcv's deformable convolutions have no bfloat16 on a CPU."""
+    deformable = teacher_of(det, neck=dict(in_channels=[32, 64, 128, 256]), backbone=dict(
+        depth=50, dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+        stage_with_dcn=(False, True, False, False)))
+    losses = dict(loss_cwd=CWD['loss_cwd'])
+    with pytest.raises(ValueError, match=r"speed=dict\(precision='bf16'\) is not possible here: .*BFloat16.*Leave it"):
+        Distiller(student_of(det), deformable, losses, teacher_ckpt='random', speed=dict(precision='bf16'))
+    kd = Distiller(student_of(det), teacher_of(det), losses, teacher_ckpt='random', speed=dict(precision='bf16'))
+    assert kd.teacher.fast.fault is None
 
 
 def student_of(cfg):

@@ -64,6 +64,17 @@ def test_the_teacher_is_done_before_the_student_begins(det):
     assert events == ['teacher', 'student']
 
 
+def test_a_student_that_another_one_replaces_is_let_go(det):
+    """With FSDP the distiller is built beside a plain twin, whose weights nobody needs twice."""
+    twin, student = student_of(det), student_of(det)
+    kd = Distiller(twin, teacher_of(det), dict(loss_kd=CWD), teacher_ckpt='random', scope='mmdet')
+    kd.move(student)
+    alive = weakref.ref(twin)
+    del twin
+    gc.collect()
+    assert alive() is None
+
+
 def test_only_what_is_tapped_of_the_teacher_is_alive_in_the_students_forward(det):
     student = student_of(det)
     kd = Distiller(student, teacher_of(det), dict(loss_kd=CWD), teacher_ckpt='random', scope='mmdet')

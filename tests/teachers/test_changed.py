@@ -93,6 +93,14 @@ def test_a_module_that_is_exchanged_is_frozen_and_seen(number, speed):
         assert 'stem.0' in teacher.fast.folding.names  # the form is found anew
 
 
+def test_what_is_known_of_the_student_stays_known():
+    teacher, tap, images = taught(settle(Net()), 'auto')
+    teacher.fast.budget, teacher.fast.gradients, before = 3.0, 5.0, teacher.fast
+    teacher.model.alone = nn.Conv2d(8, 8, 3, padding=1)
+    teacher.run(images, (), [tap], BATCH)
+    assert teacher.fast is not before and (teacher.fast.budget, teacher.fast.gradients) == (3.0, 5.0)
+
+
 def test_a_module_that_is_tapped_is_exchanged():
     """At the end of the path there is another module now; a tap that comes later goes there as well."""
     teacher, tap, images = taught(settle(Net()), 'auto', 'body')
@@ -147,6 +155,7 @@ def test_a_look_for_other_modules_costs_next_to_nothing():
     lambda m: m.body[2].register_forward_hook(lambda module, given, output: output + 1),
     lambda m: m.rows[0].register_forward_pre_hook(lambda module, given: (given[0] + 1, )),
     lambda m: m.attention.register_forward_hook(lambda module, given, output: (output[0] + 1, None)),
+    lambda m: m.attention.register_forward_hook(lambda module, given, output: (output[0] * output[1].mean(), None)),
     lambda m: parametrizations.weight_norm(m.stem[0]), lambda m: doubled(m.stem[0]), lambda m: doubled(m.alone),
     lambda m: doubled(m.stem[1]), lambda m: doubled(m.body[2]), lambda m: doubled(m.rows[0])])
 def test_parameters_options_and_hooks_are_read_in_every_pass(change, speed):

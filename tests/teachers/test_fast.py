@@ -1,11 +1,14 @@
 """The form in which a teacher runs: what is taken by itself, what is checked, what is refused."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from chains import Chain, settle, teach
+from ranks import run as run_ranks
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kd_mm.hosts.taps import Tap
 from kd_mm.teachers import fast
@@ -203,17 +206,35 @@ def test_precision():
     model = settle(Chain())
     _, far, found = teach(model, dict(precision='bf16', fold=True), paths=('bn', ))
     assert 1e-4 < far < 0.05 and found['bn'][0].dtype == torch.float32
+    _, _, first = teach(model, dict(precision='bf16', fold=True), paths=('bn', ), runs=1)
+    assert torch.equal(first['bn'][0], found['bn'][0])  # forms are compared in float32, and what is taught is not
     # Under mixed-precision training a teacher has the dtype of the training, whether it is folded or not.
     for speed in ('auto', 'exact'):
-        with torch.autocast('cpu', torch.bfloat16):
-            _, far, found = teach(model, speed, paths=('b', ))
-        assert far < 0.05 and found['b'][0].dtype == torch.bfloat16
+        for runs in (1, 2):
+            with torch.autocast('cpu', torch.bfloat16):
+                teacher, far, found = teach(model, speed, paths=('b', ), runs=runs)
+            assert far < 0.05 and found['b'][0].dtype == torch.bfloat16
+            assert teacher.fast.speed.fold == (speed == 'auto')
     with torch.autocast('cpu', torch.bfloat16):
         _, _, found = teach(model, dict(precision='fp32'), paths=('b', ))
     with torch.no_grad():
         images = torch.randn(2, 3, 16, 20, generator=torch.Generator().manual_seed(0))
         expected = model.b(model.act(model.an(model.a(images))))
     assert torch.allclose(found['b'][0].float(), expected, rtol=0.01, atol=0.01)
+
+
+class Noisy(Viewing):
+    """Draws in evaluation, too, as the noisy queries of a head."""
+
+    def forward(self, images):
+        return super().forward(images + torch.rand_like(images))
+
+
+def test_every_form_draws_the_same_numbers(monkeypatch):
+    """The first one fails after it has drawn."""
+    monkeypatch.setattr(fast, 'LARGE', 0)
+    teacher, _, _ = teach(settle(Noisy('fails')), 'auto', paths=('out', ))
+    assert not teacher.fast.speed.channels_last and teacher.fast.speed.fold
 
 
 class Attending(nn.Module):
@@ -256,6 +277,60 @@ def test_attention_weights_that_nobody_looks_at(looks):
         teacher.run(images, (), [tap], batch)
         found = tap.read()
     assert fast.distance(found, expected) < 1e-5 and model.attention.forward == original
+
+
+def test_two_passes_prove_which_weights_nobody_looks_at():
+    model = Attending('uses')
+    teacher, tap = Teacher(model, nn.Identity()), Tap(model, 'out', 'teacher')
+    teacher.go('auto')
+    for looks in ('uses', ''):
+        model.looks = looks
+        teacher.run(torch.randn(2, 8, 4, 4), (), [tap], KDBatch(input_shape=(4, 4)), full=True)
+        tap.clear()
+    assert not teacher.fast.attentions
+
+
+class Unwatched(Chain):
+    """Fails where somebody looks at its operations."""
+
+    def forward(self, images):
+        if _get_current_dispatch_mode() is not None:
+            raise RuntimeError('not with a mode')
+        return super().forward(images)
+
+
+@pytest.mark.parametrize('speed', ['auto', dict(fold=True), dict(onednn=True, channels_last=True)], ids=str)
+def test_a_model_that_cannot_be_watched_runs_all_the_same(speed):
+    teacher, far, _ = teach(settle(Unwatched()), speed, paths=('act', ))
+    assert far < 1e-5 and not teacher.fast.folding.pairs
+
+
+@pytest.mark.parametrize('speed', ['auto', dict(chunk=1), dict(precision='bf16')], ids=str)
+def test_a_tap_that_stays_silent_in_the_first_pass_is_no_fault_of_the_form(speed):
+    model = settle(Chain())
+    model.unused = nn.Identity()
+    teacher, taps = Teacher(model, nn.Conv2d(3, 3, 1)), [Tap(model, path, 'teacher') for path in ('act', 'unused')]
+    teacher.go(speed)
+    teacher.run(torch.randn(2, 3, 16, 20), (), taps, KDBatch(input_shape=(16, 20)), full=True)
+    assert [tap.fired for tap in taps] == [True, False] and taps[0].read()[0].shape == (2, 8, 16, 20)
+
+
+@pytest.mark.parametrize('speed', ['auto', dict(attention=True, onednn=True)], ids=str)
+def test_a_tap_at_an_attention_that_comes_later_has_its_weights(speed):
+    model = Attending('').eval()
+    images, batch = torch.randn(2, 8, 4, 4), KDBatch(input_shape=(4, 4))
+    teacher, _, _ = teach(model, speed, paths=('out', ), images=images)
+    assert teacher.fast.attentions
+    taps = [Tap(model, path, 'teacher') for path in ('attention', 'out')]
+    for _ in range(2):
+        teacher.run(images, (), taps, batch)
+        found = {tap.path: tap.read() for tap in taps}
+    tokens = images.flatten(2).permute(2, 0, 1)
+    with torch.no_grad():
+        expected = model.attention(tokens, tokens, tokens)
+    assert len(found['attention']) == 2
+    for one, other in zip(found['attention'], expected):
+        torch.testing.assert_close(one.flatten(), other.flatten())
 
 
 # -------------------------------------------------------------------------------------------- some images at a time
@@ -314,6 +389,19 @@ def test_images_that_depend_on_each_other_stay_together():
     assert teacher.fast.parts(4) == 4
 
 
+def test_a_tap_that_comes_later_sees_the_batch_whole():
+    """Nothing was learned of how its parts are joined."""
+    teacher, tap, batch = chunked(dict(chunk=1))
+    late, images = Tap(teacher.model, 'conv', 'teacher'), torch.randn(3, 3, 16, 20)
+    for taps in ([tap], [tap, late], [late]):
+        teacher.run(images, (), taps, batch)
+        found = {one.path: one.read()[0] for one in taps}
+        with torch.no_grad():
+            maps = teacher.model.conv(images)
+        for path, value in found.items():
+            torch.testing.assert_close(value, maps if path == 'conv' else maps.exp().log())
+
+
 def test_auto_takes_parts_where_the_teacher_needs_more_than_the_student():
     teacher, tap, batch = chunked('auto')
     assert teacher.fast.needed > 0 and teacher.fast.parts(8) == 8  # nothing is known of the student
@@ -353,3 +441,21 @@ def test_what_was_decided_is_kept_for_a_resume():
     asked, _, _ = chunked(dict(fold=True, channels_last=True))
     asked.fast.load(state)  # another form is asked for: the file has nothing to say
     assert asked.fast.speed.channels_last and not asked.fast.checked
+
+
+@pytest.mark.parametrize('kind', ['plain', 'fragile', 'one'])
+def test_a_larger_batch_on_one_rank_alone(kind, tmp_path):
+    """What holds is decided by all ranks, and the others do not see that batch: both layouts are checked at first."""
+    worker = Path(__file__).resolve().parents[1] / 'helpers' / 'ddp_layout_worker.py'
+    ranks = run_ranks([str(worker), str(tmp_path / 'two'), kind], tmp_path / 'two', 2, limit=60)
+    innermost = kind == 'plain'
+    assert [rank['layouts'] for rank in ranks] == [
+        [False, innermost, False, innermost], [False, False, innermost, False]]
+    for rank in ranks:
+        assert max(rank['far']) < 1e-5 and rank['checked'] == [''], rank
+        assert rank['chosen'] == 'as the host runs it'  # by all ranks' times
+        assert len(rank['said']) == (1 if innermost else 2), rank
+    if not innermost:
+        reasons = ['its forward fails' if kind == 'fragile' or number else 'it does not hold on another rank'
+                   for number in range(2)]
+        assert all(f'channels last: {reason}' in rank['said'][1] for rank, reason in zip(ranks, reasons)), ranks

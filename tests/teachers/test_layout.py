@@ -24,11 +24,12 @@ class Deformed(nn.Module):
 
     def forward(self, images):
         maps = self.late(self.deform(self.relu(self.norm(self.stem(images)))))
-        return self.end((maps, self.pool(maps, images.new_tensor([[0, 1, 1, 9, 9], [1, 2, 0, 12, 7]]))))
+        return self.end((maps, self.pool(input=maps, rois=images.new_tensor([[0, 1, 1, 9, 9], [1, 2, 0, 12, 7]]))))
 
 
 @pytest.mark.parametrize('compiled', [False, 'eager'])
-@pytest.mark.parametrize('kind', [ops.ModulatedDeformConv2dPack, ops.DeformConv2dPack])
+@pytest.mark.parametrize('kind', [ops.ModulatedDeformConv2dPack, ops.DeformConv2dPack,
+                                  type('OfAHost', (ops.ModulatedDeformConv2dPack, ), {})])
 def test_they_get_usual_maps(kind, compiled):
     torch.manual_seed(0)
     model = settle(Deformed(kind))

@@ -1,5 +1,6 @@
 """The frozen start that student and teacher have in common: run once where it is equal, and as ever where it is not."""
 
+import contextlib
 import copy
 from unittest import mock
 
@@ -11,7 +12,9 @@ from torch import nn
 
 from kd_mm.engine.distiller import Distiller
 from kd_mm.teachers.shared import settled, similar
+from kd_mm.teachers.speed import Speed
 
+FORM = dict(fold=True, onednn=True, channels_last=True)
 LOSSES = dict(loss_kd=dict(type='FitNetLoss'))
 
 
@@ -33,12 +36,12 @@ class Net(nn.Module):
         return self
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
-        inputs = inputs * 1 if self.copies else inputs
+        inputs = inputs * self.copies if self.copies else inputs
         maps = self.end(self.late(self.stage(self.pool(self.relu(self.norm1(self.conv1(inputs)))))))
         return dict(loss=maps.square().mean()) if mode == 'loss' else maps
 
 
-def run(speed, change=None, steps=3, **at):
+def run(speed, change=None, steps=3, layout=torch.contiguous_format, **at):
     """Losses and gradients of some steps, and how often the student's own stage and stem ran."""
     torch.manual_seed(0)
     student = settle(Net())
@@ -61,7 +64,7 @@ def run(speed, change=None, steps=3, **at):
     found = []
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
-        inputs = torch.randn(2, 3, 16, 16, generator=generator)
+        inputs = torch.randn(2, 3, 16, 16, generator=generator).contiguous(memory_format=layout)
         del ran[:]
         with mock.patch.object(nn.Conv2d, '_conv_forward', counted):
             losses = student(inputs, (), mode='loss')
@@ -260,3 +263,102 @@ def test_what_the_teacher_has_written_over_is_not_lent():
 def test_what_the_student_writes_over_is_not_the_teachers_record():
     places = dict(student_at='late', teacher_at='stage')
     assert compared(lambda student, teacher, distiller: writes(student.late), **places) == 0
+
+
+def test_what_the_teacher_is_given_is_another_batch_later():
+    assert compared(lambda student, teacher, distiller: setattr(teacher, 'copies', 3.0)) == 2
+
+
+class Lower(Net):
+    """A model that chooses its own precision."""
+
+    dtype = None
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        with torch.autocast('cpu', self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            return super().forward(inputs, data_samples, mode)
+
+
+def test_a_student_in_another_precision_runs_its_own_start(monkeypatch):
+    monkeypatch.setitem(globals(), 'Net', Lower)
+    assert compared(lambda student, teacher, distiller: setattr(student, 'dtype', torch.bfloat16)) == 2
+    assert compared(lambda student, teacher, distiller: [
+        setattr(model, 'dtype', torch.bfloat16) for model in (student, teacher)]) == 0
+
+
+class Twice(Net):
+    """One module runs twice, one after the other."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        maps = self.stage(self.stage(self.pool(self.relu(self.norm1(self.conv1(inputs))))))
+        maps = self.end(self.late(maps))
+        return dict(loss=maps.square().mean()) if mode == 'loss' else maps
+
+
+def test_a_module_that_runs_twice_is_no_common_start(monkeypatch):
+    monkeypatch.setitem(globals(), 'Net', Twice)
+    assert compared(lambda student, teacher, distiller: None) == 3
+
+
+def test_a_start_is_shared_again_after_another_module_was_exchanged():
+    assert compared(lambda student, teacher, distiller: setattr(teacher, 'end', nn.ReLU(inplace=True))) == 0
+
+
+class Beside:
+    """Stands for a stream of CUDA."""
+
+    def running(self, given):
+        return contextlib.nullcontext()
+
+    def join(self, results):
+        pass
+
+
+@pytest.mark.parametrize('speed', ['tune', dict(chunk=1), dict(compile='eager'), dict(precision='bf16'), 'stream'],
+                         ids=str)
+def test_forms_in_which_each_runs_its_own_start(speed):
+    asked = []
+
+    def look(student, teacher, distiller):
+        fast = distiller.teacher.fast
+        if speed == 'tune':
+            fast.refusal = 'kept whole'
+        if speed == 'stream':
+            fast.speed, fast.side = Speed(fold=True, stream=True), Beside()
+        fast.shared.start = lambda: asked.append(1)
+
+    assert run(dict(fold=True) if speed == 'stream' else speed, look)[1] == 2 and not asked
+
+
+def test_the_form_is_compared_with_the_hosts_own_first():
+    asked = []
+
+    def look(student, teacher, distiller):
+        start = distiller.teacher.fast.shared.start
+        distiller.teacher.fast.shared.start = lambda: asked.append(1) or start()
+
+    assert run(FORM, look, steps=3)[1] == 0 and len(asked) == 2
+
+
+class Residual(Net):
+    """What the teacher gives the student is the shortcut of its next block."""
+
+    def __init__(self):
+        super().__init__()
+        self.middle, self.late, self.norm = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        maps = self.stage(self.pool(self.relu(self.norm1(self.conv1(inputs)))))
+        maps = self.end(self.norm(self.late(self.middle(maps))) + maps)
+        return dict(loss=maps.square().mean()) if mode == 'loss' else maps
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_no_sum_is_written_over_what_is_lent(layout, monkeypatch):
+    monkeypatch.setitem(globals(), 'Net', Residual)
+    found, ran = run(FORM, at='end', layout=layout)
+    expected, _ = run('exact', never, at='end', layout=layout)
+    assert ran == 0
+    for one, other in zip(found, expected):
+        for own, theirs in zip(one, other):
+            torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-4)
