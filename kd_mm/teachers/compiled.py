@@ -4,6 +4,7 @@ A tapped module may itself be such a part, since its own output is there; what l
 it.
 """
 
+import importlib
 from contextlib import ExitStack, contextmanager
 from typing import Any, Dict, Iterator, List, Sequence, Set
 
@@ -40,6 +41,24 @@ def parts_around(model: nn.Module, taps: Sequence[Tap], alone: Sequence[nn.Modul
     return found
 
 
+def room_for(parts: int) -> Any:
+    """A context in which a function is compiled in as many forms as so many modules of its class need.
+
+    torch counts them by function, not by module: after eight, the blocks of a deep network would run as they are.
+
+    Args:
+        parts: how many modules are compiled.
+    """
+    config: Any = importlib.import_module('torch._dynamo').config  # a second; only who compiles needs it
+    limits = {}
+    for names in (('recompile_limit', 'cache_size_limit'),  # the second is what torch 2.5 and older call it
+                  ('accumulated_recompile_limit', 'accumulated_cache_size_limit')):
+        name = next((name for name in names if hasattr(config, name)), None)
+        if name is not None:
+            limits[name] = getattr(config, name) * max(parts, 1)
+    return config.patch(limits)
+
+
 class Compiled:
     """The compiled forward of every part that has run.
 
@@ -60,8 +79,10 @@ class Compiled:
             ``id`` of every module in a part; nothing else may be exchanged there.
         """
         inside: Set[int] = set()
+        parts = parts_around(self.model, taps, alone)
         with ExitStack() as stack:
-            for part in parts_around(self.model, taps, alone):
+            stack.enter_context(room_for(len(parts)))
+            for part in parts:
                 if not unhooked(part):
                     continue
                 if id(part) not in self._forwards:

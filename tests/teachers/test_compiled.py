@@ -66,3 +66,29 @@ def test_a_backend_that_torch_does_not_know():
     assert speed_of('teacher', dict(compile='aot_eager'), torch.device('cpu')).compile == 'aot_eager'
     with pytest.raises(ValueError, match=r"teacher: speed: compile='a' is not one of True, False, .*'inductor'"):
         speed_of('teacher', dict(compile='a'), torch.device('cpu'))
+
+
+class Growing(nn.Module):
+    """Blocks of one class, each of another width."""
+
+    def __init__(self, blocks=12):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3 + i, 4 + i, 1), nn.ReLU()) for i in range(blocks))
+        self.end = nn.Identity()
+
+    def forward(self, images):
+        for block in self.blocks:
+            images = block(images)
+        return self.end(images)
+
+
+def test_more_blocks_than_torch_compiles_of_one_function():
+    """Each is compiled; its limit of eight (``recompile_limit`` by its older name) is there again afterwards."""
+    config = torch._dynamo.config
+    torch._dynamo.reset()
+    limits, before = config.cache_size_limit, torch._dynamo.utils.counters['stats']['unique_graphs']
+    model = settle(Growing())
+    _, far, _ = teach(model, dict(compile='eager'), paths=('end', *(f'blocks.{i}' for i in range(12))))
+    assert far < 1e-5 and torch._dynamo.utils.counters['stats']['unique_graphs'] - before >= 12 > limits
+    assert config.cache_size_limit == limits
