@@ -25,7 +25,7 @@ from kd_mm.teachers.attention import without_weights
 from kd_mm.teachers.compiled import Compiled
 from kd_mm.teachers.flow import Flow, Pair, plain_attention, plain_layer, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
-from kd_mm.teachers.layout import operators, usual_in
+from kd_mm.teachers.layout import operators, slow, usual_in
 from kd_mm.teachers.recorded import as_host, distance, put_back
 from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
@@ -61,7 +61,7 @@ class Fast:
         self.folding = Folding([], fixed)
         self.attentions: List[nn.MultiheadAttention] = []
         self.layers: List[kernels.Layer] = []
-        self.usual = operators(model)  # what does not know of channels last
+        self.usual, self.slow = operators(model), slow(model)  # what does not know of channels last, or is slow with it
         self._dry: Set[str] = set()  # paths of the taps that were there in every watched pass
         self._fixed, self._watched = fixed, False
         #: bytes that one image needs for a while in the dry pass, and that the student keeps of one; 0: not known.
@@ -331,6 +331,9 @@ class Fast:
                     if kernels.takes(layer) and plain_layer(layer) and (
                             id(layer) not in kept or id(layer) in recorded):
                         stack.enter_context(swapped(layer, 'forward', kernels.direct(layer, layer.forward)))
+                stack.enter_context(usual_in([
+                    layer for layer in self.slow if form.channels_last and images.device.type == 'cpu'
+                    and plain_layer(layer) and (id(layer) not in kept or id(layer) in recorded)]))
                 self.forward(images, samples, taps)
         except FlowChanged as change:
             self._drop(change.pair.name)

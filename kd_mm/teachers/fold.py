@@ -24,6 +24,7 @@ from kd_mm.ops.live import storage_key
 from kd_mm.teachers import kernels
 from kd_mm.teachers.flow import Pair, plain_activation, plain_layer, plain_norm
 from kd_mm.teachers.late import Late, spend
+from kd_mm.teachers.layout import usual
 
 
 class FlowChanged(Exception):  # noqa: N818  (a signal: the pass is done again without the pair)
@@ -137,8 +138,12 @@ class Folded:
             if (activation is not None or direct) and kernels.kind_of(images, layer) is not None and (
                     isinstance(layer, nn.Linear) or kernels.laid_out(images)):
                 return kernels.apply(layer, images, *self._weights(), activation)
-            output = layer._conv_forward(images, *self._weights()) if isinstance(
-                layer, nn.Conv2d) and self.pair.norm is not None else original(images)
+            if isinstance(layer, nn.Conv2d) and self.pair.norm is not None:
+                convolve = usual(layer._conv_forward) if images.device.type == 'cpu' and kernels.far(
+                    layer) else layer._conv_forward
+                output = convolve(images, *self._weights())
+            else:
+                output = original(images)
             return output if activation is None else activation.forward.original(output)
 
         def forward(images: Tensor) -> Tensor:

@@ -19,6 +19,12 @@ ACTIVATIONS = {nn.ReLU: 'relu', nn.SiLU: 'swish', nn.LeakyReLU: 'leaky_relu', nn
 ROWS = 32
 
 
+#: How far (padding) a dilated convolution of single channels may look for the library's fast kernel.  Beyond, with the
+#: channels innermost, measured 1.3 to 12 times the time of torch in the usual layout (64 x 128 cells, 512 and 2048
+#: channels).  The second is for processors without AVX-512.
+FAR = (6, 4)
+
+
 def available() -> bool:
     """Whether torch has the library, and nobody has switched it off."""
     return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
@@ -39,9 +45,23 @@ def kind_of(images: Tensor, layer: Layer) -> Optional[torch.dtype]:
     return around if has and images.dtype in (torch.float32, around) else None
 
 
+def far(layer: nn.Module) -> bool:
+    """Whether a convolution is slow with the channels innermost on a CPU: one channel at a time, with large holes.
+
+    Example:
+        >>> [far(nn.Conv2d(8, 8, 3, padding=p, dilation=p, groups=8)) for p in (1, 12)]
+        [False, True]
+    """
+    return bool(
+        isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels and max(layer.dilation) > 1
+        and not isinstance(layer.padding, str)
+        and max(layer.padding) > FAR['AVX512' not in torch.backends.cpu.get_cpu_capability()])
+
+
 def takes(layer: Layer) -> bool:
-    """Whether the library has all options of a layer."""
-    return isinstance(layer, nn.Linear) or layer.padding_mode == 'zeros' and not isinstance(layer.padding, str)
+    """Whether the library has all options of a layer, and is fast with them."""
+    return isinstance(layer, nn.Linear) or (
+        layer.padding_mode == 'zeros' and not isinstance(layer.padding, str) and not far(layer))
 
 
 def laid_out(images: Tensor) -> bool:

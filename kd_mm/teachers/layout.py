@@ -1,8 +1,9 @@
-"""Channels last, and operators that do not know of it.
+"""Channels last, and operators that do not know of it or are slow with it.
 
 Operators of a host's own library read memory in the order of (N, C, H, W), whatever the strides of a tensor say: with
 the channels innermost some give wrong numbers (modulated deformable convolutions, RoIAlign), others refuse.  Their
-modules get usual maps, and what comes after them gets the channels innermost again.
+modules get usual maps, and what comes after them gets the channels innermost again.  So do convolutions of single
+channels with large holes (:func:`kd_mm.teachers.kernels.far`) on a CPU.
 """
 
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from kd_mm.hosts.swap import swapped
-from kd_mm.teachers.kernels import laid_out
+from kd_mm.teachers.kernels import far, laid_out
 
 #: Packages whose modules are such operators.
 PACKAGES = ('mmcv.ops.', )
@@ -25,17 +26,22 @@ def operators(model: nn.Module) -> List[nn.Module]:
             if any(cls.__module__.startswith(PACKAGES) for cls in type(module).__mro__)]
 
 
+def slow(model: nn.Module) -> List[nn.Module]:
+    """The convolutions of a model that are slow with the channels innermost."""
+    return [module for module in model.modules() if far(module)]
+
+
 @contextmanager
 def usual_in(modules: List[nn.Module]) -> Iterator[None]:
     """The modules get maps in the usual layout inside, and give them with the channels innermost if they got such."""
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(swapped(module, 'forward', _usual(module.forward)))
+            stack.enter_context(swapped(module, 'forward', usual(module.forward)))
         yield
 
 
-def _usual(original: Any) -> Any:
-
+def usual(original: Any) -> Any:
+    """A function of maps that gets them in the usual layout, and gives its own as it was given them."""
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
         output = original(*tree_map(_contiguous, args), **tree_map(_contiguous, kwargs))

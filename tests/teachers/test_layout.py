@@ -7,7 +7,7 @@ from mmcv import ops
 from torch import nn
 
 from kd_mm.hosts.taps import Tap
-from kd_mm.teachers.layout import operators
+from kd_mm.teachers.layout import operators, slow
 from kd_mm.types.batch import KDBatch
 
 
@@ -59,3 +59,43 @@ class PlainOffset(nn.Conv2d):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.conv_offset = nn.Conv2d(1, 1, 1)
+
+
+class Holes(nn.Module):
+    """A depthwise convolution with large holes, as in DeepLabV3+, and one without."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.near = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.far = nn.Conv2d(8, 8, 3, padding=9, dilation=9, groups=8, bias=False)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.end = nn.Conv2d(8, 8, 1)
+
+    def forward(self, images):
+        return self.end(self.norm(self.far(self.near(self.stem(images)))))
+
+
+@pytest.mark.parametrize('norm', [False, True])
+@pytest.mark.parametrize('speed', ['auto', dict(channels_last=True), dict(fold=True, channels_last=True, onednn=True)])
+def test_convolutions_with_large_holes_get_usual_maps(norm, speed, monkeypatch):
+    """On a CPU they take up to twelve times as long with the channels innermost."""
+    torch.manual_seed(0)
+    model, seen = settle(Holes(norm)), {}
+    own = nn.functional.conv2d
+
+    def conv2d(images, weight, *rest):
+        seen.setdefault(rest[3], []).append(images.is_contiguous())  # by dilation
+        return own(images, weight, *rest)
+
+    monkeypatch.setattr(nn.functional, 'conv2d', conv2d)
+    monkeypatch.setattr(torch.nn.modules.conv.F, 'conv2d', conv2d)
+    images = torch.randn(2, 3, 160, 200)
+    teacher, far, _ = teach(model, speed, paths=('end', ), images=images)
+    assert far < 1e-5 and slow(model) == [model.far] and teacher.fast.speed.channels_last
+    seen.clear()
+    with torch.no_grad():
+        teacher.fast.run(images, (), [Tap(model, 'end', 'teacher')])
+    assert seen[9, 9] == [True]
+    assert not any('forward' in vars(module) for module in model.modules())
+    assert not norm or not teacher.fast.folding.pairs or teacher.fast.folding.names == ['far']
