@@ -1,5 +1,6 @@
 """Expected cost on many GPUs: the formula by hand, and what a profile must hold for it."""
 
+import argparse
 import json
 
 import pytest
@@ -27,8 +28,12 @@ def test_the_table_of_a_measured_profile(tmp_path, capsys):
     options = ['--shape', '64', '64', '--steps', '1', '--json', str(tmp_path / 'a.json')]
     assert tool('measure').main([config, *options]) == 0
     capsys.readouterr()
-    assert scaling.main([str(tmp_path / 'a.json'), '--faster', '30']) == 0
+    kept = tmp_path / 'kept.json'
+    assert scaling.main([str(tmp_path / 'a.json'), '--faster', '30', '--record', str(kept)]) == 0
     text = capsys.readouterr().out
+    found = json.loads(kept.read_text())
+    assert scaling.table(found['results'], argparse.Namespace(**found['options'])) == text
+    assert found['made']['command'] == f'kd-mm profile {config} --batch 2 --shape 64 64 --json FILE'
     assert text.startswith('**Computed, not measured**') and 'cpu divided by 30 (assumed)' in text
     assert [line.split('|')[1].strip() for line in text.splitlines() if line.startswith('| ')][1:] == [
         '8', '16', '32', '64']

@@ -8,7 +8,8 @@ What stands between ``<!-- numbers: NAME -->`` and ``<!-- end of numbers -->`` i
 commands that the numbers are from: ``configs/demo/results.json`` and ``configs/real/results.json`` are written by
 ``tools/studies/demo.py --record``, ``configs/profile/results.json`` by hand of what ``tools/measure.py`` and
 ``tools/studies/auto_weight.py`` print, its ``speed.json`` by ``tools/studies/teacher_speed.py --json`` and its
-``mmrazor.json`` by ``tools/studies/against_mmrazor.py --json``; rows on pretrained backbones are from
+``mmrazor.json`` by ``tools/studies/against_mmrazor.py --json``, its ``scaling.json`` by ``tools/studies/scaling.py
+--record``; rows on pretrained backbones are from
 ``configs/<task>/benchmark.json``.  The tables of ``configs/det`` and ``configs/seg`` have generators of their own,
 ``tools/studies/benchmark.py --render`` and ``tools/studies/cost.py``.
 """
@@ -29,8 +30,9 @@ from benchmark_plan import RECIPE, read_settings  # noqa: E402
 from benchmark_results import Book, Results  # noqa: E402
 from benchmark_table import METRICS, gain_text, mean_text  # noqa: E402
 from demo_numbers import FILES, roles_of  # noqa: E402
+from scaling import table as scaling_table  # noqa: E402
 
-PAGES = ('README.md', 'docs/results.md', 'docs/configuration.md', 'docs/cost.md')
+PAGES = ('README.md', 'docs/results.md', 'docs/configuration.md', 'docs/cost.md', 'docs/several_gpus.md')
 PROFILE = ROOT / 'configs' / 'profile'
 BLOCK = re.compile(r'<!-- numbers: (\w+) -->\n(.*?)<!-- end of numbers -->\n', re.DOTALL)
 #: Pairs on pretrained backbones, by task.
@@ -228,9 +230,16 @@ def against_mmrazor() -> str:
     return text
 
 
+def scaling() -> str:
+    """Expected steps on many GPUs."""
+    found = json.loads((PROFILE / 'scaling.json').read_text())
+    lines = scaling_table(found['results'], argparse.Namespace(**found['options'])).splitlines()
+    return ''.join(f'{line}\n' if line.startswith('|') or not line else wrapped(line) for line in lines)
+
+
 WRITERS: Dict[str, Callable[[], str]] = {
     'demo': demo, 'demo_singles': demo_singles, 'pretrained': pretrained, 'real': real, 'step_cost': step_cost,
-    'auto_weight': auto_weight, 'teacher_speed': teacher_speed, 'against_mmrazor': against_mmrazor}
+    'auto_weight': auto_weight, 'teacher_speed': teacher_speed, 'against_mmrazor': against_mmrazor, 'scaling': scaling}
 
 
 def rendered(text: str) -> str:

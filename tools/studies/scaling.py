@@ -26,9 +26,12 @@ which is one more assumption, and the table says so.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 def all_reduce_ms(size: float, nodes: int, per_node: int, inner: float, outer: float, latency: float) -> float:
@@ -98,6 +101,25 @@ def table(results: Dict[str, Dict[str, Any]], args: argparse.Namespace) -> str:
     return '\n'.join(lines) + '\n'
 
 
+#: What a table needs of a profile.
+NEEDED = ('config', 'batch', 'input_shape', 'device', 'threads', 'plain_step_ms', 'kd_step_ms', 'plain_parts_ms',
+          'gradient_bytes')
+
+
+def record(results: Dict[str, Dict[str, Any]], args: argparse.Namespace) -> Dict[str, Any]:
+    """What was read and assumed, with the commands that make it again."""
+    import torch
+    from machine import provenance
+
+    shapes = {name: ' '.join(map(str, result['input_shape'])) for name, result in results.items()}
+    commands = [f'kd-mm profile {name} --batch {result["batch"]} --shape {shapes[name]} --json FILE'
+                for name, result in results.items()]
+    options = {name: value for name, value in vars(args).items() if name not in ('files', 'record')}
+    return dict(made=provenance('; '.join(commands), os.cpu_count() or 1, torch.get_num_threads()), options=options,
+                results={name: {key: result[key] for key in NEEDED if key in result}
+                         for name, result in results.items()})
+
+
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('files', nargs='+', type=Path, help='of kd-mm profile --json')
@@ -109,6 +131,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--hidden', type=float, default=0.8, help='share of the backward pass beside which messages '
                         'run (default 0.8, assumed)')
     parser.add_argument('--faster', type=float, default=1.0, help='divide the measured times by this (default 1)')
+    parser.add_argument('--record', type=Path, metavar='FILE',
+                        help='also write there what was read and assumed, for the table of docs/several_gpus.md')
     args = parser.parse_args(argv)
     for name in ('inner', 'outer', 'faster'):
         if not getattr(args, name) > 0:
@@ -123,7 +147,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         names: List[str] = [str(path) for path in args.files]
         results = {name: json.loads(Path(name).read_text()) for name in names}
-        print(table({result.get('config', name): result for name, result in results.items()}, args), end='')
+        results = {result.get('config', name): result for name, result in results.items()}
+        print(table(results, args), end='')
+        if args.record:
+            args.record.write_text(json.dumps(record(results, args), indent=1) + '\n')
     except (OSError, ValueError) as error:
         print(f'scaling.py: {error}', file=sys.stderr)
         return 1
