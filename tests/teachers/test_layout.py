@@ -7,6 +7,7 @@ from mmcv import ops
 from torch import nn
 
 from kd_mm.hosts.taps import Tap
+from kd_mm.teachers import kernels
 from kd_mm.teachers.layout import operators, slow
 from kd_mm.types.batch import KDBatch
 
@@ -99,3 +100,17 @@ def test_convolutions_with_large_holes_get_usual_maps(norm, speed, monkeypatch):
     assert seen[9, 9] == [True]
     assert not any('forward' in vars(module) for module in model.modules())
     assert not norm or not teacher.fast.folding.pairs or teacher.fast.folding.names == ['far']
+
+
+@pytest.mark.parametrize('avx512, reach', [(True, 6), (False, 4)])
+def test_how_far_is_far(avx512, reach, monkeypatch):
+    """What the processor's library does fast: holes up to a reach, any reach without holes, and all channels at once."""
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512' if avx512 else 'AVX2')
+
+    def is_far(dilation, groups=8, kernel=3, **options):
+        return kernels.far(nn.Conv2d(8, 8, kernel, **{**dict(
+            padding=dilation * (kernel - 1) // 2, dilation=dilation, groups=groups), **options}))
+
+    assert [is_far(dilation) for dilation in (1, reach, reach + 1)] == [False, False, True]
+    assert not is_far(reach + 1, groups=1) and not is_far(reach + 1, groups=4) and not is_far(1, kernel=21)
+    assert not is_far(reach + 1, padding=0) and not kernels.far(nn.Linear(8, 8))

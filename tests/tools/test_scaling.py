@@ -33,7 +33,7 @@ def test_the_table_of_a_measured_profile(tmp_path, capsys):
     text = capsys.readouterr().out
     found = json.loads(kept.read_text())
     assert scaling.table(found['results'], argparse.Namespace(**found['options'])) == text
-    assert found['made']['command'] == f'kd-mm profile {config} --batch 2 --shape 64 64 --json FILE'
+    assert found['made']['command'] == f'kd-mm profile {config} --batch 2 --shape 64 64 --steps 1 --json FILE'
     assert text.startswith('**Computed, not measured**') and 'cpu divided by 30 (assumed)' in text
     assert [line.split('|')[1].strip() for line in text.splitlines() if line.startswith('| ')][1:] == [
         '8', '16', '32', '64']

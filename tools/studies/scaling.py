@@ -112,8 +112,8 @@ def record(results: Dict[str, Dict[str, Any]], args: argparse.Namespace) -> Dict
     from machine import provenance
 
     shapes = {name: ' '.join(map(str, result['input_shape'])) for name, result in results.items()}
-    commands = [f'kd-mm profile {name} --batch {result["batch"]} --shape {shapes[name]} --json FILE'
-                for name, result in results.items()]
+    commands = [f'kd-mm profile {name} --batch {result["batch"]} --shape {shapes[name]} --steps {result["steps"]} '
+                '--json FILE' for name, result in results.items()]
     options = {name: value for name, value in vars(args).items() if name not in ('files', 'record')}
     return dict(made=provenance('; '.join(commands), os.cpu_count() or 1, torch.get_num_threads()), options=options,
                 results={name: {key: result[key] for key in NEEDED if key in result}
