@@ -104,7 +104,7 @@ def test_convolutions_with_large_holes_get_usual_maps(norm, speed, monkeypatch):
 
 @pytest.mark.parametrize('avx512, reach', [(True, 6), (False, 4)])
 def test_how_far_is_far(avx512, reach, monkeypatch):
-    """What the processor's library does fast: holes up to a reach, any reach without holes, and all channels at once."""
+    """What the library does fast: holes up to a reach, any reach without holes, and many channels at once."""
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512' if avx512 else 'AVX2')
 
     def is_far(dilation, groups=8, kernel=3, **options):
