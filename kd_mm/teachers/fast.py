@@ -26,7 +26,9 @@ from kd_mm.teachers.compiled import Compiled
 from kd_mm.teachers.flow import Flow, Pair, plain_attention, plain_layer, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.layout import operators, slow, usual_in
+from kd_mm.teachers.packed import Packing
 from kd_mm.teachers.recorded import as_host, distance, put_back
+from kd_mm.teachers.sampling import NAME, by_bags, namespaces
 from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
@@ -58,10 +60,12 @@ class Fast:
         self.checked: Set[str] = set()
         self.dropped: Set[str] = set()
         self._told = ''  # the form that the log has last
-        self.folding = Folding([], fixed)
+        self.packing = Packing(fixed)
+        self.folding = Folding([], fixed, self.packing)
         self.attentions: List[nn.MultiheadAttention] = []
         self.layers: List[kernels.Layer] = []
         self.usual, self.slow = operators(model), slow(model)  # what does not know of channels last, or is slow with it
+        self.spaces = namespaces(model)  # where it finds the host's function for samples
         self._dry: Set[str] = set()  # paths of the taps that were there in every watched pass
         self._fixed, self._watched = fixed, False
         #: bytes that one image needs for a while in the dry pass, and that the student keeps of one; 0: not known.
@@ -135,7 +139,7 @@ class Fast:
             pairs = [both for pair in pairs if (both := _proven_twice(pair, before.get(pair.name))) is not None]
             attentions = [module for module in attentions if module in self.attentions]
         self._dry = self._dry & paths if self._watched else paths
-        self.folding, self.attentions, self._watched = Folding(pairs, self._fixed), attentions, True
+        self.folding, self.attentions, self._watched = Folding(pairs, self._fixed, self.packing), attentions, True
         layers: List[Any] = [module for module in self.model.modules() if plain_layer(module)]
         self.layers = [layer for layer in layers if flow.calls.get(layer)]
 
@@ -268,11 +272,13 @@ class Fast:
     def _for(self, form: Speed, images: Tensor) -> Speed:
         """What of a form is used for these images, and changes something in this model."""
         small = images.shape[0] * images.shape[-2] * images.shape[-1] < LARGE
+        cpu = images.device.type == 'cpu'
+        library = form.onednn and cpu and kernels.available() and bool(self.layers or self.attentions)
+        innermost = form.channels_last and not (small and form.chosen and not form.tune)
         return dataclasses.replace(
-            form, fold=form.fold and bool(self.folding.pairs), attention=form.attention and bool(self.attentions),
-            onednn=form.onednn and images.device.type == 'cpu' and kernels.available() and (
-                bool(self.layers) or bool(self.attentions)),
-            channels_last=form.channels_last and not (small and form.chosen and not form.tune))
+            form, fold=form.fold and bool(self.folding.pairs), onednn=library, channels_last=innermost,
+            attention=form.attention and bool(self.attentions or cpu and self.spaces),
+            pack=form.pack and library and innermost and bool(self.layers) and self.packing.fixed)
 
     def _keys(self, taps: Sequence[Tap], images: Tensor) -> List[str]:
         """What is checked once: each tap, and once more where a larger batch takes another layout.
@@ -311,6 +317,9 @@ class Fast:
             if shared is not None:
                 kept |= shared.modules
                 stack.enter_context(shared.teaching(images, given))
+            for space in self.spaces if form.attention and images.device.type == 'cpu' else ():
+                stack.enter_context(swapped(space, NAME, by_bags(vars(space)[NAME])))
+            self.packing.look()
             self.folding.guarded = lambda: None if shared is None else shared.held
             self._folded(form, given, samples, taps, kept)
         if form.channels_last or form.precision:
@@ -321,6 +330,7 @@ class Fast:
     def _folded(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap], kept: Set[int]) -> None:
         """The pass with its layers in their form; again where the flow is another than the one that was watched."""
         recorded = {id(tap.owner) for tap in taps} - (set() if self.shared is None else self.shared.modules)
+        self.packing.on = form.pack
         try:
             with ExitStack() as stack:
                 if form.fold:
@@ -330,7 +340,8 @@ class Fast:
                     # what is recorded is its result, however it was made
                     if kernels.takes(layer) and plain_layer(layer) and (
                             id(layer) not in kept or id(layer) in recorded):
-                        stack.enter_context(swapped(layer, 'forward', kernels.direct(layer, layer.forward)))
+                        stack.enter_context(swapped(layer, 'forward', kernels.direct(
+                            layer, layer.forward, self.packing)))
                 stack.enter_context(usual_in([
                     layer for layer in self.slow if form.channels_last and images.device.type == 'cpu'
                     and plain_layer(layer) and (id(layer) not in kept or id(layer) in recorded)]))

@@ -2,8 +2,8 @@
 
 ``norm(conv(x))`` with ``y = g (x - m) / sqrt(v + eps) + b`` a channel is one convolution with the weights ``W g /
 sqrt(v + eps)`` and the bias ``b + (c - m) g / sqrt(v + eps)``, where c is the convolution's own bias.  These weights
-are made when the convolution runs and freed after it: no second copy is kept, and the model's own weights are never
-touched.  Of a fixed teacher the factors of the channels are kept until torch has counted a change of the norm; what is
+are made when the convolution runs and freed after it, unless the map is small and the teacher fixed
+(:mod:`kd_mm.teachers.packed`); the model's own weights are never touched.  Of a fixed teacher the factors of the channels are kept until torch has counted a change of the norm; what is
 changed past that count (``.data``) is found by a look at one pair in each pass, in turn.  It pays where the output is
 larger than the weights.
 
@@ -25,6 +25,7 @@ from kd_mm.teachers import kernels
 from kd_mm.teachers.flow import Pair, plain_activation, plain_layer, plain_norm
 from kd_mm.teachers.late import Late, spend
 from kd_mm.teachers.layout import usual
+from kd_mm.teachers.packed import Packing
 
 
 class FlowChanged(Exception):  # noqa: N818  (a signal: the pass is done again without the pair)
@@ -67,11 +68,14 @@ class Folded:
         self.folding: Any = None
 
     def pays(self, images: Tensor) -> bool:
-        """Whether the output is larger than the weights, for images (N, C, Hin, Win)."""
+        """Whether the output is larger than the weights, or these are kept; for images images of the model."""
+        conv = self.pair.conv
         if self.pair.norm is None:
             return True
         cells = images.shape[0] * images.shape[-2] * images.shape[-1] // self.pair.stride**2
-        return cells * self.pair.conv.weight.shape[0] >= self.pair.conv.weight.numel()
+        if kernels.laid_out(images) and kernels.takes(conv) and self.folding.packing.takes(conv, cells):
+            return True
+        return cells * conv.weight.shape[0] >= conv.weight.numel()
 
     def factors(self) -> Tuple[Tensor, Tensor]:
         """(C, ) factors of the convolution's weights, and (C, ) its bias."""
@@ -129,6 +133,20 @@ class Folded:
         scale, shift = self.factors()
         return layer.weight * scale.view(-1, 1, 1, 1), shift
 
+    def _for_library(self, images: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weights and bias as the processor's library takes them."""
+        layer, norm = self.pair.conv, self.pair.norm
+        if not isinstance(layer, nn.Conv2d):
+            return self._weights()
+        kind = kernels.kind_of(images, layer)
+        assert kind is not None
+
+        def source() -> List[Tensor]:
+            return [layer.weight] if norm is None else [layer.weight, self.factors()[0]]
+
+        weight = self.folding.packing.weight(layer, images, kind, source, lambda: self._weights()[0])
+        return weight, layer.bias if norm is None else self.factors()[1]
+
     def _conv(self, original: Any, fused: bool, summed: bool, direct: bool) -> Any:
         layer = self.pair.conv
         activation: Any = self.pair.activation if fused and not summed else None
@@ -137,7 +155,7 @@ class Folded:
             # In the usual layout the library takes two to three times as long for a convolution of one cell.
             if (activation is not None or direct) and kernels.kind_of(images, layer) is not None and (
                     isinstance(layer, nn.Linear) or kernels.laid_out(images)):
-                return kernels.apply(layer, images, *self._weights(), activation)
+                return kernels.apply(layer, images, *self._for_library(images), activation)
             if isinstance(layer, nn.Conv2d) and self.pair.norm is not None:
                 convolve = usual(layer._conv_forward) if images.device.type == 'cpu' and kernels.far(
                     layer) else layer._conv_forward
@@ -179,7 +197,7 @@ class Folded:
                     or storage_key(other) in (self.folding.guarded(), storage_key(images))  # it reads what it adds to
                     or images._version != version):
                 return None
-            output = spend(kernels.add_into(layer, images, *self._weights(), other, activation is not None),
+            output = spend(kernels.add_into(layer, images, *self._for_library(images), other, activation is not None),
                            FlowChanged(self.pair))
             if activation is not None:
                 activation.forward.expect(self, output)
@@ -255,9 +273,11 @@ class Folding:
     Args:
         pairs: see :mod:`kd_mm.teachers.flow`.
         fixed: whether the teacher's weights stay as they are.
+        packing: keeps weights of convolutions.
     """
 
-    def __init__(self, pairs: Sequence[Pair], fixed: bool):
+    def __init__(self, pairs: Sequence[Pair], fixed: bool, packing: Packing):
+        self.packing = packing
         self.pairs = [Folded(pair, fixed) for pair in pairs]
         for folded in self.pairs:
             folded.folding = self
@@ -291,6 +311,7 @@ class Folding:
             return
         for part in self.pairs:
             part.fixed, part._kept, part._made_of = False, None, ()
+        self.packing.drop(told=True)
         print_log('kd_mm: numbers of a batch norm of the teacher were changed through `.data`, which torch does not '
                   'count; from now on they are read anew in every pass', 'current', level=30)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.ops.modes import autocast_dtype
+from kd_mm.teachers.packed import Packing
 
 #: A layer whose output can take an activation along.
 Layer = Union[nn.Conv2d, nn.Linear]
@@ -118,12 +119,13 @@ def linear(rows: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'none', [], '')
 
 
-def direct(layer: Layer, original: Any) -> Any:
+def direct(layer: Layer, original: Any, packing: Packing) -> Any:
     """The forward of a plain layer by the library, where that is faster than what torch takes.
 
     Args:
         layer: the layer.
         original: its own forward, for everything else.
+        packing: keeps weights.
     """
     def forward(images: Tensor) -> Tensor:
         if kind_of(images, layer) != torch.float32 or not images.numel():
@@ -132,6 +134,7 @@ def direct(layer: Layer, original: Any) -> Any:
             return linear(images, layer.weight, layer.bias)
         if not laid_out(images):
             return original(images)
-        return apply(layer, images, layer.weight, layer.bias)
+        weight = packing.weight(layer, images, torch.float32, lambda: [layer.weight], lambda: layer.weight)
+        return apply(layer, images, weight, layer.bias)
 
     return forward

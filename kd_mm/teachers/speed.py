@@ -31,9 +31,13 @@ class Speed:
     Attributes:
         fold: batch norms in eval mode become part of the convolution before them, as do the residual sum and the
             activation after them where the processor's library has one operation for all.
-        attention: an attention whose weights nobody looks at does not make them, which lets torch use its fused kernel.
+        attention: an attention whose weights nobody looks at does not make them, which lets torch use its fused kernel;
+            on a CPU deformable attention reads and sums its samples by one operation.
         onednn: on a CPU convolutions and linear layers in float32 run by the processor's library where torch would take
             something slower.
+        pack: with ``onednn`` and ``channels_last``, weights of convolutions with small maps are kept in the library's
+            own layout: a second copy of them, for the time that this takes in each pass; of a teacher whose weights
+            stay as they are.
         channels_last: images and maps are laid out with the channels innermost.
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'``; None for that of the training.
         chunk: how many images it sees at a time; None for all, ``'auto'`` for as many as need no more memory than the
@@ -48,6 +52,7 @@ class Speed:
     fold: bool = False
     attention: bool = False
     onednn: bool = False
+    pack: bool = False
     channels_last: bool = False
     precision: Optional[str] = None
     chunk: Any = None
@@ -66,8 +71,9 @@ class Speed:
     def words(self) -> str:
         """The form in words, for the log."""
         parts = [word for word, taken in (
-            ('norms folded', self.fold), ('no attention weights', self.attention),
-            ('by oneDNN', self.onednn), ('channels last', self.channels_last), (str(self.precision), self.precision),
+            ('norms folded', self.fold), ('fused attention', self.attention),
+            ('by oneDNN', self.onednn), ('weights packed', self.onednn and self.pack),
+            ('channels last', self.channels_last), (str(self.precision), self.precision),
             (f'{count(self.chunk, "image")} at a time' if isinstance(self.chunk, int) else '',
              self.chunk not in (None, AUTO)),
             ('compiled', self.compile), ('on a stream of its own', self.stream)) if taken]
@@ -112,7 +118,7 @@ def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
 def automatic(device: torch.device) -> Speed:
     """The rule of ``'auto'``: what was measured to be faster on this kind of device."""
     cpu = device.type == 'cpu'
-    return Speed(fold=True, attention=True, onednn=cpu, channels_last=cpu, chunk=AUTO, chosen=True)
+    return Speed(fold=True, attention=True, onednn=cpu, pack=cpu, channels_last=cpu, chunk=AUTO, chosen=True)
 
 
 def _backend(owner: str, name: str, value: Any) -> Any:
@@ -134,7 +140,7 @@ def _chunk(owner: str, name: str, value: Any) -> Any:
 
 
 _CHECKS: Dict[str, Callable[[str, str, Any], Any]] = dict(
-    fold=boolean, attention=boolean, onednn=boolean, channels_last=boolean,
+    fold=boolean, attention=boolean, onednn=boolean, pack=boolean, channels_last=boolean,
     precision=lambda owner, name, value: value if value is None else one_of(owner, name, value, tuple(PRECISIONS)),
     stream=boolean, compile=_backend,
     chunk=_chunk)

@@ -143,15 +143,18 @@ def test_weights_stay_and_changes_are_seen():
         torch.testing.assert_close(tap.read()[0], model.act(model.an(model.a(images))))
 
 
+@pytest.mark.parametrize('speed', [
+    dict(fold=True, onednn=True), dict(fold=True, onednn=True, channels_last=True, pack=True)], ids=str)
 @pytest.mark.parametrize('change', [
     lambda m: m.an.running_mean.add_(1), lambda m: m.an.running_var.mul_(2), lambda m: m.an.weight.mul_(2),
     lambda m: m.an.bias.add_(1), lambda m: m.a.bias.add_(1), lambda m: m.a.weight.mul_(2),
     lambda m: setattr(m.an, 'eps', 0.5), lambda m: setattr(m, 'an', settle(nn.Sequential(nn.BatchNorm2d(8)))[0].eval()),
     lambda m: setattr(m, 'a', nn.Conv2d(3, 8, 3, padding=1)), lambda m: setattr(m, 'act', nn.ELU())])
-def test_every_change_is_seen_in_the_next_pass(change):
+def test_every_change_is_seen_in_the_next_pass(change, speed):
     model = settle(Chain())
-    teacher, _, _ = teach(model, dict(fold=True, onednn=True), paths=('b', ))
-    teacher.fast.folding._look = lambda: None  # of many pairs it looks at one in each pass
+    teacher, _, _ = teach(model, speed, paths=('b', ))
+    assert len(teacher.fast.packing._kept) == 2 * ('pack' in speed)
+    teacher.fast.folding._look = teacher.fast.packing.look = lambda: None  # of many it looks at one in each pass
     with torch.no_grad():
         change(model)
     images, tap = torch.randn(2, 3, 16, 20), Tap(model, 'b', 'teacher')

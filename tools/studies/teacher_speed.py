@@ -44,7 +44,7 @@ SIZES = dict(full=1.0, half=0.5, quarter=0.25)
 FORMS: Dict[str, Any] = {
     'auto': 'auto', 'fold': dict(fold=True), 'channels_last': dict(channels_last=True),
     'both': dict(fold=True, channels_last=True), 'onednn': dict(onednn=True), 'attention': dict(attention=True),
-    'bf16': dict(fold=True, attention=True, onednn=True, channels_last=True, precision='bf16'),
+    'bf16': dict(fold=True, attention=True, onednn=True, channels_last=True, pack=True, precision='bf16'),
     'compile': dict(fold=True, channels_last=True, compile=True)}
 HOST, PLAIN, STEP = 'host', 'plain step', 'KD step'
 
