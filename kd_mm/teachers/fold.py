@@ -3,9 +3,9 @@
 ``norm(conv(x))`` with ``y = g (x - m) / sqrt(v + eps) + b`` a channel is one convolution with the weights ``W g /
 sqrt(v + eps)`` and the bias ``b + (c - m) g / sqrt(v + eps)``, where c is the convolution's own bias.  These weights
 are made when the convolution runs and freed after it, unless the map is small and the teacher fixed
-(:mod:`kd_mm.teachers.packed`); the model's own weights are never touched.  Of a fixed teacher the factors of the channels are kept until torch has counted a change of the norm; what is
-changed past that count (``.data``) is found by a look at one pair in each pass, in turn.  It pays where the output is
-larger than the weights.
+(:mod:`kd_mm.teachers.packed`); the model's own weights are never touched.  Of a fixed teacher the factors of the
+channels are kept until torch has counted a change of the norm; what is changed past that count (``.data``) is found by
+a look at one pair in each pass, in turn.  It pays where the output is larger than the weights, or these are kept.
 
 On a CPU an activation, and the sum of a residual block, become part of the convolution too
 (:mod:`kd_mm.teachers.kernels`).
