@@ -86,7 +86,7 @@ def sampled(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
         1.5
     """
     images, queries, heads, levels, points = weights.shape
-    sizes, count, width = [(int(high), int(wide)) for high, wide in shapes.tolist()], levels * points, value.shape[-1]
+    sizes, count, width = [(int(high), int(wide)) for high, wide in shapes], levels * points, value.shape[-1]
     grid = _grid(sizes, heads, points, value.dtype)
     table = _table(value, sizes, grid.rows)
     locations, weights = locations.reshape(images, queries, heads, count, 2), weights.reshape(
@@ -129,6 +129,7 @@ def by_bags(original: Any) -> Any:
     def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         floats, kind = (value, locations, weights), locations.dtype
         if (kind not in (torch.float32, torch.float64)
+                or value.shape[1] != sum(int(high) * int(wide) for high, wide in shapes)  # the host says so
                 or not all(tensor.device.type == 'cpu' and tensor.numel()
                            and tensor.dtype in (kind, autocast_dtype('cpu')) for tensor in floats)
                 or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats)):

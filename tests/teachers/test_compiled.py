@@ -1,11 +1,14 @@
 """Compiled parts of a teacher: what lies between the taps, with the host's values at the taps."""
 
+import contextlib
+
 import pytest
 import torch
 from chains import Chain, settle, teach
 from torch import nn
 
 from kd_mm.hosts.taps import Tap
+from kd_mm.teachers import fast, fold
 from kd_mm.teachers.compiled import parts_around
 from kd_mm.teachers.speed import speed_of
 
@@ -92,3 +95,18 @@ def test_more_blocks_than_torch_compiles_of_one_function():
     _, far, _ = teach(model, dict(compile='eager'), paths=('end', *(f'blocks.{i}' for i in range(12))))
     assert far < 1e-5 and torch._dynamo.utils.counters['stats']['unique_graphs'] - before >= 12 > limits
     assert config.cache_size_limit == limits
+
+
+def test_nothing_is_exchanged_inside_of_a_compiled_part(monkeypatch):
+    """Its graph would have another forward in it, or be made anew in every pass."""
+    model, folded, direct = settle(Deep()), [], []
+    monkeypatch.setattr(fold.Folded, 'on', lambda self, *_: folded.append(self.pair.name) or contextlib.nullcontext())
+    monkeypatch.setattr(fast.kernels, 'direct', lambda layer, original, _: direct.append(layer) or original)
+    form, maps = dict(fold=True, onednn=True, channels_last=True), [*model.stem.children(), *model.body.modules()]
+    teach(model, form, paths=('measure', ))
+    assert set(folded) == {'stem.a', 'stem.b', 'body.0.0', 'body.0.2.a', 'body.0.2.b'}
+    assert {*direct} == {model.head, *(module for module in maps if isinstance(module, nn.Conv2d))}
+    folded.clear()
+    direct.clear()
+    teach(model, dict(form, compile='eager'), paths=('measure', ))
+    assert not folded and not direct

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import gc
+import weakref
 from unittest import mock
 
 import pytest
@@ -11,7 +13,8 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from kd_mm.engine.distiller import Distiller
-from kd_mm.teachers.shared import settled, similar
+from kd_mm.teachers import fast
+from kd_mm.teachers.shared import Shared, settled, similar
 from kd_mm.teachers.speed import Speed
 
 FORM = dict(fold=True, onednn=True, channels_last=True)
@@ -362,3 +365,40 @@ def test_no_sum_is_written_over_what_is_lent(layout, monkeypatch):
     for one, other in zip(found, expected):
         for own, theirs in zip(one, other):
             torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_shared_runs_as_the_host_runs_it(monkeypatch):
+    """Not by another library: the student gets the result."""
+    names, original, direct = [], fast.kernels.direct, fast.Fast._folded
+    monkeypatch.setattr(fast.kernels, 'direct', lambda layer, *rest: names.append(layer) or original(layer, *rest))
+    seen = []
+
+    def folded(self, *args):
+        names.clear()
+        direct(self, *args)
+        inside = self.shared.modules if self.shared is not None else set()
+        seen.append((len(inside), any(id(layer) in inside for layer in names), len(names)))
+
+    monkeypatch.setattr(fast.Fast, '_folded', folded)
+    run(dict(onednn=True, channels_last=True))
+    assert seen[-1][1:] == (False, 1) and seen[-1][0] >= 6, seen  # the late convolution alone
+    seen.clear()
+    run(dict(onednn=True, channels_last=True), never)
+    assert seen[-1] == (0, False, 3), seen
+
+
+def test_what_was_compared_is_held():
+    """Memory that is free again may become that of another tensor, with the same address and count."""
+    student = settle(Net()).eval().requires_grad_(False)
+    shared = Shared(student, copy.deepcopy(student))
+    shared.chain = [(own, theirs) for own, theirs in shared.candidates if own is student.stage]
+    assert len(shared.chain) == 1 and shared.start()
+    weight, = [student.stage[0].weight]
+    gone = weakref.ref(weight)
+    student.stage[0].weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    del weight
+    gc.collect()
+    assert gone() is not None
+    assert shared.start()
+    gc.collect()
+    assert gone() is None  # what the last comparison was of, nothing else
