@@ -25,6 +25,7 @@ from kd_mm.teachers import kernels
 from kd_mm.teachers.flow import Pair, plain_activation, plain_layer, plain_norm
 from kd_mm.teachers.late import Late, spend
 from kd_mm.teachers.layout import usual
+from kd_mm.teachers.maps import far, laid_out
 from kd_mm.teachers.packed import Packing
 
 
@@ -73,7 +74,7 @@ class Folded:
         if self.pair.norm is None:
             return True
         cells = images.shape[0] * images.shape[-2] * images.shape[-1] // self.pair.stride**2
-        if kernels.laid_out(images) and kernels.takes(conv) and self.folding.packing.takes(conv, cells):
+        if laid_out(images) and kernels.takes(conv) and self.folding.packing.takes(conv, cells):
             return True
         return cells * conv.weight.shape[0] >= conv.weight.numel()
 
@@ -154,10 +155,10 @@ class Folded:
         def run(images: Tensor) -> Tensor:
             # In the usual layout the library takes two to three times as long for a convolution of one cell.
             if (activation is not None or direct) and kernels.kind_of(images, layer) is not None and (
-                    isinstance(layer, nn.Linear) or kernels.laid_out(images)):
+                    isinstance(layer, nn.Linear) or laid_out(images)):
                 return kernels.apply(layer, images, *self._for_library(images), activation)
             if isinstance(layer, nn.Conv2d) and self.pair.norm is not None:
-                convolve = usual(layer._conv_forward) if images.device.type == 'cpu' and kernels.far(
+                convolve = usual(layer._conv_forward) if images.device.type == 'cpu' and far(
                     layer) else layer._conv_forward
                 output = convolve(images, *self._weights())
             else:
@@ -166,7 +167,7 @@ class Folded:
 
         def forward(images: Tensor) -> Tensor:
             self.settled()
-            if summed and kernels.laid_out(images) and kernels.kind_of(images, layer) is not None:
+            if summed and laid_out(images) and kernels.kind_of(images, layer) is not None:
                 output: Tensor = self._late(images, run, fused)
             else:
                 output = run(images)
@@ -193,7 +194,7 @@ class Folded:
             return run(images)
 
         def add(other: Tensor) -> Optional[Tensor]:
-            if (tuple(other.shape) != shape or other.dtype != kind or not kernels.laid_out(other)
+            if (tuple(other.shape) != shape or other.dtype != kind or not laid_out(other)
                     or storage_key(other) in (self.folding.guarded(), storage_key(images))  # it reads what it adds to
                     or images._version != version):
                 return None
@@ -367,5 +368,5 @@ class Folding:
         """Whether a residual sum becomes part of the convolution: with the channels innermost, so that the sum can be
         written over what is added."""
         return bool(pair.summed and pair.conv.weight.dim() == 4 and pair.conv.groups == 1  # type: ignore[union-attr]
-                    and id(pair.norm) not in kept and kernels.laid_out(images) and kernels.takes(pair.conv)
+                    and id(pair.norm) not in kept and laid_out(images) and kernels.takes(pair.conv)
                     and kernels.kind_of(images, pair.conv) is not None)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.ops.modes import autocast_dtype
+from kd_mm.teachers.maps import far, laid_out, to_innermost, to_usual, wide
 from kd_mm.teachers.packed import Packing
 
 #: A layer whose output can take an activation along.
@@ -18,12 +19,6 @@ Layer = Union[nn.Conv2d, nn.Linear]
 ACTIVATIONS = {nn.ReLU: 'relu', nn.SiLU: 'swish', nn.LeakyReLU: 'leaky_relu', nn.GELU: 'gelu'}
 #: From how many rows on a linear layer goes through the library: measured as long at 8, 0.8 of the time at 32.
 ROWS = 32
-
-
-#: How far (padding) a dilated convolution of single channels may look for the library's fast kernel.  Beyond, with the
-#: channels innermost, measured 1.3 to 12 times the time of torch in the usual layout (64 x 128 cells, 512 and 2048
-#: channels).  The second is for processors without AVX-512.
-FAR = (6, 4)
 
 
 def available() -> bool:
@@ -46,28 +41,10 @@ def kind_of(images: Tensor, layer: Layer) -> Optional[torch.dtype]:
     return around if has and images.dtype in (torch.float32, around) else None
 
 
-def far(layer: nn.Module) -> bool:
-    """Whether a convolution is slow with the channels innermost on a CPU: one channel at a time, with large holes.
-
-    Example:
-        >>> [far(nn.Conv2d(8, 8, 3, padding=p, dilation=p, groups=8)) for p in (1, 12)]
-        [False, True]
-    """
-    return bool(
-        isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels and max(layer.dilation) > 1
-        and not isinstance(layer.padding, str)
-        and max(layer.padding) > FAR['AVX512' not in torch.backends.cpu.get_cpu_capability()])
-
-
 def takes(layer: Layer) -> bool:
     """Whether the library has all options of a layer, and is fast with them."""
     return isinstance(layer, nn.Linear) or (
         layer.padding_mode == 'zeros' and not isinstance(layer.padding, str) and not far(layer))
-
-
-def laid_out(images: Tensor) -> bool:
-    """Whether the channels are innermost, without being a map of one cell or one channel, which is both."""
-    return images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)
 
 
 def _words(activation: Optional[nn.Module]) -> Tuple[str, Any, str]:
@@ -93,8 +70,11 @@ def apply(layer: Layer, images: Tensor, weight: Tensor, bias: Optional[Tensor],
     bias = None if bias is None else bias.to(kind)
     if isinstance(layer, nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(images, weight, bias, *_words(activation))
-    return torch.ops.mkldnn._convolution_pointwise(
-        images, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups, *_words(activation))
+    turned = laid_out(images) and wide(layer, images)
+    maps: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        to_usual(images) if turned else images, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups,
+        *_words(activation))
+    return to_innermost(maps) if turned else maps
 
 
 def add_into(layer: nn.Conv2d, images: Tensor, weight: Tensor, bias: Optional[Tensor], other: Tensor,

@@ -3,18 +3,17 @@
 Operators of a host's own library read memory in the order of (N, C, H, W), whatever the strides of a tensor say: with
 the channels innermost some give wrong numbers (modulated deformable convolutions, RoIAlign), others refuse.  Their
 modules get usual maps, and what comes after them gets the channels innermost again.  So do convolutions of single
-channels with large holes (:func:`kd_mm.teachers.kernels.far`) on a CPU.
+channels with large holes (:func:`kd_mm.teachers.maps.far`) on a CPU.
 """
 
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator, List
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from kd_mm.hosts.swap import swapped
-from kd_mm.teachers.kernels import far, laid_out
+from kd_mm.teachers.maps import far, laid_out, to_innermost, to_usual
 
 #: Packages whose modules are such operators.
 PACKAGES = ('mmcv.ops.', )
@@ -46,11 +45,11 @@ def usual(original: Any) -> Any:
         given = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
         output = original(*tree_map(_contiguous, args), **tree_map(_contiguous, kwargs))
         innermost = any(laid_out(tensor) and not tensor.is_contiguous() for tensor in given)
-        return output.contiguous(memory_format=torch.channels_last) if (
+        return to_innermost(output) if (
             innermost and isinstance(output, Tensor) and output.dim() == 4) else output
 
     return forward
 
 
 def _contiguous(item: Any) -> Any:
-    return item.contiguous() if isinstance(item, Tensor) and item.dim() == 4 else item
+    return to_usual(item) if isinstance(item, Tensor) and item.dim() == 4 else item

@@ -12,6 +12,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from kd_mm.teachers.maps import wide
+
 #: Up to how many cells (N Hout Wout) of an output the weights are kept: with more they are less than a fiftieth of the
 #: time (1x1 and 3x3, 256 to 1024 channels, one thread with AVX-512).
 CELLS = 4096
@@ -81,7 +83,7 @@ class Packing:
             source: gives the tensors that ``make`` uses, the layer's own weights first.
             make: gives the weights.
         """
-        if not self.takes(layer, cells_of(layer, images)):
+        if not self.takes(layer, cells_of(layer, images)) or wide(layer, images):
             return make()
         tensors = source()
         state, kept = _state(kind, tensors), self._kept.get(layer)

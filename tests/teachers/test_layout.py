@@ -1,5 +1,7 @@
 """Operators that read memory as if the channels were not innermost."""
 
+from unittest import mock
+
 import pytest
 import torch
 from chains import settle, teach
@@ -7,7 +9,7 @@ from mmcv import ops
 from torch import nn
 
 from kd_mm.hosts.taps import Tap
-from kd_mm.teachers import kernels
+from kd_mm.teachers import kernels, maps, packed
 from kd_mm.teachers.layout import operators, slow
 from kd_mm.types.batch import KDBatch
 
@@ -108,9 +110,44 @@ def test_how_far_is_far(avx512, reach, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512' if avx512 else 'AVX2')
 
     def is_far(dilation, groups=8, kernel=3, **options):
-        return kernels.far(nn.Conv2d(8, 8, kernel, **{**dict(
+        return maps.far(nn.Conv2d(8, 8, kernel, **{**dict(
             padding=dilation * (kernel - 1) // 2, dilation=dilation, groups=groups), **options}))
 
     assert [is_far(dilation) for dilation in (1, reach, reach + 1)] == [False, False, True]
     assert not is_far(reach + 1, groups=1) and not is_far(reach + 1, groups=4) and not is_far(1, kernel=21)
-    assert not is_far(reach + 1, padding=0) and not kernels.far(nn.Linear(8, 8))
+    assert not is_far(reach + 1, padding=0) and not maps.far(nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize('options, cells, expected', [
+    (dict(), 1024, True), (dict(), 1023, False), (dict(in_channels=2048), 1024, True),
+    (dict(in_channels=1536), 1024, False),
+    (dict(kernel_size=1, padding=0), 1024, False), (dict(dilation=4, padding=4), 1024, True),
+    (dict(dilation=12, padding=12), 1024, False), (dict(stride=2), 1024, False), (dict(groups=2), 1024, False)], ids=str)
+def test_dense_convolutions_of_very_many_channels_run_in_the_usual_layout(options, cells, expected):
+    layer = nn.Conv2d(**{**dict(in_channels=1024, out_channels=4, kernel_size=3, padding=1), **options})
+    maps_in = torch.randn(1, layer.in_channels, 1, cells).contiguous(memory_format=torch.channels_last)
+    assert maps.wide(layer, maps_in) == expected
+    with torch.no_grad():
+        model, given = nn.Sequential(layer, nn.ReLU(), nn.Identity()), []
+        packing, apply = packed.Packing(True), torch.ops.mkldnn._convolution_pointwise
+
+        def noted(images, weight, *args):
+            given.append((images.is_contiguous(), weight.is_mkldnn))
+            return apply(images, weight, *args)
+
+        packing.on = True
+        with mock.patch.object(torch.ops.mkldnn, '_convolution_pointwise', noted):
+            found = kernels.direct(layer, None, packing)(maps_in)
+        assert given == [(expected, not expected)] and found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, model[0](maps_in), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 4, 5), (1, 70, 9, 9), (2, 1, 3, 3), (3, 5, 1, 1), (2, 64, 64, 64)], ids=str)
+def test_maps_are_turned(shape):
+    usual = torch.randn(shape)
+    innermost = usual.contiguous(memory_format=torch.channels_last)
+    for images in (usual, innermost, usual.transpose(2, 3).contiguous().transpose(2, 3), usual[:, :, ::2]):
+        one, other = maps.to_usual(images), maps.to_innermost(images)
+        assert torch.equal(one, images) and one.is_contiguous()
+        assert torch.equal(other, images) and other.is_contiguous(memory_format=torch.channels_last)
+    assert maps.to_usual(usual) is usual and maps.to_innermost(innermost) is innermost
