@@ -122,7 +122,8 @@ def test_how_far_is_far(avx512, reach, monkeypatch):
     (dict(), 1024, True), (dict(), 1023, False), (dict(in_channels=2048), 1024, True),
     (dict(in_channels=1536), 1024, False),
     (dict(kernel_size=1, padding=0), 1024, False), (dict(dilation=4, padding=4), 1024, True),
-    (dict(dilation=12, padding=12), 1024, False), (dict(stride=2), 1024, False), (dict(groups=2), 1024, False)], ids=str)
+    (dict(dilation=12, padding=12), 1024, False), (dict(stride=2), 1024, False),
+    (dict(groups=2), 1024, False)], ids=str)
 def test_dense_convolutions_of_very_many_channels_run_in_the_usual_layout(options, cells, expected):
     layer = nn.Conv2d(**{**dict(in_channels=1024, out_channels=4, kernel_size=3, padding=1), **options})
     maps_in = torch.randn(1, layer.in_channels, 1, cells).contiguous(memory_format=torch.channels_last)
