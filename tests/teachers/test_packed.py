@@ -128,15 +128,28 @@ def test_a_change_past_the_count_is_seen_at_once(change, monkeypatch):
     assert not said or 'changed through `.data`' in said[0]
 
 
-def test_a_change_past_the_count_beside_the_middle_is_found_in_turn():
+@pytest.mark.parametrize('name', ['a', 'b'])
+def test_a_change_past_the_count_beside_the_middle_is_found_in_turn(name):
     model = settle(Chain())
     teacher, _, _ = teach(model, PACKED, paths=('bn', ))
     assert len(teacher.fast.packing._kept) == 2
-    model.a.weight.data[:, 1, 0, 0] += 1
+    getattr(model, name).weight.data[:, 1, 0, 0] += 1
     for _ in range(2):  # one layer in each pass
         found = again(teacher, 'bn')
     torch.testing.assert_close(*found)
     assert not teacher.fast.packing.fixed
+
+
+def test_numbers_of_a_norm_past_the_count():
+    """They are read anew in every pass; weights that are packed anew in every pass would take longer than unpacked."""
+    model = settle(Chain())
+    teacher, _, _ = teach(model, PACKED, paths=('bn', ))
+    model.an.running_mean.data.add_(1)
+    model.bn.weight.data.mul_(2)
+    for _ in range(2):
+        found = again(teacher, 'bn')
+    torch.testing.assert_close(*found)
+    assert not teacher.fast.packing.fixed and not teacher.fast.packing._kept
 
 
 def test_a_look_after_a_counted_change_keeps_on():

@@ -14,6 +14,18 @@ from kd_mm.types.batch import KDBatch
 ORIGINAL = host.multi_scale_deformable_attn_pytorch
 
 
+@pytest.fixture(autouse=True)
+def no_row_past_the_table(monkeypatch):
+    """torch reads there without a word."""
+    original = sampling.embedding_bag
+
+    def checked(rows, table, **options):
+        assert 0 <= int(rows.min()) and int(rows.max()) < len(table)
+        return original(rows, table, **options)
+
+    monkeypatch.setattr(sampling, 'embedding_bag', checked)
+
+
 def drawn(sizes, images=2, queries=7, heads=2, points=3, width=4, dtype=torch.float32, spread=2.0):
     generator = torch.Generator().manual_seed(0)
     levels, cells = len(sizes), sum(high * wide for high, wide in sizes)
