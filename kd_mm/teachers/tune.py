@@ -77,7 +77,7 @@ def candidates(chosen: Speed) -> List[Speed]:
     Without what did not hold on the first batch.
     """
     rest = dataclasses.replace(chosen, fold=False, channels_last=False)
-    forms = [dataclasses.replace(rest, attention=False, onednn=False, pack=False)]
+    forms = [dataclasses.replace(rest, attention=False, onednn=False)]
     forms += [dataclasses.replace(rest, fold=fold, channels_last=layout)
               for fold in sorted({False, chosen.fold}) for layout in sorted({False, chosen.channels_last})]
     return list(dict.fromkeys(forms))

@@ -66,7 +66,7 @@ def test_more_queries_than_at_a_time(monkeypatch):
 
 
 def test_places_that_are_no_numbers():
-    value, shapes, places, weights = drawn([(5, 7)], heads=3)  # an even number times the least integer is 0
+    value, shapes, places, weights = drawn([(5, 6)], heads=3)  # with other sizes the least integers cancel
     places[0, 3] = float('nan')
     places[1, 4] = float('inf')
     found = sampling.sampled(value, shapes, places, weights)
