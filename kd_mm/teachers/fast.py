@@ -26,9 +26,9 @@ from kd_mm.teachers.compiled import Compiled
 from kd_mm.teachers.flow import Flow, Pair, plain_attention, plain_layer, watch_flow
 from kd_mm.teachers.fold import FlowChanged, Folding
 from kd_mm.teachers.layout import operators, slow, usual_in
-from kd_mm.teachers.packed import Packing
+from kd_mm.teachers.packed import Packing, WeightsChanged
 from kd_mm.teachers.recorded import as_host, distance, put_back
-from kd_mm.teachers.sampling import NAME, by_bags, namespaces
+from kd_mm.teachers.sampling import namespaces, sampling_in
 from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
 from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
@@ -318,7 +318,7 @@ class Fast:
                 kept |= shared.modules
                 stack.enter_context(shared.teaching(images, given))
             for space in self.spaces if form.attention and images.device.type == 'cpu' else ():
-                stack.enter_context(swapped(space, NAME, by_bags(vars(space)[NAME])))
+                stack.enter_context(sampling_in(space))
             self.packing.look()
             self.folding.guarded = lambda: None if shared is None else shared.held
             self._folded(form, given, samples, taps, kept)
@@ -348,6 +348,8 @@ class Fast:
                 self.forward(images, samples, taps)
         except FlowChanged as change:
             self._drop(change.pair.name)
+            self._folded(form, images, samples, taps, kept)
+        except WeightsChanged:  # nothing is kept now: it comes once
             self._folded(form, images, samples, taps, kept)
 
     def _drop(self, name: str) -> None:
@@ -459,7 +461,8 @@ class Fast:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on as :meth:`state` says, if the same was asked for."""
-        if dict(state.get('asked', {})) != dataclasses.asdict(self.asked):
+        asked, now = dict(state.get('asked', {})), dataclasses.asdict(self.asked)
+        if not asked or any(now.get(key, value) != value for key, value in asked.items()):
             return
         self.speed = Speed(**state['form'])
         if state['tuning'] is None:

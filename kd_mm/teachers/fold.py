@@ -80,22 +80,31 @@ class Folded:
 
     def factors(self) -> Tuple[Tensor, Tensor]:
         """(C, ) factors of the convolution's weights, and (C, ) its bias."""
-        norm, conv = self.pair.norm, self.pair.conv
-        assert norm is not None
-        parts = (norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.bias)
-        state = (norm.eps, *(part if part is None else (id(part), part.data_ptr(), part._version) for part in parts))
-        if self._kept is not None and self._kept[0] == state:
-            return self._kept[1], self._kept[2]
+        state, kept = self._state(), self._kept
+        if kept is not None and kept[0] == state:
+            return kept[1], kept[2]
         scale, shift = self._made()
         if self.fixed:
             self._kept = state, scale, shift
             # both tensor and memory: neither becomes another's, which would have the same state, while they are held
-            self._made_of = [(part, part.detach()) for part in parts if part is not None]
+            self._made_of = [(part, part.detach()) for part in self._parts() if part is not None]
         return scale, shift
 
+    def _parts(self) -> Sequence[Optional[Tensor]]:
+        norm, conv = self.pair.norm, self.pair.conv
+        assert norm is not None
+        return norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.bias
+
+    def _state(self) -> Any:
+        """What torch counts of the numbers that the factors are made of."""
+        assert self.pair.norm is not None
+        return (self.pair.norm.eps, *(
+            part if part is None else (id(part), part.data_ptr(), part._version) for part in self._parts()))
+
     def stale(self) -> Optional[Tensor]:
-        """Whether what is kept is not what the norm says now; None where nothing is kept."""
-        if self._kept is None:
+        """Whether what is kept is not what the norm says now, though torch has counted no change; None where nothing is
+        kept or a change was counted."""
+        if self._kept is None or self._kept[0] != self._state():
             return None
         found = [(new != old).any() for new, old in zip(self._made(), self._kept[1:])]
         return found[0] | found[1]

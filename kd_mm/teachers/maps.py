@@ -59,8 +59,8 @@ def to_usual(images: Tensor) -> Tensor:
     if images.device.type != 'cpu' or images.is_contiguous() or not laid_out(images):
         return images.contiguous()
     turned = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for image, result in zip(images, turned):
-        result.flatten(1).copy_(image.permute(1, 2, 0).flatten(0, 1).t())
+    for number in range(images.shape[0]):
+        turned[number].flatten(1).copy_(images[number].permute(1, 2, 0).flatten(0, 1).t())
     return turned
 
 
@@ -69,6 +69,6 @@ def to_innermost(images: Tensor) -> Tensor:
     if images.device.type != 'cpu' or laid_out(images) or not images.is_contiguous():
         return images.contiguous(memory_format=torch.channels_last)
     turned = torch.empty_like(images, memory_format=torch.channels_last)
-    for image, result in zip(images, turned):
-        result.permute(1, 2, 0).flatten(0, 1).copy_(image.flatten(1).t())
+    for number in range(images.shape[0]):
+        turned[number].permute(1, 2, 0).flatten(0, 1).copy_(images[number].flatten(1).t())
     return turned

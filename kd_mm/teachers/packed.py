@@ -27,8 +27,8 @@ class _Kept(NamedTuple):
     held: Sequence[Tensor]
     source: Callable[[], Sequence[Tensor]]
     make: Callable[[], Tensor]
-    view: Tensor
-    sample: Tensor
+    views: Sequence[Tensor]
+    samples: Sequence[Tensor]
 
 
 def cells_of(layer: nn.Conv2d, images: Tensor) -> int:
@@ -45,17 +45,23 @@ def _state(kind: torch.dtype, source: Sequence[Tensor]) -> Any:
     return (kind, *((id(part), part.data_ptr(), part._version) for part in source))
 
 
-def _sample(weight: Tensor) -> Tensor:
-    """One number of each output channel (C, ), where they are."""
-    return weight.detach()[:, 0, weight.shape[2] // 2, weight.shape[3] // 2]
+def _views(weight: Tensor) -> Sequence[Tensor]:
+    """One number of each output channel and one of each input channel, where they are."""
+    middle = weight.detach()[:, :, weight.shape[2] // 2, weight.shape[3] // 2]
+    return middle[:, 0], middle[0]
+
+
+class WeightsChanged(Exception):  # noqa: N818  (a signal: the pass is done again)
+    """Something past torch's count has changed weights in the middle of a pass that has used what was kept."""
 
 
 class Packing:
     """Packed weights of a teacher.
 
-    What torch counts as a change of a weight is seen at once, as is one past that count (``.data``) that changes the
-    middle of the kernels; other changes of that kind are found by a look at one layer in each pass, in turn.  After
-    a change of that kind nothing is kept any more.
+    What torch counts as a change of a weight is seen at once, as is one past that count (``.data``) that changes one of
+    the numbers that are compared in every pass: one of each output and one of each input channel, of every layer. Other
+    changes of that kind are found by a look at one layer in each pass, in turn.  After a change of that kind nothing is
+    kept any more.
 
     Args:
         fixed: whether the teacher's weights stay as they are; if not, nothing is kept.
@@ -82,31 +88,39 @@ class Packing:
             kind: dtype that the library computes in.
             source: gives the tensors that ``make`` uses, the layer's own weights first.
             make: gives the weights.
+
+        Raises:
+            WeightsChanged: what is kept is of other weights; from now on nothing is.
         """
         if not self.takes(layer, cells_of(layer, images)) or wide(layer, images):
             return make()
         tensors = source()
+        if any(part.is_inference() for part in tensors):  # of these torch counts no change
+            return make()
         state, kept = _state(kind, tensors), self._kept.get(layer)
         if kept is None or kept.state != state:
             packed = torch.ops.mkldnn._reorder_convolution_weight(
                 make().to(kind), layer.padding, layer.stride, layer.dilation, layer.groups, list(images.shape))
             # tensor and memory are held: neither becomes another's, which would have the same state
             held = [item for part in tensors for item in (part, part.detach())]
-            view = _sample(tensors[0])
-            kept = self._kept[layer] = _Kept(state, packed, held, source, make, view, view.clone())
-        elif not torch.equal(kept.sample, kept.view):
+            views = _views(tensors[0])
+            kept = self._kept[layer] = _Kept(
+                state, packed, held, source, make, views, [view.clone() for view in views])
+        elif not all(map(torch.equal, kept.views, kept.samples)):
             self.drop()
-            return make()
+            raise WeightsChanged
         return kept.packed
 
     def look(self) -> None:
-        """Look whether what is kept of one layer is what it would be now."""
+        """Look whether what is kept of one layer is what it would be now; what no one can use is let go."""
         if not self._kept:
             return
         self._turn = (self._turn + 1) % len(self._kept)
-        kept = list(self._kept.values())[self._turn]
+        layer, kept = list(self._kept.items())[self._turn]
         kind = kept.packed.dtype
-        if _state(kind, kept.source()) == kept.state and not torch.equal(kept.packed.to_dense(), kept.make().to(kind)):
+        if _state(kind, kept.source()) != kept.state:
+            del self._kept[layer]
+        elif not torch.equal(kept.packed.to_dense(), kept.make().to(kind)):
             self.drop()
 
     def drop(self, told: bool = False) -> None:
@@ -116,3 +130,7 @@ class Packing:
                       'now on they are read anew in every pass', 'current', level=30)
         self.fixed = False
         self._kept.clear()
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """For copies, which pack anew: what is packed has no memory of its own that torch could copy."""
+        return {**vars(self), '_kept': {}}

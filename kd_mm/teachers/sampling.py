@@ -8,13 +8,16 @@ of zeros in the table, and places outside are moved into it.
 """
 
 import sys
+import threading
+from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
+from kd_mm.hosts.swap import Swap
 from kd_mm.ops.modes import autocast_dtype
 
 #: The host's function, in the namespace of the modules that call it on a CPU.
@@ -74,9 +77,9 @@ def sampled(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
     """What deformable attention gives: (N, Q, H D), the weighted sums of bilinear samples, zero outside of the maps.
 
     Args:
-        value: (N, S, H, D), the cells of all maps, one map after the other.
+        value: (N, S, H, D), the cells of all maps, one map after the other; all numbers are finite.
         shapes: (L, 2), height and width of the maps; their products sum to S.
-        locations: (N, Q, H, L, P, 2), x and y, 0 to 1 inside of a map.
+        locations: (N, Q, H, L, P, 2), x and y, 0 to 1 inside of a map; finite.
         weights: (N, Q, H, L, P).
 
     Example:
@@ -91,7 +94,7 @@ def sampled(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
     table = _table(value, sizes, grid.rows)
     locations, weights = locations.reshape(images, queries, heads, count, 2), weights.reshape(
         images, queries, heads, count)
-    half, last = value.new_tensor(-0.5), grid.rows * heads - 1 - int(grid.corners.max())
+    half = value.new_tensor(-0.5)
     result = value.new_empty(images, queries, heads * width)
     for image in range(images):
         cells = table[image].view(-1, width)
@@ -103,7 +106,6 @@ def sampled(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -
             left, top = x.floor(), y.floor()
             x, y = x.sub_(left), y.sub_(top)
             rows = top.to(torch.int32).mul_(grid.pitch).add_(left.to(torch.int32), alpha=heads).add_(grid.first)
-            rows = rows.clamp_(0, last)  # of a place that is no number
             factors = value.new_empty(*given.shape[:2], 4, count)
             low = given * y
             high = given - low
@@ -121,20 +123,53 @@ def by_bags(original: Any) -> Any:
     """The host's function, by :func:`sampled` where that can.
 
     On a CPU, without gradients, with places in 32 or 64 bits; what else is in the lower precision of an autocast around
-    is computed in that of the places, as the host does it.
+    is computed in that of the places, as the host does it.  What is not finite, or no
+    map of the given sizes, goes to the host.
 
     Args:
         original: its own, for everything else.
     """
-    def forward(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        floats, kind = (value, locations, weights), locations.dtype
-        if (kind not in (torch.float32, torch.float64)
-                or value.shape[1] != sum(int(high) * int(wide) for high, wide in shapes)  # the host says so
+    def forward(value: Tensor, value_spatial_shapes: Any, sampling_locations: Tensor,
+                attention_weights: Tensor) -> Tensor:
+        floats, kind = (value, sampling_locations, attention_weights), sampling_locations.dtype
+        if (not getattr(_INSIDE, 'depth', 0) or kind not in (torch.float32, torch.float64)
+                or min(int(edge) for shape in value_spatial_shapes for edge in shape) < 1
+                or value.shape[1] != sum(int(high) * int(wide) for high, wide in value_spatial_shapes)
                 or not all(tensor.device.type == 'cpu' and tensor.numel()
                            and tensor.dtype in (kind, autocast_dtype('cpu')) for tensor in floats)
-                or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats)):
-            result: Tensor = original(value, shapes, locations, weights)
+                or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats)
+                or not bool(torch.isfinite(sampling_locations.sum() + value.sum()))):
+            result: Tensor = original(value, value_spatial_shapes, sampling_locations, attention_weights)
             return result
-        return sampled(value.to(kind), shapes, locations, weights.to(kind))
+        return sampled(value.to(kind), value_spatial_shapes, sampling_locations, attention_weights.to(kind))
 
     return forward
+
+
+#: How deep this thread is in passes of teachers.
+_INSIDE = threading.local()
+#: The namespaces with another function than the host's, and for how many passes of how many threads.
+_USERS: Dict[str, Tuple[Swap, int]] = {}
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def sampling_in(space: ModuleType) -> Iterator[None]:
+    """The host's function in a namespace is :func:`by_bags` inside, for this thread.
+
+    A namespace is there once for all threads: the first pass of all exchanges the function, the last one puts it back.
+    """
+    with _LOCK:
+        swap, users = _USERS.get(space.__name__, (Swap(space, NAME, by_bags(vars(space)[NAME])), 0))
+        _USERS[space.__name__] = swap.on(), users + 1
+    _INSIDE.depth = getattr(_INSIDE, 'depth', 0) + 1
+    try:
+        yield
+    finally:
+        _INSIDE.depth -= 1
+        with _LOCK:
+            swap, users = _USERS.pop(space.__name__)
+            if users > 1:
+                _USERS[space.__name__] = swap, users - 1
+            else:
+                swap.off()

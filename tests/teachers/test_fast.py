@@ -438,6 +438,11 @@ def test_what_was_decided_is_kept_for_a_resume():
     other, tap, batch = chunked('auto')
     other.fast.load(state)
     assert other.fast.speed == Speed(fold=True, chosen=True) and other.fast.checked == {'out'}
+    older, _, _ = chunked('auto')
+    older.fast.load(dict(state, asked={key: value for key, value in state['asked'].items() if key != 'pack'}))
+    assert older.fast.checked == {'out'}  # a file from before that field
+    older.fast.load(dict(state, asked={}, checked=['in']))
+    assert older.fast.checked == {'out'}
     asked, _, _ = chunked(dict(fold=True, channels_last=True))
     asked.fast.load(state)  # another form is asked for: the file has nothing to say
     assert asked.fast.speed.channels_last and not asked.fast.checked

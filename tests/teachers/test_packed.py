@@ -1,5 +1,7 @@
 """Weights that are kept as the processor's library wants them: the same numbers, never stale, of small maps alone."""
 
+import copy
+
 import pytest
 import torch
 from chains import Chain, settle, teach
@@ -114,16 +116,17 @@ def test_weights_that_change_are_not_kept():
 
 @pytest.mark.parametrize('change', [
     lambda m: m.a.weight.data.mul_(2), lambda m: setattr(m.a.weight, 'data', 2 * m.a.weight.data),
-    lambda m: m.a.weight.data[3].add_(1)])
+    lambda m: m.a.weight.data[3].add_(1), lambda m: m.a.weight.data[:, 2].zero_(),
+    lambda m: (m.a.weight.data[1:, 1:].mul_(3), m.b.weight.data.mul_(2))])
 def test_a_change_past_the_count_is_seen_at_once(change, monkeypatch):
     said = []
     monkeypatch.setattr(packed, 'print_log', lambda text, *_, **__: said.append(text))
     model = settle(Chain())
-    teacher, _, _ = teach(model, PACKED, paths=('act', ))
+    teacher, _, _ = teach(model, PACKED, paths=('bn', ))
     teacher.fast.packing.look = lambda: None
     change(model)
-    torch.testing.assert_close(*again(teacher))
-    torch.testing.assert_close(*again(teacher))
+    torch.testing.assert_close(*again(teacher, 'bn'))  # the pass in which it is found is done again
+    torch.testing.assert_close(*again(teacher, 'bn'))
     assert len(said) == bool(teacher.fast.packing.fixed is False)
     assert not said or 'changed through `.data`' in said[0]
 
@@ -152,13 +155,44 @@ def test_numbers_of_a_norm_past_the_count():
     assert not teacher.fast.packing.fixed and not teacher.fast.packing._kept
 
 
-def test_a_look_after_a_counted_change_keeps_on():
+@pytest.mark.parametrize('change', ['norms', 'all', 'read again'])
+def test_a_look_after_a_counted_change_keeps_on(change):
     """The next pass packs anew; what is there until then is no change past the count."""
+    layers = [layer for _ in range(8) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())]
+    model = settle(nn.Sequential(nn.Conv2d(3, 8, 1), *layers, nn.Identity()))
+    teacher, _, _ = teach(model, PACKED, paths=('25', ))
+    assert len(teacher.fast.packing._kept) == 9
+    with torch.no_grad():
+        for module in model:
+            if change == 'read again':
+                module.load_state_dict(module.state_dict())
+            elif isinstance(module, nn.BatchNorm2d) or change == 'all' and isinstance(module, nn.Conv2d):
+                module.weight.mul_(1.1)
+    for _ in range(3):
+        torch.testing.assert_close(*again(teacher, '25'))
+    assert teacher.fast.packing.fixed and len(teacher.fast.packing._kept) == 9
+    assert all(folded.fixed for folded in teacher.fast.folding.pairs)
+
+
+def test_what_no_one_can_use_is_let_go():
     model = settle(Chain())
     teacher, _, _ = teach(model, PACKED, paths=('bn', ))
-    with torch.no_grad():
-        model.an.weight.mul_(2)
-        model.b.weight.mul_(2)
-    for _ in range(3):
-        torch.testing.assert_close(*again(teacher, 'bn'))
-    assert teacher.fast.packing.fixed and len(teacher.fast.packing._kept) == 2
+    packing = teacher.fast.packing
+    model.double()
+    for _ in range(2):
+        packing.look()
+    assert not packing._kept and packing.fixed
+
+
+def test_weights_whose_changes_torch_does_not_count():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Identity())
+    assert model[0].weight.is_inference()
+    teacher, far, _ = teach(model, dict(onednn=True, channels_last=True, pack=True), paths=('2', ))
+    assert far < 1e-5 and not teacher.fast.packing._kept
+
+
+def test_a_copy_packs_anew():
+    teacher, _, _ = teach(settle(Chain()), PACKED, paths=('bn', ))
+    other = copy.deepcopy(teacher.fast.packing)
+    assert teacher.fast.packing._kept and not other._kept and other.fixed

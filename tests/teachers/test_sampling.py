@@ -1,5 +1,7 @@
 """Samples of deformable attention by one operation: equal to the host's function, in real models, and put back."""
 
+import threading
+
 import pytest
 import torch
 from detrs import build_detr
@@ -16,7 +18,7 @@ ORIGINAL = host.multi_scale_deformable_attn_pytorch
 
 @pytest.fixture(autouse=True)
 def no_row_past_the_table(monkeypatch):
-    """torch reads there without a word."""
+    """torch may read there without a word."""
     original = sampling.embedding_bag
 
     def checked(rows, table, **options):
@@ -65,15 +67,16 @@ def test_more_queries_than_at_a_time(monkeypatch):
     torch.testing.assert_close(sampling.sampled(*given), whole, rtol=0, atol=0)
 
 
-def test_places_that_are_no_numbers():
-    value, shapes, places, weights = drawn([(5, 6)], heads=3)  # with other sizes the least integers cancel
-    places[0, 3] = float('nan')
-    places[1, 4] = float('inf')
-    found = sampling.sampled(value, shapes, places, weights)
-    assert found[0, 3].isnan().all()
-    rest = torch.ones(2, 7, dtype=torch.bool)
-    rest[0, 3] = rest[1, 4] = False
-    torch.testing.assert_close(found[rest], ORIGINAL(value, shapes, places, weights)[rest], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize('wrong', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('where', ['places', 'values'])
+def test_what_is_not_finite_gives_what_the_host_gives(wrong, where, monkeypatch):
+    monkeypatch.setattr(sampling._INSIDE, 'depth', 1, raising=False)
+    value, shapes, places, weights = drawn([(5, 6)])
+    (places if where == 'places' else value)[0, 3] = wrong
+    found = sampling.by_bags(ORIGINAL)(value, shapes, places, weights)
+    expected = ORIGINAL(value, shapes, places, weights)
+    assert not expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_values_laid_out_in_another_order():
@@ -90,14 +93,15 @@ class Counting:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, *args):
+    def __call__(self, *args, **options):
         self.calls += 1
-        return ORIGINAL(*args)
+        return ORIGINAL(*args, **options)
 
 
 @pytest.mark.parametrize('change', [
-    '', 'gradients', 'no queries', 'half', 'other dtype', 'autocast', 'other shapes'])
-def test_what_it_takes(change):
+    '', 'gradients', 'no queries', 'half', 'other dtype', 'autocast', 'other shapes', 'an empty map', 'outside'])
+def test_what_it_takes(change, monkeypatch):
+    monkeypatch.setattr(sampling._INSIDE, 'depth', int(change != 'outside'), raising=False)
     value, shapes, places, weights = drawn([(5, 7)], queries=0 if change == 'no queries' else 7)
     if change == 'gradients':
         value.requires_grad_()
@@ -107,12 +111,16 @@ def test_what_it_takes(change):
         value, weights = value.bfloat16(), weights.bfloat16()
     if change == 'other shapes':
         shapes = shapes - 1
+    if change == 'an empty map':
+        shapes = torch.cat([shapes, torch.tensor([[0, 3]])])
+        places, weights = places.repeat(1, 1, 1, 2, 1, 1), weights.repeat(1, 1, 1, 2, 1)
     original, context = Counting(), torch.autocast('cpu', torch.bfloat16, enabled=change == 'autocast')
     with context:
         try:
-            found = sampling.by_bags(original)(value, shapes, places, weights)
+            found = sampling.by_bags(original)(value, value_spatial_shapes=shapes, sampling_locations=places,
+                                               attention_weights=weights)
         except RuntimeError:  # the host's own, of what it does not take either
-            assert change in ('other dtype', 'no queries', 'other shapes')
+            assert change in ('other dtype', 'no queries', 'other shapes', 'an empty map')
             found = None
         assert original.calls == (change not in ('', 'autocast'))
         if found is not None:
@@ -149,3 +157,37 @@ def test_a_detector_is_taught_with_it(name, monkeypatch):
 def test_only_models_that_call_it_have_the_namespace():
     assert sampling.namespaces(build_detr('deformable')) == [host]
     assert sampling.namespaces(torch.nn.Conv2d(1, 1, 1)) == [] and sampling.namespaces(build_detr('detr')) == []
+
+
+def test_passes_of_two_threads(monkeypatch):
+    """The namespace is there once for all: nobody puts back the other's, and who teaches nobody gets the host's."""
+    original, steps, calls = Counting(), [threading.Event() for _ in range(3)], []
+    monkeypatch.setattr(host, sampling.NAME, original)
+
+    def called():
+        before = original.calls
+        vars(host)[sampling.NAME](*drawn([(5, 7)]))
+        calls.append(original.calls - before)
+
+    def first():
+        with sampling.sampling_in(host):
+            steps[0].set()
+            assert steps[1].wait(20)
+            called()
+        steps[2].set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert steps[0].wait(20)
+    called()  # of this thread, in which no teacher runs
+    with sampling.sampling_in(host):
+        steps[1].set()
+        assert steps[2].wait(20)
+        called()
+        with sampling.sampling_in(host):
+            called()
+        called()
+    thread.join()
+    assert calls == [1, 0, 0, 0, 0] and vars(host)[sampling.NAME] is original
+    called()
+    assert calls[-1] == 1
