@@ -161,7 +161,8 @@ def test_no_timm_is_told(student, monkeypatch):
 def test_the_licences_of_the_card_are_those_that_timm_names():
     card = (Path(__file__).resolve().parents[2] / 'configs' / 'det' / 'dsi' / 'README.md').read_text()
     assert f'as timm {timm.__version__} names it' in card
-    rows = re.findall(r'^\| (`[^|]+) \| ([\w.-]+) \|', card.split('| licence, as timm')[1].split('\n\n')[0], re.MULTILINE)
+    table = card.split('| licence, as timm')[1].split('\n\n')[0]
+    rows = re.findall(r'^\| (`[^|]+) \| ([\w.-]+) \|', table, re.MULTILINE)
     assert len(rows) == 7
     for patterns, licence in rows:
         for pattern in re.findall(r'`([^`]+)`', patterns):
