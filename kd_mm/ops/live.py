@@ -1,7 +1,7 @@
 """Bytes of tensors, counted by what is made and not by a device: the same number on every machine."""
 
 import weakref
-from typing import Any, Iterator, Set
+from typing import Any, Iterator, Set, Tuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,21 @@ class LiveBytes(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self.held -= size
         self._known.discard(key)
+
+
+def counted(tensor: Tensor) -> Tuple[int, int, int]:
+    """Equal as long as this is the same tensor in the same memory, and torch has counted no change of it.
+
+    While it is compared, tensor and memory must be held: what is free again becomes another's, with the same numbers.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.zeros(2)
+        >>> before = counted(weight)
+        >>> before == counted(weight), before == counted(weight.add_(1))
+        (True, False)
+    """
+    return id(tensor), tensor.data_ptr(), tensor._version
 
 
 def walk(value: Any) -> Iterator[Tensor]:

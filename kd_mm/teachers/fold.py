@@ -20,7 +20,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
-from kd_mm.ops.live import storage_key
+from kd_mm.ops.live import counted, storage_key
 from kd_mm.teachers import kernels
 from kd_mm.teachers.flow import Pair, plain_activation, plain_layer, plain_norm
 from kd_mm.teachers.late import Late, spend
@@ -69,7 +69,7 @@ class Folded:
         self.folding: Any = None
 
     def pays(self, images: Tensor) -> bool:
-        """Whether the output is larger than the weights, or these are kept; for images images of the model."""
+        """Whether the output is larger than the weights, or these are kept; for images (N, C, H, W) of the model."""
         conv = self.pair.conv
         if self.pair.norm is None:
             return True
@@ -98,8 +98,7 @@ class Folded:
     def _state(self) -> Any:
         """What torch counts of the numbers that the factors are made of."""
         assert self.pair.norm is not None
-        return (self.pair.norm.eps, *(
-            part if part is None else (id(part), part.data_ptr(), part._version) for part in self._parts()))
+        return (self.pair.norm.eps, *(part if part is None else counted(part) for part in self._parts()))
 
     def stale(self) -> Optional[Tensor]:
         """Whether what is kept is not what the norm says now, though torch has counted no change; None where nothing is

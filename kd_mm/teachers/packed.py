@@ -1,9 +1,9 @@
 """Weights of convolutions as the processor's library wants them, kept from pass to pass.
 
 The library (oneDNN) lays the weights of a convolution out in blocks before it uses them, in every pass; before that
-those of a folded pair are multiplied.  Both take as long for few cells as for many: of ResNet-101 at 2 x 400 x 672 it
-is 6 % of the time of the convolutions, at 2 x 256 x 320 17 %.  Of a teacher whose weights stay as they are the result
-is kept where the map is small: the same numbers, bit for bit, for a second copy of these weights.
+those of a folded pair are multiplied.  Both take as long for few cells as for many: 3 to 11 % of a convolution's time
+at 4096 cells, 13 to 25 % at 512 (``python tools/studies/layouts.py --only packed``).  Of a teacher whose weights stay
+as they are the result is kept where the map is small: the same numbers, bit for bit, for a second copy of them.
 """
 
 from typing import Any, Callable, Dict, NamedTuple, Sequence
@@ -12,10 +12,11 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from kd_mm.ops.live import counted
+from kd_mm.ops.modes import autocast_dtype
 from kd_mm.teachers.maps import wide
 
-#: Up to how many cells (N Hout Wout) of an output the weights are kept: with more they are less than a fiftieth of the
-#: time (1x1 and 3x3, 256 to 1024 channels, one thread with AVX-512).
+#: Up to how many cells (N Hout Wout) of an output the weights are kept: with more it gives less than 4 %.
 CELLS = 4096
 
 
@@ -42,7 +43,7 @@ def cells_of(layer: nn.Conv2d, images: Tensor) -> int:
 
 
 def _state(kind: torch.dtype, source: Sequence[Tensor]) -> Any:
-    return (kind, *((id(part), part.data_ptr(), part._version) for part in source))
+    return (kind, *map(counted, source))
 
 
 def _views(weight: Tensor) -> Sequence[Tensor]:
@@ -117,7 +118,7 @@ class Packing:
             return
         self._turn = (self._turn + 1) % len(self._kept)
         layer, kept = list(self._kept.items())[self._turn]
-        kind = kept.packed.dtype
+        kind = autocast_dtype('cpu') or torch.float32  # of this pass
         if _state(kind, kept.source()) != kept.state:
             del self._kept[layer]
         elif not torch.equal(kept.packed.to_dense(), kept.make().to(kind)):

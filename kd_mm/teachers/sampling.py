@@ -22,8 +22,8 @@ from kd_mm.ops.modes import autocast_dtype
 
 #: The host's function, in the namespace of the modules that call it on a CPU.
 NAME = 'multi_scale_deformable_attn_pytorch'
-#: Queries at a time, so that what is made for them stays in the cache: measured 64 to 8192 with 8 heads, 4 levels and 4
-#: points; 128 to 1024 take as long, all at once 1.2 times.
+#: Queries at a time: what is made for them stays in the cache, and no memory grows with their number.  128 to 8192 take
+#: about as long (``python tools/studies/layouts.py --only queries``).
 QUERIES = 256
 
 
@@ -123,8 +123,8 @@ def by_bags(original: Any) -> Any:
     """The host's function, by :func:`sampled` where that can.
 
     On a CPU, without gradients, with places in 32 or 64 bits; what else is in the lower precision of an autocast around
-    is computed in that of the places, as the host does it.  What is not finite, or no
-    map of the given sizes, goes to the host.
+    is computed in that of the places, as the host does it.  What is not finite goes to the host, and so does what is no
+    map of the given sizes.
 
     Args:
         original: its own, for everything else.
@@ -133,7 +133,7 @@ def by_bags(original: Any) -> Any:
                 attention_weights: Tensor) -> Tensor:
         floats, kind = (value, sampling_locations, attention_weights), sampling_locations.dtype
         if (not getattr(_INSIDE, 'depth', 0) or kind not in (torch.float32, torch.float64)
-                or min(int(edge) for shape in value_spatial_shapes for edge in shape) < 1
+                or any(int(edge) < 1 for shape in value_spatial_shapes for edge in shape)
                 or value.shape[1] != sum(int(high) * int(wide) for high, wide in value_spatial_shapes)
                 or not all(tensor.device.type == 'cpu' and tensor.numel()
                            and tensor.dtype in (kind, autocast_dtype('cpu')) for tensor in floats)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_mm.hosts.swap import swapped
-from kd_mm.ops.live import storage_key
+from kd_mm.ops.live import counted, storage_key
 from kd_mm.ops.modes import autocast_dtype
 from kd_mm.teachers.flow import unhooked
 from kd_mm.teachers.late import Late
@@ -102,7 +102,7 @@ class Shared:
         """Whether there is a common start in this step."""
         self._held, self._facts = None, None
         parts = [part for pair in self.chain for module in pair for part in _state(module).values()]
-        state = [(id(part), part.data_ptr(), part._version) for part in parts]
+        state = [counted(part) for part in parts]
         if self._compared is None or self._compared[0] != state:
             count = next((number for number, pair in enumerate(self.chain) if not equal(*pair)), len(self.chain))
             # what was compared is held: neither tensor nor memory becomes another's of the same state

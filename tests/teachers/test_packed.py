@@ -61,16 +61,16 @@ class Sizes(nn.Module):
 
 @pytest.mark.parametrize('precision', [None, 'bf16'])
 def test_the_numbers_are_those_of_unpacked_weights(precision):
-    if precision and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip('no bfloat16 by the library on this processor')
+    # under an autocast torch runs what is not folded, and all of it on a processor without bfloat16: nothing is packed
+    packs = 4 if not precision else 3 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0
     images = torch.randn(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
     model, results = settle(Sizes()), []
     for form in (FORM, PACKED):
-        teacher, far, found = teach(model, dict(form, precision=precision), paths=('out', ), images=images)
+        teacher, far, found = teach(model, dict(form, precision=precision), paths=('out', ), images=images, runs=6)
         assert far < (5e-2 if precision else 1e-5)
         results.append(found['out'][0])
         kept = teacher.fast.packing._kept
-        assert len(kept) == (4 if form is PACKED else 0)
+        assert len(kept) == (packs if form is PACKED else 0)
         assert all(item.packed.is_mkldnn for item in kept.values())
     assert torch.equal(*results)
 
