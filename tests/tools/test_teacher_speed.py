@@ -25,25 +25,37 @@ def test_a_tiny_pair(tmp_path, monkeypatch, capsys):
         'profile/retinanet_cwd.py', (128, 160)))
     out = tmp_path / 'out.json'
     assert teacher_speed.main(['--alone', '--pairs', 'retinanet-r50', '--size', 'half', '--forms', 'both', '--turns',
-                               '2', '--json', str(out)]) == 0
+                               '2', '--steps', 'auto', 'bf16', '--json', str(out)]) == 0
     result, = json.loads(out.read_text())
     assert result['shape'] == [64, 96] or result['shape'] == [64, 64]
-    assert set(result['ms']) == {'host', 'auto', 'both', 'plain step', 'KD step'}
-    assert set(result['ratios']) == {'auto', 'both', 'step', 'implied', 'teacher share'}
+    assert set(result['ms']) == {'host', 'auto', 'both', 'bf16', 'plain step', 'KD step', 'KD step, bf16'}
+    assert set(result['ratios']) == {
+        'auto', 'both', 'bf16', 'step', 'implied', 'step, bf16', 'implied, bf16', 'teacher share'}
     for value in result['ratios'].values():
         assert 0 < value['low'] <= value['median'] <= value['high']
     assert '| retinanet-r50 | 2x64x' in teacher_speed.table([result])
     assert result['made']['command'] == ('python tools/studies/teacher_speed.py --pairs retinanet-r50 --size half '
-                                         '--forms both --batch 2 --turns 2 --warmup 1 --clock wall')
+                                         '--forms both bf16 --batch 2 --turns 2 --warmup 1 --clock wall --steps auto '
+                                         'bf16')
+
+
+def test_steps_are_compared_with_the_form_that_they_ran_in():
+    found = dict(host=[4.0, 4.0], auto=[3.0, 3.0], bf16=[2.0, 2.0])
+    found.update({'plain step': [6.0, 6.0], 'KD step': [9.5, 9.5], 'KD step, bf16': [8.5, 8.5]})
+    ratios = {name: value['median'] for name, value in teacher_speed.ratios(found, ['auto', 'bf16']).items()}
+    assert ratios == {'auto': 0.75, 'bf16': 0.5, 'step': 0.95, 'implied': 0.9, 'step, bf16': 0.85,
+                      'implied, bf16': 0.8, 'teacher share': 0.4}
+    assert set(teacher_speed.ratios(dict(host=[4.0], auto=[3.0]), [])) == {'auto'}
 
 
 def test_what_was_measured_before_stays():
     def result(pair, host, **options):
-        return {**dict(pair=pair, batch=2, shape=[64, 96], threads=1, clock='cpu', host=host), **options}
+        made = dict(machine=dict(processor=options.pop('processor', 'one')))
+        return {**dict(pair=pair, batch=2, shape=[64, 96], threads=1, clock='cpu', host=host, made=made), **options}
 
     old = [result('b', 1), result('a', 2), result('a', 3, threads=2)]
-    new = [result('a', 4), result('a', 5, shape=[128, 96])]
-    assert sorted(found['host'] for found in teacher_speed.together(old, new)) == [1, 3, 4, 5]
+    new = [result('a', 4), result('a', 5, shape=[128, 96]), result('b', 6, processor='two')]
+    assert sorted(found['host'] for found in teacher_speed.together(old, new)) == [1, 3, 4, 5, 6]
 
 
 @pytest.mark.skipif(importlib.util.find_spec('mmrazor') is not None, reason='MMRazor is installed')

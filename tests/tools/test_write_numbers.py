@@ -109,18 +109,22 @@ def test_measurements_of_two_machines_are_two_tables(tmp_path, monkeypatch):
                     ms=dict(host=dict(part, median=1500.0)), ratios=dict(auto=part, step=part, implied=part),
                     made=dict(machine=dict(processor=machine)))
 
+    lower = found('retinanet-r18', 64, 'two')
+    lower['ratios']['bf16'] = dict(low=0.4, median=0.45, high=0.5)
     (tmp_path / 'speed.json').write_text(json.dumps([
-        found('pspnet-r18', 64, 'one'), found('retinanet-r18', 64, 'one'), found('pspnet-r18', 128, 'one'),
-        found('retinanet-r18', 64, 'two')]))
+        found('pspnet-r18', 64, 'one'), found('retinanet-r18', 64, 'one'), found('pspnet-r18', 128, 'one'), lower,
+        found('pspnet-r18', 64, 'two')]))
     monkeypatch.setattr(write_numbers, 'PROFILE', tmp_path)
     lines = write_numbers.teacher_speed().splitlines()
     assert [line.split(' | ')[:3] for line in lines if line.startswith('| ')] == [
         ['| pair', 'images', 'host, s'], ['| RetinaNet R18 from R101', '2 x 64 x 96', '1.50'],
         ['| PSPNet R18 from R101', '2 x 128 x 96', '1.50'], ['| PSPNet R18 from R101', '2 x 64 x 96', '1.50'],
-        ['| pair', 'images', 'host, s'], ['| RetinaNet R18 from R101', '2 x 64 x 96', '1.50']]
+        ['| pair', 'images', 'host, s'], ['| RetinaNet R18 from R101', '2 x 64 x 96', '1.50'],
+        ['| PSPNet R18 from R101', '2 x 64 x 96', '1.50']]
     assert [line for line in lines if line.endswith(':')] == [
         'one, 1 thread(s), torch 2.9, time of the processor:', 'two, 1 thread(s), torch 2.9, time of the processor:']
     assert lines[4].endswith('| 0.75 (0.70 to 0.80) | 0.75 (0.70 to 0.80) | 0.75 (0.70 to 0.80) |')
+    assert lines[-2].endswith('| 0.75 (0.70 to 0.80) | 0.45 (0.40 to 0.50) |') and lines[-1].endswith(' |  |')
 
 
 def test_the_table_beside_mmrazor(tmp_path, monkeypatch):

@@ -195,23 +195,32 @@ SPEED_PAIRS = {
     'deformable-detr-detrdistill': 'Deformable DETR R50 from R50 with refinement, DETRDistill'}
 
 
+#: Ratios of a table, and their heads; what no pair of a machine has is left out.
+SPEED_COLUMNS = {'auto': '`auto` / host', 'step': 'KD step / (plain + host)', 'implied': 'from the teacher alone',
+                 'bf16': 'bf16 / host', 'step, bf16': 'KD step, bf16', 'implied, bf16': 'from the teacher alone'}
+
+
 def teacher_speed() -> str:
     """Forms of the teacher, largest images first; a table for each machine and way to measure."""
     tables: Dict[str, Any] = {}
     for found in json.loads((PROFILE / 'speed.json').read_text()):
-        ratios = found['ratios']
-        cells = [SPEED_PAIRS[found['pair']], '{} x {} x {}'.format(found['batch'], *found['shape']),
-                 f'{found["ms"]["host"]["median"] / 1000:.2f}']
-        cells += ['{median:.2f} ({low:.2f} to {high:.2f})'.format(**ratios[name])
-                  for name in ('auto', 'step', 'implied')]
-        order = list(SPEED_PAIRS).index(found['pair']), -found['shape'][0]
         conditions = (f'{found["made"]["machine"]["processor"]}, {found["threads"]} thread(s), torch {found["torch"]}, '
                       f'{CLOCKS[found["clock"]]}:')
-        tables.setdefault(conditions, []).append((order, '| ' + ' | '.join(cells) + ' |\n'))
-    head = ('| pair | images | host, s | `auto` / host | KD step / (plain + host) | from the teacher alone |\n'
-            + '|---' * 6 + '|\n')
-    return '\n'.join(f'{wrapped(conditions)}\n{head}' + ''.join(row for _, row in sorted(rows))
-                     for conditions, rows in tables.items())
+        tables.setdefault(conditions, []).append(found)
+    parts = []
+    for conditions, rows in tables.items():
+        rows.sort(key=lambda found: (list(SPEED_PAIRS).index(found['pair']), -found['shape'][0]))
+        columns = [name for name in SPEED_COLUMNS if any(name in found['ratios'] for found in rows)]
+        lines = [['pair', 'images', 'host, s', *(SPEED_COLUMNS[name] for name in columns)]]
+        for found in rows:
+            ratios = [found['ratios'].get(name) for name in columns]
+            lines.append([
+                SPEED_PAIRS[found['pair']], '{} x {} x {}'.format(found['batch'], *found['shape']),
+                f'{found["ms"]["host"]["median"] / 1000:.2f}',
+                *('{median:.2f} ({low:.2f} to {high:.2f})'.format(**ratio) if ratio else '' for ratio in ratios)])
+        head, *body = (f'| {" | ".join(line)} |\n' for line in lines)
+        parts.append(f'{wrapped(conditions)}\n{head}' + '|---' * len(lines[0]) + '|\n' + ''.join(body))
+    return '\n'.join(parts)
 
 
 def against_mmrazor() -> str:

@@ -5,14 +5,15 @@
     python tools/studies/teacher_speed.py --pairs retinanet-r50 segformer-b0 --size quarter --turns 15 --json out.json
 
 For each pair one process.  In turns that start with another form each time, so that a busy machine slows all alike: the
-host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and a step
-with distillation in which the teacher runs as ``'auto'``.  Random weights, random images, nothing is read or fetched.
+host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and steps in which
+a teacher teaches that runs as ``'auto'`` (``--steps``).  Random weights, random images, nothing is fetched.
 
 Every number is the median over the turns of what was measured in the same turn, with quartiles:
 
   auto, ...   that form's forward / the host's own
   step        step with distillation / (plain step + host's own forward)
   implied     (plain step + auto) / (plain step + host's own forward): what the saving of the teacher alone would give
+  step, bf16  both with the teacher in that form (``--steps auto bf16``), and its implied
 
 Step and implied differ by what the loss does.  For nearly all of these pairs that is little; DETRDistill runs the
 student's decoder once more, with gradients, and a decoder's cost does not shrink with the images.
@@ -47,6 +48,11 @@ FORMS: Dict[str, Any] = {
     'bf16': dict(fold=True, attention=True, onednn=True, channels_last=True, pack=True, precision='bf16'),
     'compile': dict(fold=True, channels_last=True, compile=True)}
 HOST, PLAIN, STEP = 'host', 'plain step', 'KD step'
+
+
+def of(word: str, form: str) -> str:
+    """What a step is called in which the teacher runs in a form."""
+    return word if form == 'auto' else f'{word}, {form}'
 
 
 class Pair(NamedTuple):
@@ -104,26 +110,27 @@ def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
         fasts = {'auto': bench.teacher.fast, **{form: prepared(bench, FORMS[form]) for form in args.forms}}
         bench.teacher.fast = fasts['auto']
 
-        def in_form(form: str) -> Callable[[Any], None]:
+        def in_form(form: str, call: Callable[[Any], None]) -> Callable[[Any], None]:
             def run(samples: Any) -> None:
                 bench.teacher.fast = fasts[form]
                 try:
-                    bench.fast_teacher(samples)
+                    call(samples)
                 finally:
                     bench.teacher.fast = fasts['auto']
             return run
 
         calls: Dict[str, Callable[[Any], None]] = {
-            HOST: bench.needed_teacher, **{form: in_form(form) for form in fasts}}
-        if not args.no_steps:
-            calls.update({PLAIN: bench.step, STEP: bench.kd_step})
+            HOST: bench.needed_teacher, **{form: in_form(form, bench.fast_teacher) for form in fasts}}
+        steps = {of(STEP, form): in_form(form, bench.kd_step) for form in args.steps}
+        if steps:
+            calls.update({PLAIN: bench.step, **steps})
         found: Dict[str, List[float]] = {call: [] for call in calls}
         names = list(calls)
         for turn in range(args.warmup + args.turns):
             first = turn % len(names)
             for call in names[first:] + names[:first]:
                 samples = bench.fresh()
-                if call == STEP:
+                if call in steps:
                     bench.distiller.attach()
                 try:
                     start = clock()
@@ -137,7 +144,7 @@ def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
                 threads=torch.get_num_threads(), load_average=[round(load, 2) for load in os.getloadavg()],
                 torch=torch.__version__, form=fasts['auto'].speed.words,
                 made=provenance(command(args, [name]), os.cpu_count() or 1, torch.get_num_threads()),
-                ms={call: quartiles(values) for call, values in found.items()}, ratios=ratios(found))
+                ms={call: quartiles(values) for call, values in found.items()}, ratios=ratios(found, args.steps))
 
 
 def prepared(bench: Any, form: Any) -> Any:
@@ -154,16 +161,17 @@ def prepared(bench: Any, form: Any) -> Any:
     return bench.teacher.fast
 
 
-def ratios(found: Dict[str, List[float]]) -> Dict[str, Dict[str, float]]:
-    """Of every turn, then the median of them."""
+def ratios(found: Dict[str, List[float]], steps: Sequence[str] = ('auto', )) -> Dict[str, Dict[str, float]]:
+    """Of every turn, then the median of them; ``steps``: the forms that steps were measured in."""
     host = found[HOST]
     result = {form: quartiles([own / theirs for own, theirs in zip(times, host)])
-              for form, times in found.items() if form not in (HOST, PLAIN, STEP)}
-    if STEP in found:
+              for form, times in found.items() if form != HOST and not form.startswith((PLAIN, STEP))}
+    if steps:
         base = [plain + own for plain, own in zip(found[PLAIN], host)]
-        result['step'] = quartiles([step / both for step, both in zip(found[STEP], base)])
-        result['implied'] = quartiles([
-            (plain + auto) / both for plain, auto, both in zip(found[PLAIN], found['auto'], base)])
+        for form in steps:
+            result[of('step', form)] = quartiles([step / both for step, both in zip(found[of(STEP, form)], base)])
+            result[of('implied', form)] = quartiles([
+                (plain + own) / both for plain, own, both in zip(found[PLAIN], found[form], base)])
         result['teacher share'] = quartiles([own / both for own, both in zip(host, base)])
     return result
 
@@ -195,13 +203,17 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--turns', type=int, default=9, help='measured turns. Default: 9')
     parser.add_argument('--warmup', type=int, default=1, help='turns before them. Default: 1')
     parser.add_argument('--clock', choices=tuple(CLOCKS), default='wall', help='see above. Default: wall')
-    parser.add_argument('--no-steps', action='store_true', help='only the teacher')
+    parser.add_argument('--steps', nargs='*', choices=('auto', *list(FORMS)[1:]), default=['auto'],
+                        help='steps with the teacher in these forms, besides a plain one. Default: auto')
+    parser.add_argument('--no-steps', dest='steps', action='store_const', const=[], help='only the teacher')
     parser.add_argument('--json', type=Path, metavar='FILE',
-                        help='write all numbers there; what it has of other pairs, sizes, threads or clocks stays')
+                        help='write all numbers there; what it has of other pairs, sizes, threads, clocks or '
+                             'processors stays')
     parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)  # this very process
     args = parser.parse_args(argv)
     if min(args.batch, args.turns) < 1 or args.warmup < 0:
         parser.error('--batch and --turns must be at least 1')
+    args.forms += [form for form in args.steps if form not in ('auto', *args.forms)]
     return args
 
 
@@ -210,14 +222,17 @@ def command(args: argparse.Namespace, pairs: Sequence[str]) -> str:
     return ' '.join([
         'python tools/studies/teacher_speed.py --pairs', *pairs, '--size', args.size, '--forms', *args.forms,
         '--batch', str(args.batch), '--turns', str(args.turns), '--warmup', str(args.warmup), '--clock', args.clock,
-        *(['--no-steps'] if args.no_steps else [])])
+        *(['--steps', *args.steps] if args.steps else ['--no-steps'])])
 
 
 def together(old: Sequence[Dict[str, Any]], new: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """Results of two runs; what was measured again replaces what stood there."""
-    merged = {tuple(map(str, map(result.get, ('pair', 'batch', 'shape', 'threads', 'clock')))): result
-              for result in (*old, *new)}
-    return [merged[key] for key in sorted(merged)]
+    """Results of two runs; what was measured again on the same kind of processor replaces what stood there."""
+    def key(result: Dict[str, Any]) -> Tuple[str, ...]:
+        processor = result['made']['machine']['processor']
+        return tuple(map(str, (*map(result.get, ('pair', 'batch', 'shape', 'threads', 'clock')), processor)))
+
+    merged = {key(result): result for result in (*old, *new)}
+    return [merged[name] for name in sorted(merged)]
 
 
 def in_a_process(name: str, args: argparse.Namespace) -> Optional[Dict[str, Any]]:
