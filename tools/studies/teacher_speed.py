@@ -5,8 +5,8 @@
     python tools/studies/teacher_speed.py --pairs retinanet-r50 segformer-b0 --size quarter --turns 15 --json out.json
 
 For each pair one process.  In turns that start with another form each time, so that a busy machine slows all alike: the
-host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and steps in which
-a teacher teaches that runs as ``'auto'`` (``--steps``).  Random weights, random images, nothing is fetched.
+host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and steps with a
+teacher that runs as ``'auto'`` or in other forms (``--steps``).  Random weights, random images, nothing is fetched.
 
 Every number is the median over the turns of what was measured in the same turn, with quartiles:
 
@@ -85,7 +85,7 @@ def scaled(shape: Tuple[int, int], factor: float) -> Tuple[int, int]:
 
 
 def quartiles(values: Sequence[float]) -> Dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    low, middle, high = statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [values[0]] * 3
     return dict(median=round(middle, 4), low=round(low, 4), high=round(high, 4))
 
 
