@@ -4,9 +4,10 @@
     python tools/studies/teacher_speed.py --size half
     python tools/studies/teacher_speed.py --pairs retinanet-r50 segformer-b0 --size quarter --turns 15 --json out.json
 
-For each pair one process.  In turns that start with another form each time, so that a busy machine slows all alike: the
-host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and steps with a
-teacher that runs as ``'auto'`` or in other forms (``--steps``).  Random weights, random images, nothing is fetched.
+For each pair one process.  In turns that start with another form each time, so that a busy machine slows all alike:
+the host's own forward to the last tap, ``speed='auto'``, the forms by themselves (``--forms``), a plain step, and
+distilled steps whose teacher runs as ``'auto'`` or in other forms (``--steps``).  Random weights, random images,
+nothing is fetched.
 
 Every number is the median over the turns of what was measured in the same turn, with quartiles:
 
