@@ -28,9 +28,9 @@ def test_a_tiny_pair(tmp_path, monkeypatch, capsys):
                                '2', '--steps', 'auto', 'bf16', '--json', str(out)]) == 0
     result, = json.loads(out.read_text())
     assert result['shape'] == [64, 96] or result['shape'] == [64, 64]
-    assert set(result['ms']) == {'host', 'auto', 'both', 'bf16', 'plain step', 'KD step', 'KD step, bf16'}
+    assert set(result['ms']) == {'host', 'auto', 'both', 'bf16', 'peak', 'plain step', 'KD step', 'KD step, bf16'}
     assert set(result['ratios']) == {
-        'auto', 'both', 'bf16', 'step', 'implied', 'step, bf16', 'implied, bf16', 'teacher share'}
+        'auto', 'both', 'bf16', 'peak', 'step', 'implied', 'step, bf16', 'implied, bf16', 'teacher share'}
     for value in result['ratios'].values():
         assert 0 < value['low'] <= value['median'] <= value['high']
     assert '| retinanet-r50 | 2x64x' in teacher_speed.table([result])

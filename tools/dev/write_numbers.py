@@ -196,8 +196,10 @@ SPEED_PAIRS = {
 
 
 #: Ratios of a table, and their heads; what no pair of a machine has is left out.
-SPEED_COLUMNS = {'auto': '`auto` / host', 'step': 'KD step / (plain + host)', 'implied': 'from the teacher alone',
-                 'bf16': 'bf16 / host', 'step, bf16': 'KD step, bf16', 'implied, bf16': 'from the teacher alone'}
+SPEED_COLUMNS = {
+    'auto': '`auto` / host', 'peak': 'arithmetic / host', 'step': 'KD step / (plain + host)',
+    'implied': 'from the teacher alone', 'bf16': 'bf16 / host', 'step, bf16': 'KD step, bf16',
+    'implied, bf16': 'from the teacher alone'}
 
 
 def teacher_speed() -> str:

@@ -12,6 +12,8 @@ nothing is fetched.
 Every number is the median over the turns of what was measured in the same turn, with quartiles:
 
   auto, ...   that form's forward / the host's own
+  peak        what the host's own operations (FLOPs) would take at the rate of a product of two large matrices in
+              float32 / the host's own: no form in float32 that computes all of them can be much below
   step        step with distillation / (plain step + host's own forward)
   implied     (plain step + auto) / (plain step + host's own forward): what the saving of the teacher alone would give
   step, bf16  both with the teacher in that form (``--steps auto bf16``), and its implied
@@ -48,7 +50,9 @@ FORMS: Dict[str, Any] = {
     'both': dict(fold=True, channels_last=True), 'onednn': dict(onednn=True), 'attention': dict(attention=True),
     'bf16': dict(fold=True, attention=True, onednn=True, channels_last=True, pack=True, precision='bf16'),
     'compile': dict(fold=True, channels_last=True, compile=True)}
-HOST, PLAIN, STEP = 'host', 'plain step', 'KD step'
+HOST, PLAIN, STEP, PEAK = 'host', 'plain step', 'KD step', 'peak'
+#: Edge of the matrices of which the peak is taken.
+EDGE = 2048
 
 
 def of(word: str, form: str) -> str:
@@ -96,8 +100,10 @@ def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
 
     from kd_mm.lab.configs import hook_arguments, hook_entries, read_config
     from kd_mm.lab.cost import Bench
+    from kd_mm.lab.meters import count_flops
     from kd_mm.lab.models import scope_of
     from kd_mm.ops.problems import Problems
+    from kd_mm.teachers import kernels
 
     pair, shape = PAIRS[name], scaled(PAIRS[name].shape, SIZES[args.size])
     cfg, problems = read_config(str(ROOT / 'configs' / pair.config), pair.options), Problems()
@@ -120,11 +126,13 @@ def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
                     bench.teacher.fast = fasts['auto']
             return run
 
-        calls: Dict[str, Callable[[Any], None]] = {
+        calls: Dict[str, Callable[[Any], Any]] = {
             HOST: bench.needed_teacher, **{form: in_form(form, bench.fast_teacher) for form in fasts}}
         steps = {of(STEP, form): in_form(form, bench.kd_step) for form in args.steps}
         if steps:
             calls.update({PLAIN: bench.step, **steps})
+        flops, square = count_flops(lambda: bench.needed_teacher(bench.fresh())), torch.ones(EDGE, EDGE)
+        calls[PEAK] = lambda samples: kernels.linear(square, square, None)
         found: Dict[str, List[float]] = {call: [] for call in calls}
         names = list(calls)
         for turn in range(args.warmup + args.turns):
@@ -140,7 +148,7 @@ def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
                 finally:
                     bench.distiller.detach()
                 if turn >= args.warmup:
-                    found[call].append(spent * 1e3)
+                    found[call].append(spent * 1e3 * (flops / (2 * EDGE**3) if call == PEAK else 1))
     return dict(pair=name, config=pair.config, batch=args.batch, shape=list(shape), clock=args.clock, turns=args.turns,
                 threads=torch.get_num_threads(), load_average=[round(load, 2) for load in os.getloadavg()],
                 torch=torch.__version__, form=fasts['auto'].speed.words,
