@@ -29,7 +29,7 @@ if score < 0:
 rows = [dict(loss=2.0, time=0.1, iter=i, step=i, kd_task_ratio=0.1 * i) for i in (1, 2, 3)]
 rows.append({'coco/bbox_mAP': score, 'step': 3})
 (logs / 'scalars.json').write_text(''.join(json.dumps(row) + chr(10) for row in rows))
-(work / 'epoch_3.pth').write_text('')
+(work / 'epoch_3.pth').write_text(sys.argv[2])
 (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
 '''
 
@@ -190,6 +190,65 @@ def test_results_are_kept_and_not_trained_again(fake, data, tmp_path):
     assert again.score(stages[2]) == pytest.approx(55.0)  # that of its own seed, not of the last one
     assert [(stage.name, stage.seed) for stage in benchmark.needed(more, again)] == [
         ('teacher', 0), ('plain', 1), ('pkd', 1), ('cwd', 1)]
+
+
+def test_all_students_of_a_seed_learn_from_one_teacher(fake, data, tmp_path):
+    def again(methods, folder, path='benchmark.json', **options):
+        _, stages = plan(methods, data, tmp_path / folder, **options)
+        results = open_results(tmp_path / path)
+        said = results.renew(stages)
+        todo, failed = run(stages, results)
+        assert not failed
+        return [(stage.name, stage.seed) for stage in todo], said, results
+
+    everything, said, results = again(['pkd', 'cwd'], 'here', seeds=3, teachers=2)
+    assert len(everything) == 11 and said == []
+    teachers = {seed: found['weights'] for seed, found in results.data['runs']['teacher'].items()}
+    assert {seed: found['teacher'] for seed, found in results.data['runs']['pkd'].items()} == {
+        '0': teachers['0'], '1': teachers['1'], '2': teachers['0']}
+    assert not any('teacher' in found for found in results.data['runs']['plain'].values())
+    assert len(set(teachers.values())) == 2 and results.strangers() == []
+    # Nothing is to be trained: no teacher is missed.
+    assert again(['pkd', 'cwd'], 'nowhere', seeds=3, teachers=2)[:2] == ([], [])
+    # Where the teacher is, only what is missing is trained, though the other seed's teacher were gone.
+    del results.data['runs']['pkd']['1']
+    results.save()
+    (tmp_path / 'here' / 'teacher_seed0' / 'last_checkpoint').unlink()
+    assert again(['pkd', 'cwd'], 'here', seeds=3, teachers=2)[:2] == ([('teacher', 1), ('pkd', 1)], [])
+    # Elsewhere it is another teacher, and what learned from the first is trained anew; the other seed's stays.
+    results = open_results(tmp_path / 'benchmark.json')
+    del results.data['runs']['cwd']['2']
+    results.save()
+    fake['teacher'] = 0.7
+    todo, said, results = again(['pkd', 'cwd'], 'there', seeds=3, teachers=2)
+    assert todo == [('teacher', 0), ('pkd', 0), ('cwd', 0), ('pkd', 2), ('cwd', 2)]
+    assert len(said) == 1 and said[0].startswith('teacher, seed 0: the checkpoint of its result is not in ')
+    assert '3 of them are trained anew' in said[0]
+    assert results.data['runs']['teacher']['1']['weights'] == teachers['1']
+    assert results.data['runs']['teacher']['0']['weights'] != teachers['0'] and results.strangers() == []
+
+
+def test_students_of_another_teacher_are_told(fake, data, tmp_path):
+    settings, stages = plan(['pkd', 'cwd'], data, tmp_path / 'work')
+    results = open_results(tmp_path / 'benchmark.json')
+    run(stages, results)
+    assert 'another training of the teacher' not in benchmark.page('det', [(settings, results)], results.book)
+    results.data['runs']['cwd']['0']['teacher'] = 'other'
+    assert not results.has(stages[-1]) and [stage.name for stage in benchmark.needed(stages, results)] == [
+        'teacher', stages[-1].name]
+    assert 'Learned from another training of the teacher than the rest: cwd.' in benchmark.page(
+        'det', [(settings, results)], results.book)
+
+
+def test_a_teacher_trained_anew_leaves_no_student_of_the_old_one(fake, data, tmp_path):
+    _, stages = plan(['pkd'], data, tmp_path / 'work')
+    run(stages, open_results(tmp_path / 'benchmark.json'))
+    teacher, _, student = stages
+    results = open_results(tmp_path / 'benchmark.json')
+    results.data['runs'] = {name: results.data['runs'][name] for name in ('teacher', 'plain')}
+    (teacher.work_dir / 'last_checkpoint').unlink()
+    assert student.state() == 'done' and results.renew(stages) == []
+    assert student.state() == 'stale'
 
 
 def test_a_method_that_fails_does_not_stop_the_others(fake, data, tmp_path):

@@ -20,9 +20,10 @@ each method is measured by tools/measure.py.
 
 Results go to configs/<task>/benchmark.json as they come and the table to configs/<task>/README.md.  The same command
 goes on where it was interrupted: what is in the results with the same settings, data and code is not trained again, an
-unfinished training resumes.  Code is that of the losses with everything below them; the engine's is written down and
-told by ``--render``, but a change of it makes nothing old.  A method that fails does not stop the others; the table
-says so.
+unfinished training resumes.  All students of a seed learn from one teacher: if its checkpoint is not in the work dir
+and a student is still to be trained, it is trained anew, and its students too.  Code is that of the losses with
+everything below them; the engine's is written down and told by ``--render``, but a change of it makes nothing old.  A
+method that fails does not stop the others; the table says so.
 """
 
 import argparse
@@ -41,6 +42,7 @@ import stages as engine  # noqa: E402
 from benchmark_data import Data, other_data, own_data  # noqa: E402
 from benchmark_plan import (  # noqa: E402
     AUTO,
+    CODE,
     HOME,
     LONGER,
     RECIPE,
@@ -52,7 +54,7 @@ from benchmark_plan import (  # noqa: E402
     read_settings,
     recipe_entry,
 )
-from benchmark_results import CODE, Book, Results  # noqa: E402
+from benchmark_results import Book, Results  # noqa: E402
 from benchmark_table import page, table  # noqa: E402
 from machine import provenance  # noqa: E402
 from sources import engine_hash  # noqa: E402
@@ -125,6 +127,8 @@ def run_pair(args: argparse.Namespace, settings: Any, methods: Sequence[str], re
     longer = LONGER in methods
     methods = [name for name in methods if name != LONGER]
     stages = plan(settings, methods, args.seeds, data, work_dir, args.quick, args.teacher_seeds, longer)
+    for line in results.renew(stages):
+        print(f'[benchmark] {line}', flush=True)
     todo = needed(stages, results)
     failed = engine.run_stages(todo, lanes, Collecting(todo, lanes, results, settings.metric), True,
                                threads=1)

@@ -1,6 +1,7 @@
 """What ``tools/studies/benchmark.py`` trains: entries of a pair, the configs that it writes, and the stages."""
 
 import functools
+import hashlib
 import pprint
 import sys
 import warnings
@@ -16,6 +17,8 @@ HOME = ROOT / 'configs' / 'benchmark'
 #: Seconds an iteration relative to the plain student: a first guess.
 COST = {'teacher': 2.5, 'plain': 1.0}
 QUICK = 12
+#: Digits of a hash that results keep.
+CODE = 16
 #: Name of the row that has what ``kd-mm distill --recipe auto`` takes.
 RECIPE = 'recipe:auto'
 #: Ends of names: weights measured in training; the plain student, trained longer.
@@ -51,6 +54,16 @@ class Run(engine.Training):
         self.title = f'{name}, seed {seed}'
         self.speed = ('train', name)
         self.cost = COST.get(name, 1.6)
+
+    @property
+    def teacher(self) -> Optional['Run']:
+        """The benchmark's training that it learns from, if it does."""
+        return next((need for need in self.needs if isinstance(need, Run)), None)
+
+    def weights(self) -> Optional[str]:
+        """Hash of its checkpoint; None without one."""
+        path = self.checkpoint()
+        return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:CODE]
 
     def command(self) -> List[str]:
         return engine.train_command(self.config, self.work_dir, [*self.options, *teacher_options(self)])

@@ -4,16 +4,13 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import stages as engine
-from benchmark_plan import AUTO, LONGER, Run
+from benchmark_plan import AUTO, CODE, LONGER, Run
 from sources import losses_hash
 
 from kd_mm.lab.commands.compare import Group, difference, verdict
-
-#: Digits of a hash of code that are kept.
-CODE = 16
 
 
 class Book:
@@ -85,9 +82,43 @@ class Results:
     def save(self) -> None:
         self.book.save()
 
+    def record(self, stage: Run) -> Optional[Dict[str, Any]]:
+        """What there is of a training with the same settings."""
+        found: Optional[Dict[str, Any]] = self.data['runs'].get(stage.name, {}).get(str(stage.seed))
+        return found if found is not None and found['hash'] == stage.config_hash else None
+
     def has(self, stage: Run) -> bool:
-        found = self.data['runs'].get(stage.name, {}).get(str(stage.seed))
-        return found is not None and found['hash'] == stage.config_hash
+        """Whether there is the result of a training, of a student with the teacher that there is."""
+        found, teacher = self.record(stage), stage.teacher
+        if found is None or teacher is None:
+            return found is not None
+        source = self.record(teacher)
+        return source is not None and source.get('weights') == found.get('teacher')
+
+    def renew(self, stages: Sequence[Any]) -> List[str]:
+        """Drop the result of a teacher whose checkpoint is not here, if a student is still to learn from it.
+
+        Trained anew, on another machine for instance, it is another teacher, and students that learned from two
+        teachers cannot be compared: all its students are trained anew.
+
+        Returns:
+            list[str]: what is to be said about it.
+        """
+        said = []
+        for teacher in [stage for stage in stages if isinstance(stage, Run) and stage.name == 'teacher']:
+            students = [stage for stage in stages if isinstance(stage, Run) and stage.teacher is teacher]
+            found = self.record(teacher)
+            if found is None or all(map(self.has, students)) or found.get('weights', '') == teacher.weights():
+                continue
+            old = sum(map(self.has, students))
+            del self.data['runs'][teacher.name][str(teacher.seed)]
+            if old:
+                said.append(f'{teacher.title}: the checkpoint of its result is not in {teacher.work_dir}; so that all '
+                            f'students of this seed learn from the same, {old} of them are trained anew, too')
+            for stage in stages:
+                if teacher in stage.needs:
+                    stage.stamp.unlink(missing_ok=True)
+        return said
 
     def add(self, stage: Run, metric: str, engine_code: str = '') -> None:
         """Read what a finished training wrote."""
@@ -98,6 +129,10 @@ class Results:
         ratios = [row['kd_task_ratio'] for row in train if 'kd_task_ratio' in row]
         record: Dict[str, Any] = dict(score=round(100 * scores[-1] if metric.startswith('coco/') else scores[-1], 2),
                                       hash=stage.config_hash)
+        if stage.name == 'teacher':
+            record['weights'] = stage.weights()
+        elif stage.teacher is not None:
+            record['teacher'] = stage.teacher.weights()
         if ratios:
             record['kd_task_ratio'] = round(statistics.median(ratios), 4)
         if stage.code:
@@ -185,6 +220,13 @@ class Results:
             return f'{trial["kd_task_ratio"]}' if key == 'ratio' else f'{trial["scores"][key]:.1f}'
 
         return re.sub(r'\{(\w+)\.(\w+)\}', number, note)
+
+    def strangers(self) -> List[str]:
+        """The rows with a student of another teacher than the one of its seed in the table."""
+        runs = self.data['runs']
+        teachers = [run['weights'] for run in runs.get('teacher', {}).values() if run.get('weights')]
+        return [name for name, found in sorted(runs.items())
+                if any(run.get('teacher', teachers[0]) not in teachers for run in found.values() if teachers)]
 
     def outdated(self, entries: Mapping[str, Mapping[str, Any]]) -> List[str]:
         """The rows that were measured with another code of their losses than today's."""

@@ -140,6 +140,9 @@ def section(settings: Any, results: 'Results') -> str:
     parts += [f'- `{method}`: {results.filled(method, note)}' for method, note in settings.get('notes', {}).items()
               if results.scores(method)]
     parts += [f'- `{method}` is not in the table: {reason}' for method, reason in settings.get('left_out', {}).items()]
+    strangers = results.strangers()
+    if strangers:
+        parts.append(f'\nLearned from another training of the teacher than the rest: {", ".join(strangers)}.')
     if missing:
         parts.append(f'\nNot measured yet: {", ".join(missing)}.')
     return '\n'.join(parts) + '\n'
