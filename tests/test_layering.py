@@ -1,6 +1,7 @@
 """The house rules that a machine can check: imports go down only, one method has its four places, no host at import."""
 
 import ast
+import collections
 import subprocess
 import sys
 import warnings
@@ -69,6 +70,14 @@ def test_the_picture_of_the_floors_is_this_table():
     text = (ROOT / 'ARCHITECTURE.md').read_text()
     picture = text.split('Floors, from the bottom.')[1].split('```')[1]
     assert [tuple(line.split()) for line in picture.strip().splitlines()] == list(reversed(LAYERS))
+
+
+def test_scripts_and_helpers_of_tests_have_names_of_their_own():
+    """Tests import both by their bare names, and in one process the first of a name is what all get."""
+    folders = ['tests', 'tests/helpers', 'tools', 'tools/studies', 'tools/dev']
+    names = collections.Counter(path.stem for folder in folders for path in (ROOT / folder).glob('*.py'))
+    assert names['chains'] and names['benchmark'] and names['write_numbers']  # each folder is found
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_circle_of_modules():

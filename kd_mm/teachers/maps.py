@@ -6,12 +6,12 @@ from torch import Tensor, nn
 #: How far (padding) a dilated convolution of single channels may look for the library's fast kernel.  Beyond, the usual
 #: layout, with the way there and back, takes 0.7 to 0.9 of the time with 1024 and 2048 channels and 1.3 to 1.7 with 320
 #: and 512 (padding 8 to 18), but 0.1 to 0.3 with any at 36; the branches of DeepLabV3+ have 12, 24 and 36 (``python
-#: tools/studies/layouts.py --only far``).  The second number is for processors without AVX-512.
+#: tools/studies/map_layouts.py --only far``).  The second number is for processors without AVX-512.
 FAR = (6, 4)
 #: Pixels of so many channels lie a multiple of 4096 bytes apart, which a processor's first cache keeps in the same few
 #: places: dense 3x3 convolutions of 1024, 2048 and 4096 channels take 0.74 to 0.92 of the time in the usual layout, the
 #: way there and back included, from 4096 cells on; of 512, 1536 and 2560 channels 1.0 to 1.15 (``python
-#: tools/studies/layouts.py --only wide``).
+#: tools/studies/map_layouts.py --only wide``).
 WIDE = 1024
 #: From how many cells of the input on they are turned: with so many it takes 0.88 to 1.0 of the time, with half of them
 #: 1.0 to 1.2.
@@ -57,7 +57,7 @@ def to_usual(images: Tensor) -> Tensor:
     """A map (N, C, H, W) in the usual layout.
 
     On a CPU one with the channels innermost is turned image by image, as a matrix of cells and channels: torch does
-    that in blocks, in a third of the time of ``contiguous()`` (``python tools/studies/layouts.py --only turned``).
+    that in blocks, in a third of the time of ``contiguous()`` (``python tools/studies/map_layouts.py --only turned``).
     """
     if images.device.type != 'cpu' or images.is_contiguous() or not laid_out(images):
         return images.contiguous()

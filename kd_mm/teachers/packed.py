@@ -2,8 +2,8 @@
 
 The library (oneDNN) lays the weights of a convolution out in blocks before it uses them, in every pass; before that
 those of a folded pair are multiplied.  Both take as long for few cells as for many: 3 to 11 % of a convolution's time
-at 4096 cells, 13 to 25 % at 512 (``python tools/studies/layouts.py --only packed``).  Of a teacher whose weights stay
-as they are the result is kept where the map is small: the same numbers, bit for bit, for a second copy of them.
+at 4096 cells, 13 to 25 % at 512 (``python tools/studies/map_layouts.py --only packed``).  Of a teacher whose weights
+stay as they are the result is kept where the map is small: the same numbers, bit for bit, for a second copy of them.
 """
 
 from typing import Any, Callable, Dict, NamedTuple, Sequence

@@ -23,7 +23,7 @@ from kd_mm.ops.modes import autocast_dtype
 #: The host's function, in the namespace of the modules that call it on a CPU.
 NAME = 'multi_scale_deformable_attn_pytorch'
 #: Queries at a time: what is made for them stays in the cache, and no memory grows with their number.  128 to 8192 take
-#: about as long (``python tools/studies/layouts.py --only queries``).
+#: about as long (``python tools/studies/map_layouts.py --only queries``).
 QUERIES = 256
 
 

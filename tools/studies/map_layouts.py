@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Where a teacher's convolutions and samples run fast on a CPU: the measurements behind the numbers of ``teachers/``.
 
-    OMP_NUM_THREADS=1 python tools/studies/layouts.py
-    OMP_NUM_THREADS=1 python tools/studies/layouts.py --only wide queries --turns 9
+    OMP_NUM_THREADS=1 python tools/studies/map_layouts.py
+    OMP_NUM_THREADS=1 python tools/studies/map_layouts.py --only wide queries --turns 9
 
 One table for each rule, with times of the processor in milliseconds (the least of ``--turns``, each form in turn):
 
