@@ -99,6 +99,7 @@ def seg(tmp_path_factory, quickly):
 
 def check_sound(record, shape):
     assert record['input_shape'] == shape and record['batch'] == 2 and record['device'] == 'CPU'
+    assert record['processor'] and record['versions']['torch'].startswith(record['torch'])
     loss, plain = record['loss'], record['plain']
     times = [loss['forward_ms'], loss['backward_ms'], record['teacher']['ms'],
              *(plain[f'{part}_ms'] for part in ('forward', 'backward', 'optimizer'))]
@@ -215,6 +216,9 @@ def test_a_card_names_what_was_not_the_default(shape, steps, options):
                   plain=dict(peak_bytes=None))
     height, width = shape
     assert cost_cards.settings_line('det', record) == f'Inputs 2x3x{height}x{width}{options}, CPU, 2 threads, torch 2.'
+    record['processor'] = 'Model 7'
+    assert ', CPU (Model 7), 2 threads, ' in cost_cards.settings_line('det', record)
+    assert 'Model 7' not in cost_cards.settings_line('det', dict(record, device='Card 1'))
 
 
 def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
@@ -228,7 +232,7 @@ def test_cards_have_the_block_once_and_rendering_again_changes_nothing(det):
     assert f'| `fgd_{DET}` | {spent:.1f} | ' in texts[1]
     assert f'| {added:.1%} | {flops:.1%} | {added - flops:+.1%} |' in texts[1]
     assert f' | {fgd["teacher"]["ms"]:.0f} / {fgd["teacher"]["fast_ms"]:.0f} | ' in texts[1]  # exact, and in training
-    assert 'Inputs 2x3x64x96 (`--shape 64 96 --steps 1`), CPU, ' in texts[1] and '--task det --only fgd`' in texts[1]
+    assert 'Inputs 2x3x64x96 (`--shape 64 96 --steps 1`), CPU (' in texts[1] and '--task det --only fgd`' in texts[1]
     assert run(det, '--render') == 0
     assert [card.read_text() for card in cards] == texts
     # CrossKD's card had such a section; the block went to its end, and nothing else changed.

@@ -52,6 +52,7 @@ from kd_mm.lab.models import scope_of
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools' / 'studies')]
 
+import machine  # noqa: E402
 import sources as origins  # noqa: E402
 import stages as engine  # noqa: E402
 from cost_cards import (  # noqa: E402
@@ -193,7 +194,7 @@ def measure(job: Dict[str, Any]) -> None:
             input_shape=list(bench.data['inputs'].shape[-2:]), threads=torch.get_num_threads(), steps=job['steps'],
             batch=settings['batch'], torch=torch.__version__.split('+')[0], load_average=round(os.getloadavg()[0], 2),
             device=torch.cuda.get_device_name(bench.device) if bench.device.type == 'cuda' else 'CPU',
-            plain=plain)
+            processor=machine.processor(), versions=machine.installed(), plain=plain)
         print(f'  plain step: {plain_ms(plain):.0f} ms', flush=True)
         measure_together(bench, entries, about, job['steps'], note)
 

@@ -55,7 +55,10 @@ def cells(name: str, record: Record) -> List[str]:
 def settings_line(task: str, record: Record) -> str:
     if 'error' in record:
         return ''
-    threads = f', {record["threads"]} thread{"s" if record["threads"] > 1 else ""}' if record['device'] == 'CPU' else ''
+    device = record['device']
+    if device == 'CPU':
+        model = f' ({record["processor"]})' if 'processor' in record else ''
+        device += f'{model}, {record["threads"]} thread{"s" if record["threads"] > 1 else ""}'
     memory = record['plain']['peak_bytes']
     peak = f' The plain step takes {memory / 2**20:.0f} MiB.' if memory else ''
     height, width = record['input_shape']
@@ -65,7 +68,7 @@ def settings_line(task: str, record: Record) -> str:
     if record['steps'] != STEPS:
         options.append(f'--steps {record["steps"]}')
     asked = f' (`{" ".join(options)}`)' if options else ''
-    return f'Inputs {shape}{asked}, {record["device"]}{threads}, torch {record["torch"]}.{peak}'
+    return f'Inputs {shape}{asked}, {device}, torch {record["torch"]}.{peak}'
 
 
 def block(task: str, method: str, records: Dict[str, Record]) -> str:
