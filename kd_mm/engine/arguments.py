@@ -6,6 +6,7 @@ from kd_mm.engine.branches import check_branches
 from kd_mm.engine.trial import wish
 from kd_mm.hosts.growing import WAYS
 from kd_mm.ops.checks import boolean, from_zero, whole
+from kd_mm.teachers.speed import AUTO, EXACT
 
 
 def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
@@ -21,7 +22,7 @@ def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
             faults[name] = str(error)
 
     check('teacher_strict', boolean)
-    check('shard_teacher', boolean)
+    check('shard_teacher', lambda owner, name, value: _exact_shards(owner, name, value, arguments))
     check('adapter_lr_mult', from_zero)
     check('adapter_decay_mult', from_zero)
     check('seed', lambda owner, name, value: whole(owner, name, value, None))
@@ -31,6 +32,17 @@ def argument_faults(arguments: Mapping[str, Any]) -> Dict[str, str]:
     check('teachers', _strict_of_each)
     check('branches', lambda owner, name, value: value is None or check_branches(owner, name, value))
     return faults
+
+
+def _exact_shards(owner: str, name: str, value: Any, arguments: Mapping[str, Any]) -> None:
+    if not boolean(owner, name, value):
+        return
+    others = arguments.get('teachers')
+    entries = [arguments, *(others.values() if isinstance(others, Mapping) else ())]
+    for speed in (entry.get('speed', AUTO) for entry in entries if isinstance(entry, Mapping)):
+        if speed not in (AUTO, EXACT):
+            raise ValueError(f'{owner}: {name}=True: a sharded teacher runs in its exact form, and speed={speed!r} '
+                             'asks for another; leave one of them out')
 
 
 def _module_paths(owner: str, name: str, value: Any) -> None:

@@ -271,7 +271,7 @@ class Bench:
         self.fast_teacher(self.fresh(), paths)  # checks the form
         needed, fast = self._medians(lambda: (self._time(self.needed_teacher, self.fresh(), paths),
                                               self._time(self.fast_teacher, self.fresh(), paths)), steps)
-        return dict(ms=needed, fast_ms=fast, form=self.teacher.fast.speed.words, flops=flops,
+        return dict(ms=needed, fast_ms=fast, form=self.teacher.fast.used.words, flops=flops,
                     until=self.stop_of(self.teacher_paths if paths is None else paths)[0])
 
     def record(self) -> Recording:
@@ -481,7 +481,7 @@ def profile_config(cfg: Config, batch: int, shape: Tuple[int, int], steps: int, 
     return {
         'config': str(cfg.filename), 'batch': batch, 'input_shape': list(bench.data['inputs'].shape[-2:]),
         'steps': steps, 'device': torch.cuda.get_device_name(bench.device) if cuda else 'cpu',
-        'teacher_form': bench.teacher.fast.speed.words,
+        'teacher_form': bench.teacher.fast.used.words,
         'threads': torch.get_num_threads(), 'load_average': round(os.getloadavg()[0], 2), 'torch': torch.__version__,
         # What many GPUs would have to sum, and beside what (tools/studies/scaling.py).
         'gradient_bytes': {name: sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)

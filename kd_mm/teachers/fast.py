@@ -18,7 +18,7 @@ from kd_mm.hosts.swap import swapped
 from kd_mm.hosts.taps import Tap
 from kd_mm.ops import distributed
 from kd_mm.ops.live import LiveBytes
-from kd_mm.ops.modes import autocast_dtype, preserved_random_state
+from kd_mm.ops.modes import preserved_random_state
 from kd_mm.ops.words import count
 from kd_mm.teachers import chunk, kernels
 from kd_mm.teachers.attention import without_weights
@@ -31,7 +31,7 @@ from kd_mm.teachers.recorded import as_host, distance, put_back
 from kd_mm.teachers.sampling import namespaces, sampling_in
 from kd_mm.teachers.shared import Shared
 from kd_mm.teachers.side_stream import SideStream
-from kd_mm.teachers.speed import AUTO, LARGE, PRECISIONS, TOLERANCE, Speed
+from kd_mm.teachers.speed import AUTO, LARGE, TOLERANCE, Speed, dtype_around, in_precision
 from kd_mm.teachers.tune import Tuning, candidates
 from kd_mm.types.records import Recorded
 
@@ -60,6 +60,7 @@ class Fast:
         self.checked: Set[str] = set()
         self.dropped: Set[str] = set()
         self._told = ''  # the form that the log has last
+        self.used = speed  # what of it changes something in this model
         self.packing = Packing(fixed)
         self.folding = Folding([], fixed, self.packing)
         self.attentions: List[nn.MultiheadAttention] = []
@@ -122,7 +123,7 @@ class Fast:
         """Whether every operation of the model is there in the precision that is asked for."""
         with put_back(taps):
             try:
-                with _autocast(images.device, self.speed.precision):
+                with in_precision(images.device, self.speed.precision):
                     self.forward(images, samples, taps)
                 self.fault = None
             except Exception as error:  # operators of a host's own have float32 only
@@ -232,8 +233,8 @@ class Fast:
             tuning.note(number, time.perf_counter() - start, images.numel())
         if tuning.done:
             self.speed, table = tuning.result(images.device)
-            self.tuning = None
-            self._say(f'runs with {self.speed.words} from now on\n{table}')
+            self.tuning, self.used = None, self._for(self.speed, images)
+            self._say(f'{self.speed.says} from now on\n{table}')
 
     @staticmethod
     def _wait(device: torch.device) -> None:
@@ -299,8 +300,8 @@ class Fast:
 
     def _pass(self, form: Speed, images: Tensor, samples: Any, taps: Sequence[Tap],
               shared: Optional[Shared] = None) -> None:
-        precision = _autocast(images.device, form.precision)
-        wanted = _current_dtype(images.device)
+        precision = in_precision(images.device, form.precision)
+        wanted = dtype_around(images.device)
         given = images.contiguous(memory_format=torch.channels_last) if form.channels_last else images
         with precision, ExitStack() as stack:
             kept = {id(tap.owner) for tap in taps}  # modules that are to be as they are
@@ -367,8 +368,8 @@ class Fast:
 
     def _check(self, images: Tensor, samples: Any, taps: Sequence[Tap]) -> None:
         """Compare the form with the host's own forward, drop what does not hold, and fill the taps."""
-        mixed = _current_dtype(images.device) != torch.float32
-        with _autocast(images.device, 'fp32'):
+        mixed = dtype_around(images.device) != torch.float32
+        with in_precision(images.device, 'fp32'):
             with preserved_random_state(device=images.device):
                 self._run(Speed(chunk=self.speed.chunk), images, samples, taps)
             exact = {tap.path: tap.read() for tap in taps}
@@ -378,6 +379,9 @@ class Fast:
                 layouts = self._layouts(form, images)
                 every = [self._for(each, images) for each in layouts]
                 used, key = every[-1], frozenset(every)
+                self.used = used
+                if form.idle(used) and not self.checked:
+                    self._say(f'speed: {", ".join(form.idle(used))}: nothing is here that this is for')
                 if all(each.exact for each in every):
                     found, self.speed = exact, form
                     break
@@ -393,11 +397,13 @@ class Fast:
                     continue
                 self.speed = form
                 if self.tuning is not None:  # what did not hold is not tried
-                    self.tuning = Tuning(candidates(form))
+                    self.tuning = Tuning(candidates(dataclasses.replace(
+                        form, attention=used.attention, onednn=used.onednn, pack=used.pack)))
                     break
-                words = f'{used.words}{self._count(used, images)}'
+                words = f'{used.says}{self._count(used, images)}'
                 if words != self._told:  # taps that come later in the training are checked as well
-                    self._say(f'runs with {words}; on this batch its taps are {error} of the exact forward')
+                    self._say(f'{words}; on this batch its taps are {error} of the exact forward'
+                              f'{self._lower(images, samples, taps, exact)}')
                 self._told = words
                 break
         if tried:
@@ -414,9 +420,18 @@ class Fast:
         norms = sum(folded.pair.norm is not None for folded in self.folding.pairs)
         counts = [count(norms, 'norm')] if form.fold and norms else []
         counts += [count(len(self.attentions), 'attention')] if form.attention and self.attentions else []
-        size = self._size(images) if form.chunk else images.shape[0]
+        size = self._size(images) if form.chunk == AUTO else images.shape[0]  # else the form names it
         counts += [f'{count(size, "image")} at a time'] if size < images.shape[0] else []
         return f' ({", ".join(counts)})' if counts else ''
+
+    def _lower(self, images: Tensor, samples: Any, taps: Sequence[Tap], exact: Mapping[str, Recorded]) -> str:
+        """How far the precision that is asked for is from the exact forward; '' without one."""
+        if self.speed.precision in (None, 'fp32') or self.fault is not None:
+            return ''
+        with preserved_random_state(device=images.device):
+            self._run(self.speed, images, samples, taps)
+        far = max(distance(tap.read(), exact[tap.path]) for tap in taps)
+        return f' in float32, and within {far:.1e} in {self.speed.precision}'
 
     def _candidates(self) -> List[Speed]:
         """The form, and what to try where it does not hold."""
@@ -464,8 +479,10 @@ class Fast:
         asked, now = dict(state.get('asked', {})), dataclasses.asdict(self.asked)
         if not asked or any(now.get(key, value) != value for key, value in asked.items()):
             return
-        self.speed = Speed(**state['form'])
+        self.speed = self.used = Speed(**state['form'])
         if state['tuning'] is None:
+            if self.tuning is not None:
+                self._say(f'{self.speed.says}, as the training that goes on has chosen')
             self.tuning = None
         elif self.tuning is not None:
             self.tuning.load(state['tuning'])
@@ -481,17 +498,3 @@ def _proven_twice(pair: Pair, before: Optional[Pair]) -> Optional[Pair]:
     if before is None or before.norm is not pair.norm or before.activation is not pair.activation:
         return None
     return dataclasses.replace(pair, summed=pair.summed and before.summed)
-
-
-def _current_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of the training: that of an autocast around, else float32."""
-    return autocast_dtype(device.type) or torch.float32
-
-
-def _autocast(device: torch.device, precision: Optional[str]) -> Any:
-    """A context of a precision by name; None for what is around."""
-    if precision is None:
-        return nullcontext()
-    dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, enabled=dtype != torch.float32,
-                          dtype=None if dtype == torch.float32 else dtype)

@@ -1,11 +1,13 @@
 """``speed=`` of a teacher: in which form it runs."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import torch
 
 from kd_mm.ops.checks import boolean, one_of, whole
+from kd_mm.ops.modes import autocast_dtype
 from kd_mm.ops.words import count
 
 #: A fixed rule by model and device chooses the form, and each part must hold on the first batch.
@@ -76,8 +78,25 @@ class Speed:
             ('channels last', self.channels_last), (str(self.precision), self.precision),
             (f'{count(self.chunk, "image")} at a time' if isinstance(self.chunk, int) else '',
              self.chunk not in (None, AUTO)),
-            ('compiled', self.compile), ('on a stream of its own', self.stream)) if taken]
+            ('parts compiled', self.compile), ('on a stream of its own', self.stream)) if taken]
         return ', '.join(parts) or 'as the host runs it'
+
+    @property
+    def says(self) -> str:
+        """What a line of the log says that it does.
+
+        Example:
+            >>> Speed(fold=True).says, Speed(onednn=True).says, Speed().says
+            ('runs with norms folded', 'runs with layers by oneDNN', 'runs as the host runs it')
+        """
+        words = self.words
+        return f'runs {words}' if words.startswith(('as ', 'on ')) else (
+            f'runs with {"layers " if words.startswith("by ") else ""}{words}')
+
+    def idle(self, used: 'Speed') -> List[str]:
+        """What is asked for by name, and is not in the form that is used."""
+        return [] if self.chosen else [
+            name for name in ('fold', 'attention', 'onednn', 'pack') if getattr(self, name) > getattr(used, name)]
 
 
 def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
@@ -112,7 +131,24 @@ def speed_of(owner: str, value: Any, device: torch.device) -> Speed:
     checked: Dict[str, Any] = {key: _CHECKS[key](f'{owner}: speed', key, entry) for key, entry in value.items()}
     if checked.get('stream') and device.type != 'cuda':
         raise ValueError(f'{owner}: speed: stream=True is for CUDA, and it is on {device.type}. Leave it out')
+    if checked.get('pack') and not (checked.get('onednn') and checked.get('channels_last')):
+        raise ValueError(f'{owner}: speed: pack=True keeps weights for onednn=True and channels_last=True: say '
+                         'both, or leave it out')
     return Speed(**checked)
+
+
+def dtype_around(device: torch.device) -> torch.dtype:
+    """The dtype of the training: that of an autocast around, else float32."""
+    return autocast_dtype(device.type) or torch.float32
+
+
+def in_precision(device: torch.device, precision: Optional[str]) -> Any:
+    """A context of a precision by name; None for what is around."""
+    if precision is None:
+        return nullcontext()
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, enabled=dtype != torch.float32,
+                          dtype=None if dtype == torch.float32 else dtype)
 
 
 def automatic(device: torch.device) -> Speed:

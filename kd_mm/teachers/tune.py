@@ -56,9 +56,9 @@ class Tuning:
         if distributed.world_size() > 1:  # the same choice everywhere
             medians = distributed.mean(torch.tensor(medians, device=device)).tolist()
         best = medians.index(min(medians))
-        lines = [f'  {1e3 * median:9.3f} ms  {median / medians[0]:5.2f}  {form.words}{" <-" if number == best else ""}'
+        lines = [f'  {1e3 * median:9.3f}  {median / medians[0]:5.2f}  {form.words}{" <-" if number == best else ""}'
                  for number, (form, median) in enumerate(zip(self.forms, medians))]
-        head = 'time for a million numbers of the input, and relative to the first:'
+        head = 'milliseconds for a million numbers of the input, and relative to the first form:'
         return self.forms[best], '\n'.join([head, *lines])
 
     def state(self) -> List[Dict[str, Any]]:

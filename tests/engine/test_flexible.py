@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from ranks import run
 from stock import Recorder, detector, distill_hook, hook, make_runner, same, teacher_of, wide
 
+from kd_mm.engine.arguments import argument_faults
 from kd_mm.engine.holding import refusal
 from kd_mm.hosts.models import build_model
 
@@ -72,6 +73,18 @@ def test_a_single_device_equals_the_plain_runner_and_a_cut_run(warm, tmp_path):
     assert rest.losses == expected.losses[1:] and rest.rates == expected.rates[1:]
     assert same(again.model.state_dict(), plain.model.state_dict())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in again.model.modules())
+
+
+@pytest.mark.parametrize('arguments, refused', [
+    (dict(speed=dict(fold=True)), True), (dict(speed='tune'), True), (dict(speed='exact'), False), ({}, False),
+    (dict(teachers=dict(one=dict(speed='exact'), two=dict(speed=dict(fold=True)))), True), (dict(teachers=7), False),
+    (dict(teachers=dict(one=7)), False)])
+def test_a_sharded_teacher_runs_in_no_other_form(arguments, refused):
+    """Said before anything is built, so that ``kd-mm check`` says it, too; which in one process is no fault."""
+    found = argument_faults(dict(arguments, shard_teacher=True)).get('shard_teacher', '')
+    assert ('runs in its exact form, and speed=' in found) == refused and bool(found) == refused
+    assert 'shard_teacher' not in argument_faults(dict(arguments, shard_teacher=False))
+    assert "must be True or False" in argument_faults(dict(arguments, shard_teacher='yes'))['shard_teacher']
 
 
 def test_what_stays_refused_says_why(det):

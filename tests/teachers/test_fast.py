@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from kd_mm.hosts.taps import Tap
 from kd_mm.teachers import fast
 from kd_mm.teachers.base import Teacher
+from kd_mm.teachers.ema import EMATeacher
 from kd_mm.teachers.fast import distance
 from kd_mm.teachers.speed import TOLERANCE, Speed, speed_of
 from kd_mm.types.batch import KDBatch
@@ -57,6 +58,67 @@ def test_auto_is_checked_once_for_each_tap(monkeypatch):
     teacher.run(images, (), [first, late], batch)
     assert len(passes) == dry + 6
     assert len(said) == 1 and said[0].startswith('runs with ')  # the same form is said once
+
+
+def lines_of(monkeypatch, speed, model=None, **options):
+    said = []
+    monkeypatch.setattr(fast.Fast, '_say', lambda self, text, level=20: said.append(text))
+    teacher, _, _ = teach(settle(Chain()) if model is None else model, speed, paths=('act', ), **options)
+    return teacher, said
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp32'])
+def test_how_far_a_precision_is_from_the_exact_forward_is_said(monkeypatch, precision):
+    """Beside how far the form itself is: it said 0, which is that of the form in float32."""
+    teacher, said = lines_of(monkeypatch, dict(fold=True, precision=precision))
+    found = re.fullmatch(r'runs with norms folded, (bf16|fp32) \(2 norms\); on this batch its taps are within (\S+) of '
+                         r'the exact forward(?: in float32, and within (\S+) in bf16)?', said[0])
+    assert len(said) == 1 and found, said
+    assert 0 < float(found[2]) < 1e-5
+    assert (1e-4 < float(found[3]) < 0.1) if precision == 'bf16' else found[3] is None
+
+
+@pytest.mark.parametrize('speed, idle', [
+    (dict(attention=True), 'attention'), (dict(fold=True, attention=True), 'attention'), (dict(fold=True), None),
+    ('auto', None), ('exact', None), (dict(chunk=1), None)])
+def test_what_is_asked_for_and_nothing_is_for_is_said(monkeypatch, speed, idle):
+    monkeypatch.setattr(fast, 'namespaces', lambda model: [])  # where mmcv is loaded, its samples could be meant
+    _, said = lines_of(monkeypatch, speed)
+    assert [text for text in said if 'nothing is here' in text] == (
+        [f'speed: {idle}: nothing is here that this is for'] if idle else [])
+
+
+def test_weights_that_change_are_not_packed_and_that_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr(fast.Fast, '_say', lambda self, text, level=20: said.append(text))
+    teacher = EMATeacher(settle(Chain()))
+    teacher.go(dict(fold=True, onednn=True, channels_last=True, pack=True))
+    tap = Tap(teacher.model, 'act', 'teacher')
+    for full in (True, False, False):
+        teacher.run(torch.randn(2, 3, 16, 20), (), [tap], KDBatch(input_shape=(16, 20)), full=full)
+        tap.read()
+    assert said[0] == 'speed: pack: nothing is here that this is for' and len(said) == 2
+    assert 'packed' not in said[1] and 'packed' not in teacher.fast.used.words
+
+
+def test_a_form_is_named_as_it_is_used(monkeypatch):
+    teacher, said = lines_of(monkeypatch, 'auto')
+    assert 'attention' in teacher.fast.speed.words and 'attention' not in teacher.fast.used.words
+    assert said[0].startswith(f'{teacher.fast.used.says} (')
+
+
+def test_the_number_of_images_is_said_once(monkeypatch):
+    _, said = lines_of(monkeypatch, dict(fold=True, chunk=1))
+    assert said[0].startswith('runs with norms folded, 1 image at a time (2 norms);')
+    _, said = lines_of(monkeypatch, dict(onednn=True))
+    assert said[0].startswith('runs with layers by oneDNN;')
+    assert Speed().says == 'runs as the host runs it' and Speed(stream=True).says == 'runs on a stream of its own'
+
+
+@pytest.mark.parametrize('speed', [dict(pack=True), dict(pack=True, onednn=True), dict(pack=True, channels_last=True)])
+def test_pack_needs_what_it_packs_for(speed):
+    with pytest.raises(ValueError, match='pack=True keeps weights for onednn=True and channels_last=True: say both'):
+        speed_of('teacher', speed, torch.device('cpu'))
 
 
 class Viewing(nn.Module):

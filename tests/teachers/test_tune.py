@@ -64,7 +64,20 @@ def test_the_fastest_is_kept(monkeypatch, best):
     assert all(tried[:ROUNDS * 5].count(form) >= ROUNDS for form in (best, (False, True), (True, True)))
     assert tried[-2:] == [best] * 2 or teacher.fast.speed.exact
     tables = [text for text in clock.said if 'from now on' in text]
-    assert len(tables) == 1 and tables[0].count(' ms ') == 5 and tables[0].count('<-') == 1
+    assert len(tables) == 1 and tables[0].count('<-') == 1
+    head, *rows = tables[0].splitlines()[1:]
+    assert head.startswith('milliseconds for a million numbers') and len(rows) == 5
+    kept, = (row for row in rows if row.endswith(' <-'))
+    assert ('channels last' in kept, 'norms folded' in kept) == best[::-1] and kept.split()[0] == '1000000000.000'
+    assert 'attention' not in tables[0]  # the model has none
+    # A resume says what was chosen, and where nothing was, it goes on trying.
+    again, _ = tuned()
+    clock.watch(again)
+    again.fast.load(teacher.fast.state())
+    assert clock.said == [f'{teacher.fast.speed.says}, as the training that goes on has chosen']
+    assert again.fast.tuning is None and again.fast.speed == teacher.fast.speed
+    again.fast.load(teacher.fast.state())
+    assert len(clock.said) == 1
 
 
 def test_a_form_that_fails_is_left_out(monkeypatch):

@@ -14,6 +14,7 @@ Every number is the median over the turns of what was measured in the same turn,
   auto, ...   that form's forward / the host's own
   peak        what the host's own operations (FLOPs) would take at the rate of a product of two large matrices in
               float32 / the host's own: no form in float32 that computes all of them can be much below
+  teacher share  the host's own forward / (plain step + host's own forward)
   step        step with distillation / (plain step + host's own forward)
   implied     (plain step + auto) / (plain step + host's own forward): what the saving of the teacher alone would give
   step, bf16  both with the teacher in that form (``--steps auto bf16``), and its implied
@@ -151,7 +152,7 @@ def measure(name: str, args: argparse.Namespace) -> Dict[str, Any]:
                     found[call].append(spent * 1e3 * (flops / (2 * EDGE**3) if call == PEAK else 1))
     return dict(pair=name, config=pair.config, batch=args.batch, shape=list(shape), clock=args.clock, turns=args.turns,
                 threads=torch.get_num_threads(), load_average=[round(load, 2) for load in os.getloadavg()],
-                torch=torch.__version__, form=fasts['auto'].speed.words,
+                torch=torch.__version__, form=fasts['auto'].used.words,
                 made=provenance(command(args, [name]), os.cpu_count() or 1, torch.get_num_threads()),
                 ms={call: quartiles(values) for call, values in found.items()}, ratios=ratios(found, args.steps))
 
@@ -272,7 +273,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             args.json.write_text(json.dumps(together(old, results), indent=1) + '\n')
         if not args.alone:
             print(f'\n{table(results[-1:])}\n', flush=True)
-    if not args.alone and results:
+    if not args.alone and len(results) > 1:
         print(f'{table(results)}')
     for name in failed:
         print(f'{name}: not measured', file=sys.stderr)
