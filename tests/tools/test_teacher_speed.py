@@ -1,6 +1,7 @@
 """tools/studies/teacher_speed.py and against_mmrazor.py: what they measure exists, and a tiny run says its ratios."""
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -46,6 +47,28 @@ def test_steps_are_compared_with_the_form_that_they_ran_in():
     assert ratios == {'auto': 0.75, 'bf16': 0.5, 'step': 0.95, 'implied': 0.9, 'step, bf16': 0.85,
                       'implied, bf16': 0.8, 'teacher share': 0.4}
     assert set(teacher_speed.ratios(dict(host=[4.0], auto=[3.0]), [])) == {'auto'}
+
+
+def test_the_peak_is_the_operations_of_the_host_at_the_rate_of_a_product(tmp_path, monkeypatch):
+    """Each call takes one second of this clock, and the teacher needs half of the product's operations."""
+    pytest.importorskip('mmdet')
+    from kd_mm.lab import meters
+    seconds = itertools.count()
+    monkeypatch.setitem(teacher_speed.PAIRS, 'retinanet-r50', teacher_speed.Pair('profile/retinanet_cwd.py', (64, 96)))
+    monkeypatch.setitem(teacher_speed.CLOCKS, 'wall', lambda: float(next(seconds)))
+    monkeypatch.setattr(teacher_speed, 'EDGE', 64)
+    monkeypatch.setattr(meters, 'count_flops', lambda call: 64**3)
+    out = tmp_path / 'out.json'
+    assert teacher_speed.main(['--alone', '--pairs', 'retinanet-r50', '--size', 'full', '--forms', '--no-steps',
+                               '--turns', '2', '--json', str(out)]) == 0
+    result, = json.loads(out.read_text())
+    assert {name: times['median'] for name, times in result['ms'].items()} == dict(host=1000, auto=1000, peak=500)
+    assert result['ratios']['peak']['median'] == 0.5
+
+
+def test_quartiles_lie_between_what_was_measured():
+    assert teacher_speed.quartiles([3.0, 1.0]) == dict(low=1.5, median=2.0, high=2.5)
+    assert teacher_speed.quartiles([7.0]) == dict(low=7.0, median=7.0, high=7.0)
 
 
 def test_what_was_measured_before_stays():

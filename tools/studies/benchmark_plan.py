@@ -1,7 +1,6 @@
 """What ``tools/studies/benchmark.py`` trains: entries of a pair, the configs that it writes, and the stages."""
 
 import functools
-import hashlib
 import pprint
 import sys
 import warnings
@@ -10,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import sources
 import stages as engine
-from benchmark_data import Data
+from benchmark_data import Data, hash_files
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / 'configs' / 'benchmark'
@@ -63,7 +62,7 @@ class Run(engine.Training):
     def weights(self) -> Optional[str]:
         """Hash of its checkpoint; None without one."""
         path = self.checkpoint()
-        return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:CODE]
+        return None if path is None else hash_files([path])[:CODE]
 
     def command(self) -> List[str]:
         return engine.train_command(self.config, self.work_dir, [*self.options, *teacher_options(self)])
